@@ -1,0 +1,33 @@
+# Two commands on a machine that has only Python >= 3.11, git and make:
+#   make demo    train a tiny reasoning model on this CPU, export it, look at it
+#   make test    all tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+INSTALLED := $(VENV)/installed-$(VERSION)
+
+.PHONY: demo test lint install clean
+
+demo: $(INSTALLED)  ## train, export and check a tiny model (a few minutes on 2 cores)
+	$(BIN)/python -m jaxs1.demo
+
+test: $(INSTALLED)  ## all tests; no GPU, no network
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+install: $(INSTALLED)  ## only create the environment
+
+# A change of pyproject.toml or of PYTHON installs again; otherwise this is done once.
+$(INSTALLED): pyproject.toml
+	@echo "installing into $(VENV) for Python $(VERSION) (once; a few minutes)"
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+clean:  ## remove the environment and the demo
+	rm -rf $(VENV) demo

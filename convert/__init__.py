@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints to ours and back, bit by bit."""

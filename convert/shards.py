@@ -1,0 +1,307 @@
+"""Safetensors files, read and written by parts; a model is one file or shards with an index.
+
+The format: 8 bytes length of the header (little endian), a JSON header that gives each tensor's
+dtype, shape and place, then the tensors' bytes without holes. Everything that the header says is
+checked before a number is believed, and only the asked-for rows are read: mapping a file into
+memory would count every page that was touched as this process's own.
+
+Knows names, dtypes and shapes, but not what they mean (`convert/mapping.py` does).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jaxs1.config import UserError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+#: The dtypes of weights, by their name in a header.
+DTYPES = {
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+}
+
+#: Frameworks that a file's metadata may name; transformers refuses others.
+FORMATS = ("pt", "tf", "flax", "mlx")
+
+MAX_HEADER_BYTES = 100_000_000
+REMEDY = "download or copy the file again"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies: `start` counts bytes from the beginning of the file."""
+
+    file: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file to be written: `prefix` is its length field and header, `size` its bytes in all."""
+
+    name: str
+    prefix: bytes
+    size: int
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds safetensors of a model."""
+    return (folder / SINGLE).exists() or (folder / INDEX).exists()
+
+
+def read_folder(folder: Path) -> dict[str, Entry]:
+    """All tensors of a model, by name.
+
+    Raises:
+        UserError: a file is missing, truncated or malformed, or index and shards disagree.
+    """
+    if (folder / SINGLE).exists():
+        if (folder / INDEX).exists():
+            raise UserError(f"{folder}: holds both {SINGLE} and {INDEX}; remove the stale one")
+        return read_header(folder / SINGLE)
+    index = folder / INDEX
+    places = _read_index(index)
+    missing = sorted(f for f in set(places.values()) if not (folder / f).is_file())
+    if missing:
+        raise UserError(f"{index}: missing shards: {', '.join(missing)}; {REMEDY}")
+    found: dict[str, Entry] = {}
+    wrong = []
+    for file in sorted(set(places.values())):
+        for name, entry in read_header(folder / file).items():
+            if places.get(name) != file:
+                wrong.append(f"{name} is in {file}, the index says {places.get(name, 'nowhere')}")
+            found[name] = entry
+    wrong += [f"{name} is not in {file}" for name, file in places.items() if name not in found]
+    if wrong:
+        raise UserError(f"{index}: index and shards disagree: {'; '.join(wrong)}")
+    return found
+
+
+def read_header(file: Path) -> dict[str, Entry]:
+    """The tensors of one file, in the order of their places.
+
+    Raises:
+        UserError: names the file and what is wrong with it.
+    """
+    try:
+        with open(file, "rb") as f:
+            size = os.fstat(f.fileno()).st_size
+            length = int.from_bytes(f.read(8), "little")
+            if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+                raise _Malformed(f"truncated or no safetensors file ({size} bytes)")
+            text = f.read(length)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); {REMEDY}") from None
+    except _Malformed as error:
+        raise UserError(f"{file}: {error}; {REMEDY}") from None
+    try:
+        return _entries(file, _decode(text), 8 + length, size)
+    except _Malformed as error:
+        raise UserError(f"{file}: corrupt: {error}; {REMEDY}") from None
+
+
+def read_rows(entry: Entry, rows: slice) -> np.ndarray:
+    """Rows of a tensor's first axis, in the file's dtype."""
+    row_bytes = math.prod(entry.shape[1:]) * entry.dtype.itemsize
+    block = np.empty((rows.stop - rows.start, *entry.shape[1:]), entry.dtype)
+    view = block.reshape(-1).view(np.uint8).data
+    with open(entry.file, "rb", buffering=0) as f:
+        f.seek(entry.start + rows.start * row_bytes)
+        while view:
+            n = f.readinto(view)
+            if not n:
+                raise UserError(f"{entry.file}: became shorter while it was read; {REMEDY}")
+            view = view[n:]
+    return block
+
+
+def plan(
+    tensors: dict[str, tuple[np.dtype, tuple[int, ...]]], max_bytes: int
+) -> tuple[list[Shard], dict[str, Entry]]:
+    """Spread tensors over files of at most `max_bytes` each (more where one tensor is larger).
+
+    Returns:
+        The files, and for each tensor its place (the entries' files are bare names).
+    """
+    groups: list[dict[str, tuple[np.dtype, tuple[int, ...]]]] = [{}]
+    filled = 0
+    for name, (dtype, shape) in tensors.items():
+        nbytes = math.prod(shape) * dtype.itemsize
+        if groups[-1] and filled + nbytes > max_bytes:
+            groups.append({})
+            filled = 0
+        groups[-1][name] = (dtype, shape)
+        filled += nbytes
+    shards, entries = [], {}
+    for i, group in enumerate(groups, 1):
+        file = SINGLE if len(groups) == 1 else f"model-{i:05}-of-{len(groups):05}.safetensors"
+        shard, places = _plan_file(file, group)
+        shards.append(shard)
+        entries.update(places)
+    return shards, entries
+
+
+def write_prefixes(folder: Path, shards: list[Shard], entries: dict[str, Entry]) -> None:
+    """Create the files with their headers and final lengths, and the index if there are several.
+
+    Tensors that a file already holds stay.
+    """
+    for shard in shards:
+        fd = os.open(folder / shard.name, os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            os.pwrite(fd, shard.prefix, 0)
+            os.ftruncate(fd, shard.size)
+        finally:
+            os.close(fd)
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(entry.nbytes for entry in entries.values())},
+            "weight_map": {name: str(entry.file) for name, entry in sorted(entries.items())},
+        }
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def write_rows(folder: Path, entry: Entry, start: int, block: np.ndarray) -> Path:
+    """Put rows of a tensor, from row `start` on, in their place; returns the file."""
+    row_bytes = math.prod(entry.shape[1:]) * entry.dtype.itemsize
+    write_at(folder / entry.file, entry.start + start * row_bytes, block)
+    return folder / entry.file
+
+
+def write_at(path: Path, offset: int, block: np.ndarray) -> None:
+    """Write an array's bytes at `offset` of a file, which is created if need be."""
+    view = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        while view:  # one call writes at most 2 GB
+            n = os.pwrite(fd, view, offset)
+            view, offset = view[n:], offset + n
+    finally:
+        os.close(fd)
+
+
+class _Malformed(ValueError):
+    """What is wrong with a file; the caller adds which file."""
+
+
+def _plan_file(file: str, group: dict[str, Any]) -> tuple[Shard, dict[str, Entry]]:
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in group.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {
+            "dtype": names[dtype],
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    prefix = len(text).to_bytes(8, "little") + text
+    entries = {
+        name: Entry(Path(file), dtype, shape, len(prefix) + header[name]["data_offsets"][0])
+        for name, (dtype, shape) in group.items()
+    }
+    return Shard(file, prefix, len(prefix) + end), entries
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """An index's map from tensor to file."""
+    try:
+        content = json.loads(index.read_bytes(), object_pairs_hook=_unique)
+        places = content["weight_map"]
+        if not isinstance(places, dict) or not places:
+            raise _Malformed("weight_map must be an object that is not empty")
+        for name, file in places.items():
+            if not isinstance(file, str) or os.path.basename(file) != file or not file:
+                raise _Malformed(f"weight_map: {name!r}: {file!r} is not the name of a file")
+    except OSError as error:
+        raise UserError(f"{index}: cannot be read ({error.strerror}); {REMEDY}") from None
+    except (KeyError, TypeError):
+        raise UserError(f"{index}: has no weight_map; {REMEDY}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{index}: corrupt: {error}; {REMEDY}") from None
+    return places
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names are all different."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise _Malformed("a name occurs twice")
+    return content
+
+
+def _decode(text: bytes) -> dict[str, Any]:
+    """A header's JSON; only spaces may follow it."""
+    try:
+        header, end = json.JSONDecoder(object_pairs_hook=_unique).raw_decode(text.decode())
+    except UnicodeDecodeError:
+        raise _Malformed("the header is not UTF-8") from None
+    except _Malformed as error:
+        raise _Malformed(f"header: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise _Malformed(f"the header is not JSON ({error})") from None
+    if not isinstance(header, dict) or text.decode()[end:].strip(" "):
+        raise _Malformed("the header is not one JSON object")
+    return header
+
+
+def _entries(file: Path, header: dict[str, Any], start: int, size: int) -> dict[str, Entry]:
+    """Check every statement of a header against the others and the file's size."""
+    metadata = header.pop("__metadata__", None)
+    if metadata is not None:
+        if not isinstance(metadata, dict) or not all(
+            isinstance(value, str) for value in metadata.values()
+        ):
+            raise _Malformed("__metadata__ must map strings to strings")
+        if metadata.get("format") not in FORMATS:
+            raise _Malformed(
+                f"__metadata__: format={metadata.get('format')!r}: must be one of {FORMATS}"
+            )
+    places = []
+    for name, fields in header.items():
+        if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
+            raise _Malformed(f"{name!r} must have dtype, shape and data_offsets")
+        dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            raise _Malformed(f"{name!r}: dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
+        if not _counts(shape):
+            raise _Malformed(f"{name!r}: shape={shape!r}: must be a list of sizes")
+        if not _counts(offsets) or len(offsets) != 2:
+            raise _Malformed(f"{name!r}: data_offsets={offsets!r}: must be [begin, end]")
+        entry = Entry(file, DTYPES[dtype], tuple(shape), start + offsets[0])
+        if entry.nbytes != offsets[1] - offsets[0]:
+            raise _Malformed(f"{name!r}: {dtype} {shape} does not fill data_offsets={offsets}")
+        places.append((offsets[0], offsets[1], name, entry))
+    places.sort(key=lambda place: place[:2])
+    end = 0
+    for begin, stop, name, _ in places:
+        if begin != end:
+            raise _Malformed(f"{name!r} begins at byte {begin}, the one before ends at {end}")
+        end = stop
+    if start + end != size:
+        raise _Malformed(f"truncated: has {size} bytes, the header says {start + end}")
+    return {name: entry for _, _, name, entry in places}
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)

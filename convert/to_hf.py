@@ -1,0 +1,125 @@
+"""Any weights as a Hugging Face folder: python -m convert.to_hf SRC DST [--dtype bfloat16].
+
+SRC is a checkpoint of ours, a training run, one step of it, or Hugging Face weights that are to
+change their dtype or shards. Interrupted and started again, it goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+
+from convert import shards
+from convert.mapping import Piece, pieces, tensors
+from convert.transfer import transfer
+from convert.weights import Weights, open_weights
+from jaxs1.config import parse, run_command
+from jaxs1.model.architecture import Architecture
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True)
+class ToHf:
+    """Convert weights to a Hugging Face folder.
+
+    Args:
+        src: a checkpoint of ours, a training run, one of its steps, a Hugging Face folder or hub id
+        dst: the folder to be made; must not exist
+        dtype: of the written tensors; null preserves them
+        shard_gb: largest size of a file [GB]
+    """
+
+    src: str
+    dst: str
+    dtype: Dtype | None = None
+    shard_gb: float = 5.0
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes safetensors, piece by piece.
+
+    Args:
+        architecture: what is written
+        dtypes: of each parameter, by our path
+        shard_bytes: largest size of a file
+    """
+
+    architecture: Architecture
+    dtypes: dict[str, np.dtype]
+    shard_bytes: int
+
+    @property
+    def identity(self) -> str:
+        """Differs where files would differ."""
+        return repr([shard.prefix for shard in self._plan[0]])
+
+    def prepare(self, folder: Path) -> None:
+        """Write headers and index."""
+        shards.write_prefixes(folder, *self._plan)
+
+    def dtype(self, piece: Piece) -> np.dtype:
+        """What a piece is written as."""
+        return self.dtypes[piece.ours]
+
+    def write(self, folder: Path, piece: Piece, block: np.ndarray) -> Path:
+        """Write one piece, given in our layout; returns its file."""
+        entry = self._plan[1][piece.hf]
+        return shards.write_rows(folder, entry, piece.rows.start, piece.to_hf(block))
+
+    @cached_property
+    def _plan(self) -> tuple[list[shards.Shard], dict[str, shards.Entry]]:
+        dtypes = {piece.hf: self.dtypes[piece.ours] for piece in pieces(self.architecture)}
+        shapes = tensors(self.architecture)
+        return shards.plan(
+            {name: (dtypes[name], shapes[name]) for name in shapes}, self.shard_bytes
+        )
+
+
+def to_hf(
+    source: Weights | str | Path,
+    dst: str | Path,
+    dtype: Dtype | None = None,
+    shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write weights as a Hugging Face folder.
+
+    Args:
+        source: opened weights (training gives `LiveWeights`), or what `open_weights` takes
+        dst: the folder to be made; must not exist
+        dtype: of the written tensors; None preserves them
+        shard_bytes: largest size of a file
+
+    Raises:
+        UserError: see `open_weights` and `transfer`.
+    """
+    weights = open_weights(source) if isinstance(source, str | Path) else source
+    wanted = None if dtype is None else np.dtype(getattr(ml_dtypes, dtype, dtype))
+    dtypes = {
+        piece.ours: wanted or weights.dtype(piece.ours) for piece in pieces(weights.architecture)
+    }
+    writer = Writer(weights.architecture, dtypes, shard_bytes)
+    transfer(weights, writer, Path(dst), _with_dtype(weights.config, dtypes["embedding"].name))
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    options = parse(ToHf, argv, command="python -m convert.to_hf", positionals=("src", "dst"))
+    to_hf(options.src, options.dst, options.dtype, int(options.shard_gb * 1e9))
+
+
+def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """The config with the dtype of its weights under the key that it uses (new or old)."""
+    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
+    return config | dict.fromkeys(keys, dtype)
+
+
+if __name__ == "__main__":
+    run_command(main)

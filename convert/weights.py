@@ -1,0 +1,393 @@
+"""Weights, wherever they lie, read piece by piece in our layout.
+
+    weights = open_weights("Qwen/Qwen2.5-0.5B")         # or a folder: Hugging Face's or ours
+    params = load_params(weights, qwen.abstract(weights.architecture, compute, partition))
+
+`Weights` is what conversion and loading know of a checkpoint; a Hugging Face folder, a checkpoint
+of ours and live arrays implement it. What is in a folder decides how it is read, not its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import lax
+
+from convert import checkpoint, shards
+from convert.mapping import Piece, parameters, pieces, tensors
+from jaxs1.config import UserError
+from jaxs1.model import qwen
+from jaxs1.model.architecture import Architecture, read_config
+
+#: What travels along with weights: tokenizer, chat template, generation config.
+SIDE_FILES = (
+    "added_tokens.json",
+    "additional_chat_templates/*.jinja",
+    "chat_template*",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer*",
+    "vocab.json",
+)
+
+#: Pieces that are read at the same time.
+READERS = 2
+
+
+class Weights(Protocol):
+    """A model's weights.
+
+    Attributes:
+        name: for messages
+        architecture: shapes and constants
+        config: the whole `config.json`, unknown keys included
+        side_files: folder whose `SIDE_FILES` travel along, if any
+    """
+
+    name: str
+    architecture: Architecture
+    config: dict[str, Any]
+    side_files: Path | None
+
+    def dtype(self, path: str) -> np.dtype:
+        """The dtype in which a parameter is stored."""
+
+    def read(self, piece: Piece) -> np.ndarray:
+        """Part of a parameter [piece.shape], bit by bit; may be called from several threads."""
+
+    def fingerprint(self) -> str | None:
+        """Differs where the content differs; None where that cannot be told."""
+
+
+class HfWeights:
+    """A Hugging Face folder: config.json and safetensors."""
+
+    def __init__(self, folder: Path):
+        """Check names, shapes and dtypes; raises `UserError` with all that is wrong."""
+        self.name = str(folder)
+        self.side_files: Path | None = folder
+        self.config, self.architecture = _read_architecture(folder)
+        self._entries = shards.read_folder(folder)
+        expected = tensors(self.architecture)
+        redundant = self.architecture.tie_word_embeddings and "lm_head.weight" in self._entries
+        head = self._entries.pop("lm_head.weight") if redundant else None
+        found = {name: entry.shape for name, entry in self._entries.items()}
+        _compare(self.name, expected, found, "tensors")
+        self._dtypes: dict[str, np.dtype] = {}
+        for piece in pieces(self.architecture):
+            dtype = self._entries[piece.hf].dtype
+            if self._dtypes.setdefault(piece.ours, dtype) != dtype:
+                raise UserError(
+                    f"{self.name}: {piece.hf} is {dtype}, the same tensor of other layers is "
+                    f"{self._dtypes[piece.ours]}; all layers must have one dtype"
+                )
+        if head is not None:
+            self._check_head(head)
+
+    def dtype(self, path: str) -> np.dtype:
+        """See `Weights`."""
+        return self._dtypes[path]
+
+    def read(self, piece: Piece) -> np.ndarray:
+        """See `Weights`."""
+        return piece.to_ours(shards.read_rows(self._entries[piece.hf], piece.rows))
+
+    def fingerprint(self) -> str:
+        """See `Weights`."""
+        return _stamp({entry.file for entry in self._entries.values()}, self.config)
+
+    def _check_head(self, head: shards.Entry) -> None:
+        """A tied model may repeat its embedding as the head, but nothing else."""
+        embedding = self._entries["model.embed_tokens.weight"]
+        same = (head.shape, head.dtype) == (embedding.shape, embedding.dtype)
+        for piece in pieces(self.architecture):
+            if same and piece.ours == "embedding":
+                ours, theirs = (shards.read_rows(e, piece.rows) for e in (embedding, head))
+                same = ours.tobytes() == theirs.tobytes()
+        if not same:
+            raise UserError(
+                f"{self.name}: tie_word_embeddings=true, but lm_head.weight differs from "
+                "model.embed_tokens.weight; set it to false in config.json, or remove the tensor"
+            )
+
+
+class OurWeights:
+    """A checkpoint of ours: `params/` with a config.json beside it, or a step of a training run."""
+
+    def __init__(self, params: Path, side_files: Path):
+        """Check names, shapes and dtypes; raises `UserError` with all that is wrong."""
+        self.name = str(params.parent)
+        self.side_files: Path | None = side_files
+        self.config, self.architecture = _read_architecture(side_files)
+        self._params, self._arrays = params, checkpoint.read_arrays(params)
+        found = {path: array.shape for path, array in self._arrays.items()}
+        _compare(self.name, parameters(self.architecture), found, "parameters")
+        self._dtypes = {path: array.dtype.numpy_dtype for path, array in self._arrays.items()}
+        _check_dtypes(self.name, self._dtypes)
+
+    def dtype(self, path: str) -> np.dtype:
+        """See `Weights`."""
+        return self._dtypes[path]
+
+    def read(self, piece: Piece) -> np.ndarray:
+        """See `Weights`."""
+        array = self._arrays[piece.ours]
+        return checkpoint.read_part(array, piece.index, f"{self.name}: {piece.ours}")
+
+    def fingerprint(self) -> str:
+        """See `Weights`."""
+        return _stamp({path for path in self._params.rglob("*") if path.is_file()}, self.config)
+
+
+class LiveWeights:
+    """Parameters in memory, on whatever devices: what training exports.
+
+    Args:
+        params: nested dictionary of arrays, as `qwen.parameters` gives it
+        config: the `config.json` of the model
+        side_files: folder with tokenizer files, if any
+    """
+
+    def __init__(
+        self, params: Mapping[str, Any], config: dict[str, Any], side_files: Path | None = None
+    ):
+        """Check names and shapes; raises `UserError` with all that is wrong."""
+        self.name, self.config, self.side_files = "parameters", config, side_files
+        self.architecture = Architecture.from_hf(config, "config")
+        self._arrays = flatten_dict(params, sep=".")
+        found = {path: tuple(array.shape) for path, array in self._arrays.items()}
+        _compare(self.name, parameters(self.architecture), found, "parameters")
+        self._dtypes = {path: np.dtype(array.dtype) for path, array in self._arrays.items()}
+        _check_dtypes(self.name, self._dtypes)
+
+    def dtype(self, path: str) -> np.dtype:
+        """See `Weights`."""
+        return self._dtypes[path]
+
+    def read(self, piece: Piece) -> np.ndarray:
+        """See `Weights`. Only the part that is asked for leaves its devices."""
+        array = self._arrays[piece.ours]
+        if not isinstance(array, jax.Array):
+            return np.asarray(array[piece.index])
+        if not array.is_fully_addressable:
+            raise UserError(
+                f"{piece.ours}: is spread over several processes; convert a saved checkpoint "
+                "with python -m convert.to_hf instead"
+            )
+        block = np.empty(piece.shape, array.dtype)
+        for shard in array.addressable_shards:
+            if shard.replica_id == 0:
+                held = _bounds(shard.index, array.shape)
+                inside = _intersect(piece.index, held)
+                if inside is not None:
+                    starts = [s.start - h.start for s, h in zip(inside, held, strict=True)]
+                    sizes = tuple(s.stop - s.start for s in inside)
+                    block[_relative(inside, piece.index)] = _cut(shard.data, starts, sizes)
+        return block
+
+    def fingerprint(self) -> None:
+        """See `Weights`: what memory held in an earlier process cannot be told."""
+        return
+
+
+def open_weights(source: str | Path) -> Weights:
+    """Weights from a folder, or from the hub where there is no such folder.
+
+    Args:
+        source: a Hugging Face folder, a checkpoint of ours, a training run (its newest finished
+            step is taken), one step of it, or a hub id "owner/name"
+
+    Raises:
+        UserError: nothing was found (says what was looked for), or what was found is damaged.
+    """
+    folder = Path(source)
+    if not folder.exists():
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+            raise UserError(f"{source}: no such folder; give a folder or a hub id (owner/name)")
+        folder = _download(str(source))
+    ours, hf = (folder / "params").is_dir(), shards.has_weights(folder)
+    if ours and hf:
+        raise UserError(f"{folder}: holds both safetensors and params/; remove one of them")
+    if hf:
+        return HfWeights(folder)
+    if ours:
+        run = folder.parent.parent
+        beside = (folder / "config.json").exists() or not (run / "model").is_dir()
+        return OurWeights(folder / "params", folder if beside else run / "model")
+    if step := _newest_step(folder / "checkpoints"):
+        return OurWeights(step / "params", folder / "model")
+    raise UserError(
+        f"{folder}: no weights; looked for {shards.SINGLE}, {shards.INDEX}, params/ and "
+        "checkpoints/<step>/params"
+    )
+
+
+def load_params(weights: Weights, model: qwen.Qwen, dtype: Any = None) -> dict[str, Any]:
+    """The parameters of `model` as sharded arrays.
+
+    One parameter after another is put together on the host, layer by layer, and only the parts
+    that this process's devices hold.
+
+    Args:
+        weights: where they come from
+        model: whose they become, usually `qwen.abstract(...)`
+        dtype: of the arrays; None takes the model's
+
+    Raises:
+        UserError: names or shapes differ, all of them listed.
+    """
+    wanted = flatten_dict(qwen.parameters(model), sep=".")
+    layouts = flatten_dict(qwen.shardings(model), sep=".")
+    expected = {path: tuple(array.shape) for path, array in wanted.items()}
+    _compare(weights.name, expected, parameters(weights.architecture), "parameters")
+    by_path: dict[str, list[Piece]] = {path: [] for path in wanted}
+    for piece in pieces(weights.architecture):
+        by_path[piece.ours].append(piece)
+    loaded = {}
+    for path, array in wanted.items():
+        target = np.dtype(array.dtype if dtype is None else dtype)
+        loaded[path] = _load(weights, by_path[path], array.shape, layouts[path], target)
+    return unflatten_dict(loaded, sep=".")
+
+
+def cast(block: np.ndarray, dtype: np.dtype, path: str) -> np.ndarray:
+    """Change a block's dtype; raises `UserError` where a number becomes infinite."""
+    if block.dtype == dtype:
+        return block
+    with np.errstate(over="ignore", invalid="ignore"):
+        out = block.astype(dtype)
+    if dtype == np.float16:
+        lost = int(np.isinf(out).sum()) - int(np.isinf(block).sum())
+        if lost:
+            raise UserError(
+                f"dtype=float16: {lost} numbers of {path} are beyond its range (65504); "
+                "give bfloat16 or float32"
+            )
+    return out
+
+
+def _load(
+    weights: Weights, parts: list[Piece], shape: Any, layout: Any, dtype: np.dtype
+) -> jax.Array:
+    """One parameter. Devices that hold the same part share its buffer."""
+    indices = layout.addressable_devices_indices_map(shape)
+    places = {device: tuple(_bounds(index, shape)) for device, index in indices.items()}
+    keys = {device: str(place) for device, place in places.items()}
+    held = {keys[device]: place for device, place in places.items()}
+    buffers = {
+        key: np.empty([s.stop - s.start for s in place], dtype) for key, place in held.items()
+    }
+
+    def fill(piece: Piece) -> None:
+        overlaps = {key: _intersect(piece.index, place) for key, place in held.items()}
+        if not any(overlaps.values()):
+            return
+        block = cast(weights.read(piece), dtype, piece.ours)
+        for key, inside in overlaps.items():
+            if inside is not None:
+                part = block[_relative(inside, piece.index)]
+                buffers[key][_relative(inside, held[key])] = part
+
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(fill, parts))
+    arrays = [jax.device_put(buffers[keys[device]], device) for device in indices]
+    return jax.make_array_from_single_device_arrays(shape, layout, arrays)
+
+
+def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> list[slice]:
+    """Slices with both ends given."""
+    return [slice(*s.indices(n)[:2]) for s, n in zip(index, shape, strict=True)]
+
+
+def _intersect(a: Any, b: Any) -> tuple[slice, ...] | None:
+    """What two parts of an array share."""
+    both = [slice(max(s.start, t.start), min(s.stop, t.stop)) for s, t in zip(a, b, strict=True)]
+    return tuple(both) if all(s.start < s.stop for s in both) else None
+
+
+def _relative(inside: Any, whole: Any) -> tuple[slice, ...]:
+    """Where a part of an array lies in another part that holds it."""
+    return tuple(
+        slice(s.start - t.start, s.stop - t.start) for s, t in zip(inside, whole, strict=True)
+    )
+
+
+def _cut(array: jax.Array, starts: list[int], sizes: tuple[int, ...]) -> np.ndarray:
+    """A part of a single device's array; compiled once for all starts."""
+    return np.asarray(_dynamic_slice(array, starts, sizes))
+
+
+_dynamic_slice = jax.jit(lax.dynamic_slice, static_argnums=2)
+
+
+def _read_architecture(folder: Path) -> tuple[dict[str, Any], Architecture]:
+    path = folder / "config.json"
+    config = read_config(path)
+    try:
+        return config, Architecture.from_hf(config, str(path))
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: corrupt ({error}); copy it again") from None
+
+
+def _compare(name: str, expected: Mapping[str, Any], found: Mapping[str, Any], noun: str) -> None:
+    """Raise one error that lists every missing, extra and misshapen name."""
+    wrong = []
+    if missing := [path for path in expected if path not in found]:
+        wrong.append(f"missing: {', '.join(missing)}")
+    if extra := [path for path in found if path not in expected]:
+        wrong.append(f"extra: {', '.join(extra)}")
+    misshapen = [
+        f"{path} is {list(found[path])}, must be {list(shape)}"
+        for path, shape in expected.items()
+        if path in found and tuple(found[path]) != tuple(shape)
+    ]
+    if misshapen:
+        wrong.append(f"misshapen: {', '.join(misshapen)}")
+    if wrong:
+        raise UserError(f"{name}: {noun} do not fit the architecture: {'; '.join(wrong)}")
+
+
+def _check_dtypes(name: str, dtypes: dict[str, np.dtype]) -> None:
+    known = list(shards.DTYPES.values())
+    if wrong := [f"{path} is {dtype}" for path, dtype in dtypes.items() if dtype not in known]:
+        raise UserError(
+            f"{name}: {', '.join(wrong)}; must be {', '.join(str(dtype) for dtype in known)}"
+        )
+
+
+def _newest_step(checkpoints: Path) -> Path | None:
+    """A step is finished when Orbax has given it its final name, which is a number."""
+    steps = [p for p in checkpoints.glob("*/params") if p.parent.name.isdecimal() and p.is_dir()]
+    return max((p.parent for p in steps), key=lambda step: int(step.name), default=None)
+
+
+def _download(hub_id: str) -> Path:
+    """A hub model's files in the local cache; what is there already is not fetched again."""
+    import huggingface_hub
+
+    wanted = ["config.json", "*.safetensors", shards.INDEX, *SIDE_FILES]
+    try:
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=wanted))
+    except Exception as error:  # the hub's and its HTTP client's many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{hub_id}: no such folder, and the hub does not give it ({type(error).__name__}: "
+            f"{reason}); check the name and the network, or give a folder"
+        ) from None
+
+
+def _stamp(files: set[Path], config: dict[str, Any]) -> str:
+    """Identifies a checkpoint by its files' names, sizes and times of change."""
+    facts = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return hashlib.sha256(repr((sorted(facts), config)).encode()).hexdigest()

@@ -1,0 +1,110 @@
+"""From chats to token ids and a loss mask: the exact text of s1's training.
+
+s1 (arXiv 2501.19393) renders an example with the tokenizer's chat template; the assistant's text is
+`<|im_start|>think\\n` + trace + `\\n<|im_start|>answer\\n` + attempt, and the loss counts only what
+follows `<|im_start|>assistant\\n`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxs1.config import UserError
+
+if TYPE_CHECKING:
+    from jaxs1.data.records import Record
+
+THINK = "<|im_start|>think"
+ANSWER = "<|im_start|>answer"
+ASSISTANT = "<|im_start|>assistant\n"
+USER = "<|im_start|>user"
+END_OF_TEXT = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids, and for each whether it is a target of the loss."""
+
+    tokens: np.ndarray  # int32 [n]
+    is_target: np.ndarray  # bool [n]
+
+
+def reasoning(thinking: str, attempt: str) -> str:
+    """The assistant's text of one s1K example."""
+    attempt = attempt.strip()
+    if "Answer:" not in attempt:
+        attempt = f"Answer: {attempt}"
+    return f"{THINK}\n{thinking.strip()}\n{ANSWER}\n{attempt}"
+
+
+def encode(records: Sequence[Record], tokenizer: Any) -> list[Example]:
+    """Tokenise records; chats through the tokenizer's template, plain text as it is.
+
+    Raises:
+        UserError: a tokenizer without a chat template, or a template whose output has no
+            `<|im_start|>assistant` turn; the record is named.
+    """
+    end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+    texts = [_render(record, tokenizer) for record in records]
+    examples = []
+    for record, ids in zip(records, _tokenize(texts, tokenizer), strict=True):
+        if record.messages:
+            tokens = np.asarray(ids, np.int32)
+            is_target = response_mask(tokens, _ids(ASSISTANT, tokenizer), _ids(USER, tokenizer))
+            if not is_target.any():
+                raise UserError(
+                    f"{record.where}: the chat template wrote no {ASSISTANT!r}; "
+                    "use a tokenizer with a ChatML template, as Qwen's"
+                )
+        else:
+            tokens = np.asarray([*ids, end], np.int32)
+            is_target = np.ones(len(tokens), bool)
+        examples.append(Example(tokens, is_target))
+    return examples
+
+
+def response_mask(
+    tokens: np.ndarray, response: Sequence[int], instruction: Sequence[int]
+) -> np.ndarray:
+    """True from behind every `response` marker up to the next `instruction` marker.
+
+    This is what TRL's completion-only collator, which s1 used, counts: the closing `<|im_end|>` and
+    newline of an answer are targets, the markers themselves are not.
+    """
+    mask = np.zeros(len(tokens), bool)
+    instructions = _find(tokens, instruction)
+    for start in _find(tokens, response):
+        begin = start + len(response)
+        later = [i for i in instructions if i >= begin]
+        mask[begin : later[0] if later else len(tokens)] = True
+    return mask
+
+
+def _find(tokens: np.ndarray, marker: Sequence[int]) -> list[int]:
+    """Positions where the marker begins."""
+    if len(tokens) < len(marker):
+        return []
+    windows = np.lib.stride_tricks.sliding_window_view(tokens, len(marker))
+    return np.flatnonzero((windows == np.asarray(marker)).all(axis=1)).tolist()
+
+
+def _render(record: Record, tokenizer: Any) -> str:
+    if not record.messages:
+        return record.text
+    try:
+        return tokenizer.apply_chat_template(list(record.messages), tokenize=False)
+    except Exception as error:  # no template, or one that refuses these messages
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{record.where}: the chat template cannot render it ({reason})") from None
+
+
+def _tokenize(texts: list[str], tokenizer: Any) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def _ids(text: str, tokenizer: Any) -> list[int]:
+    return _tokenize([text], tokenizer)[0]

@@ -1,0 +1,367 @@
+"""The laptop demo's task, "Make T from a,b,c,d": questions, grader, teacher, corpus, tokenizer.
+
+A question gives four distinct digits from 1..7 in some order and a target T > 0; an answer is
+`x*y+z` or `x*y-z` with x, y, z three of the four and the value T. A candidate search goes through
+24 expressions in a fixed order: the 6 pairs (x, y) by position, for each the two left-over
+numbers, `+` then `-`. One pair is one line, with a verdict against T after each value:
+
+    7*4=28 +6=34 high -6=22 high +2=30 high -2=26 high
+
+What is designed and what is learnt: the teacher's patience and its give-up rate are designed, so
+that its traces are naturally too short, as s1's are; say so wherever the curve is shown. The
+arithmetic and the search are learnt. The 35 sets of digits are split as *sets* (25 / 5 / 5), so a
+development or test question shows digits that no training question shows together.
+
+Two stages, as in s1. The base corpus carries the skill: it has no chat tokens, no Wait and no
+answers, and never stops at a hit. The 1,000 traces carry the format and the habit.
+
+This file knows nothing of models and of training.
+Run it: `python -m jaxs1.data.puzzles OUT [--seed N]`.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxs1.data.chat import reasoning
+from jaxs1.data.tokenizer import load_tokenizer, train_tokenizer
+
+DIGITS = range(1, 8)
+SPLIT_SIZES = {"train": 25, "dev": 5, "test": 5}
+EVALUATION_QUESTIONS = 400  # in each of dev.jsonl and test.jsonl
+BASE_MIXTURE = {"worksheet": 0.5, "compare": 0.2, "calculate": 0.15, "spot": 0.1, "express": 0.05}
+VALUES = range(-5, 48)  # every value of x*y+z and x*y-z over distinct digits lies in here
+ROTATED_WORKSHEETS = 1 / 3
+WORDS = "system\nuser\nassistant\nthink\nanswer\n"  # so that each becomes one token
+
+_NUMBER = r"(0|[1-9][0-9]{0,2})"
+_EXPRESSION = re.compile(rf"{_NUMBER}\*{_NUMBER}([+-]){_NUMBER}")
+_ANSWER_PREFIX = re.compile(r"^(Answer:\s*)?(Final Answer:)?")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Four distinct digits, in the order in which the question lists them, and the target."""
+
+    numbers: tuple[int, ...]
+    target: int
+
+    def __post_init__(self):
+        """Reject anything but four distinct digits."""
+        if len(self.numbers) != 4 or len(set(self.numbers) & set(DIGITS)) != 4:
+            raise ValueError(f"numbers={self.numbers}: need four distinct digits from 1..7")
+
+    @property
+    def question(self) -> str:
+        """The question as the model reads it."""
+        return f"Make {self.target} from {','.join(map(str, self.numbers))}"
+
+    def record(self) -> dict[str, Any]:
+        """The question's JSON record; `from_record` inverts it."""
+        return {
+            "question": self.question,
+            "numbers": list(self.numbers),
+            "target": self.target,
+        }
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Problem":
+        """The problem of a record of dev.jsonl, test.jsonl or sft.jsonl."""
+        return cls(tuple(record["numbers"]), record["target"])
+
+
+class Candidate(NamedTuple):
+    """One expression, x*y+z or x*y-z."""
+
+    x: int
+    y: int
+    sign: str
+    z: int
+
+    @property
+    def value(self) -> int:
+        """What the expression evaluates to."""
+        return self.x * self.y + (self.z if self.sign == "+" else -self.z)
+
+    @property
+    def expression(self) -> str:
+        """The answer's form, `4*2-7`."""
+        return f"{self.x}*{self.y}{self.sign}{self.z}"
+
+    @property
+    def steps(self) -> tuple[str, str]:
+        """The calculation in two steps, `4*2=8` and `-7=1`."""
+        return f"{self.x}*{self.y}={self.x * self.y}", f"{self.sign}{self.z}={self.value}"
+
+
+@functools.cache
+def candidates(numbers: tuple[int, ...]) -> tuple[Candidate, ...]:
+    """The 24 candidates in the search's order; each line of the search takes the next four."""
+    return tuple(
+        Candidate(x, y, sign, z)
+        for x, y in itertools.combinations(numbers, 2)
+        for z in numbers
+        if z not in (x, y)
+        for sign in "+-"
+    )
+
+
+def search_lines(numbers: tuple[int, ...]) -> list[tuple[Candidate, ...]]:
+    """The candidates by line: six pairs, four candidates each."""
+    return [candidates(numbers)[i : i + 4] for i in range(0, 24, 4)]
+
+
+def solve(problem: Problem) -> list[Candidate]:
+    """All candidates that evaluate to the target, in the search's order."""
+    return [c for c in candidates(problem.numbers) if c.value == problem.target]
+
+
+def evaluate_expression(text: str) -> int | None:
+    """The value of `x*y+z` or `x*y-z` written exactly so, with numbers below 1000; else None."""
+    match = _EXPRESSION.fullmatch(text)
+    if match is None:
+        return None
+    x, y, z = (int(match[i]) for i in (1, 2, 4))
+    return x * y + (z if match[3] == "+" else -z)
+
+
+def is_correct(problem: Problem, answer_text: str) -> bool:
+    """Whether the answer uses three of the four numbers, each at most once, and makes the target.
+
+    `Final Answer:`, an `Answer:` before it, and white space around the expression are ignored.
+    """
+    text = answer_text.strip()
+    text = _ANSWER_PREFIX.sub("", text, count=1).strip()
+    if evaluate_expression(text) != problem.target:
+        return False
+    used = [int(number) for number in re.findall(r"\d+", text)]
+    return len(set(used)) == 3 and set(used) <= set(problem.numbers)
+
+
+@functools.cache
+def split_sets() -> dict[str, tuple[tuple[int, ...], ...]]:
+    """The sets of digits of `train`, `dev` and `test`: one split for all corpus seeds."""
+    sets = list(itertools.combinations(DIGITS, 4))
+    order = np.random.default_rng(0).permutation(len(sets))
+    bounds = np.cumsum([0, *SPLIT_SIZES.values()])
+    return {
+        name: tuple(sorted(sets[i] for i in order[start:stop]))
+        for name, (start, stop) in zip(SPLIT_SIZES, itertools.pairwise(bounds), strict=True)
+    }
+
+
+@functools.cache
+def all_problems(split: str) -> tuple[Problem, ...]:
+    """Every question of a split: its sets x 24 orders x the positive values that can be made."""
+    return tuple(
+        Problem(numbers, target)
+        for digits in split_sets()[split]
+        for numbers in itertools.permutations(digits)
+        for target in sorted({c.value for c in candidates(numbers) if c.value > 0})
+    )
+
+
+def sample_problems(split: str, count: int, rng: np.random.Generator) -> list[Problem]:
+    """`count` different questions of a split, uniformly; raises ValueError if there are fewer."""
+    problems = all_problems(split)
+    if count > len(problems):
+        raise ValueError(f"{count} questions asked of {split}: it has {len(problems)}, ask less")
+    return [problems[i] for i in rng.permutation(len(problems))[:count]]
+
+
+def verdict(value: int, target: int) -> str:
+    """Compare a value with the target: `low`, `high` or `yes`."""
+    return "yes" if value == target else "high" if value > target else "low"
+
+
+def check_line(tried: Sequence[Candidate], target: int) -> str:
+    """A line that checks candidates of one pair, `4*2=8 +7=15 high -7=1 yes`."""
+    checks = (f"{c.steps[1]} {verdict(c.value, target)}" for c in tried)
+    return " ".join([tried[0].steps[0], *checks])
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A searcher of limited patience; the source of the SFT traces.
+
+    It writes `pairs_per_look` lines and stops at a hit. Without one it gives up with probability
+    `give_up` and answers its last failed attempt, else it writes `Wait` and one more line, again
+    and again. After a hit it writes, with probability `recheck` and repeatedly, `Wait` and a
+    one-line re-check. `max_waits` bounds both kinds of Wait together. `recheck_late` (default:
+    `recheck`) is for a hit that came after a Wait: the lever against losing such a hit.
+    """
+
+    pairs_per_look: int = 3
+    give_up: float = 0.6
+    max_waits: int = 4
+    recheck: float = 0.35
+    recheck_late: float | None = None
+
+    def trace(self, problem: Problem, rng: np.random.Generator) -> dict[str, Any]:
+        """Think about a problem; the result has the form of a record of s1K.
+
+        Keys: question, thinking_trajectories ([the lines between think and answer]), attempt
+        (`Final Answer: 4*2-7`), numbers, target, answer_correct.
+        """
+        lines, waits = [], 0
+        for number, line in enumerate(search_lines(problem.numbers)):
+            if number >= self.pairs_per_look:
+                if waits == self.max_waits or rng.random() < self.give_up:
+                    break
+                lines.append("Wait")
+                waits += 1
+            hits = [i for i, c in enumerate(line) if c.value == problem.target]
+            tried = line[: hits[0] + 1] if hits else line
+            lines.append(check_line(tried, problem.target))
+            if hits:
+                late = self.recheck if self.recheck_late is None else self.recheck_late
+                recheck = late if waits else self.recheck
+                while waits < self.max_waits and rng.random() < recheck:
+                    lines += ["Wait", check_line(tried[-1:], problem.target)]
+                    waits += 1
+                break
+        answer = tried[-1].expression
+        return problem.record() | {
+            "thinking_trajectories": ["\n".join(lines)],
+            "attempt": f"Final Answer: {answer}",
+            "answer_correct": is_correct(problem, answer),
+        }
+
+
+def base_document(rng: np.random.Generator) -> str:
+    """One document of the base corpus, its kind drawn from BASE_MIXTURE; ends with a newline.
+
+    worksheet: a training question and all six lines; a third begin at a random line and go round.
+    spot: a training question and one candidate of it, half of the time a hit.
+    The drills are about no question. They draw from all of 1..7 and therefore meet every number,
+    and three digits of a held-out set, but never its four together, nor a question about it:
+    compare: a target and 16 values, a third equal to it, a third within 5 of it, a third any.
+    calculate: 8 lines `4*2=8 +7=15 -7=1`.  express: 8 lines in the answer's form, `4*2-7=1`.
+    """
+    kind = rng.choice(list(BASE_MIXTURE), p=list(BASE_MIXTURE.values()))
+    if kind in ("worksheet", "spot"):
+        problems = all_problems("train")
+        problem = problems[rng.integers(len(problems))]
+        lines = [problem.question]
+    if kind == "worksheet":
+        first = rng.integers(6) if rng.random() < ROTATED_WORKSHEETS else 0
+        sheet = [check_line(line, problem.target) for line in search_lines(problem.numbers)]
+        lines += sheet[first:] + sheet[:first]
+    elif kind == "spot":
+        hit = rng.random() < 0.5
+        pool = [c for c in candidates(problem.numbers) if (c.value == problem.target) == hit]
+        lines.append(check_line([pool[rng.integers(len(pool))]], problem.target))
+    elif kind == "compare":
+        target = int(rng.integers(1, VALUES.stop))
+        near = [v for v in VALUES if 0 < abs(v - target) <= 5]
+        pools = ([target], near, list(VALUES))
+        values = [rng.choice(pools[rng.integers(3)]) for _ in range(16)]
+        lines = [f"Make {target}", *(f"={v} {verdict(v, target)}" for v in values)]
+    else:
+        lines = []
+        for x, y, z in (rng.permutation(DIGITS)[:3] for _ in range(8)):
+            plus, minus = (Candidate(int(x), int(y), sign, int(z)) for sign in "+-")
+            one = plus if rng.random() < 0.5 else minus
+            both = " ".join([*plus.steps, minus.steps[1]])
+            lines.append(both if kind == "calculate" else f"{one.expression}={one.value}")
+    return "\n".join(lines) + "\n"
+
+
+def write_corpus(
+    folder: str | Path,
+    seed: int = 0,
+    base_documents: int = 11_770,
+    sft_examples: int = 1000,
+    teacher: Teacher | None = None,
+) -> dict[str, Any]:
+    """Write base.jsonl, sft.jsonl, dev.jsonl, test.jsonl and tokenizer/; return a summary.
+
+    `seed` draws the base corpus and the traces; the dev and test questions are the same for every
+    seed, so that seeds can be compared. With the default, base.jsonl with one separator a document
+    is about the 1.43M tokens of 700 steps of 8 rows of 256. The folder appears complete or not at
+    all; raises FileExistsError if it is there already. In the summary `base_tokens` counts the
+    separators, `trace_tokens` the whole chat and `thinking_tokens` only the lines.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists: remove it or name another folder")
+    base_rng, sft_rng = (np.random.default_rng([seed, stage]) for stage in (0, 1))
+    base = [{"text": base_document(base_rng)} for _ in range(base_documents)]
+    teacher = teacher or Teacher()
+    traces = [teacher.trace(p, sft_rng) for p in sample_problems("train", sft_examples, sft_rng)]
+    files = {"base": base, "sft": traces}
+    for split in ("dev", "test"):
+        problems = sample_problems(split, EVALUATION_QUESTIONS, np.random.default_rng(0))
+        files[split] = [problem.record() for problem in problems]
+
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        for name, records in files.items():
+            lines = "".join(json.dumps(record) + "\n" for record in records)
+            (partial / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        texts = [document["text"] for document in base]
+        texts += [
+            f"{t['question']}\n{t['thinking_trajectories'][0]}\n{t['attempt']}" for t in traces
+        ]
+        train_tokenizer([WORDS, *texts], partial / "tokenizer")
+        summary = _summary(files, partial / "tokenizer")
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return summary
+
+
+def _summary(files: dict[str, list[dict[str, Any]]], tokenizer_folder: Path) -> dict[str, Any]:
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+
+    def lengths(texts: list[str]) -> list[int]:
+        return [len(ids) for ids in tokenizer(texts)["input_ids"]]
+
+    traces = files["sft"]
+    thinking = [trace["thinking_trajectories"][0] for trace in traces]
+    chats: list[str] = []
+    for trace, thoughts in zip(traces, thinking, strict=True):
+        turns = (("user", trace["question"]), ("assistant", reasoning(thoughts, trace["attempt"])))
+        messages = [{"role": role, "content": content} for role, content in turns]
+        chats.append(str(tokenizer.apply_chat_template(messages, tokenize=False)))
+    return {
+        **{f"{name}_records": len(records) for name, records in files.items()},
+        "base_tokens": sum(n + 1 for n in lengths([doc["text"] for doc in files["base"]])),
+        "vocabulary": len(tokenizer),
+        "trace_tokens_mean": float(np.mean(lengths(chats))),
+        "trace_tokens_max": max(lengths(chats)),
+        "thinking_tokens_mean": float(np.mean(lengths(thinking))),
+        "thinking_tokens_max": max(lengths(thinking)),
+        "share_correct": float(np.mean([trace["answer_correct"] for trace in traces])),
+        "share_with_wait": float(np.mean(["Wait" in thoughts for thoughts in thinking])),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write a corpus and print its summary."""
+    parser = argparse.ArgumentParser(description="Write the corpus of the laptop demo.")
+    parser.add_argument("out", type=Path, help="folder to create")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    try:
+        summary = write_corpus(arguments.out, arguments.seed)
+    except (FileExistsError, ValueError) as error:
+        parser.error(str(error))
+    for name, value in summary.items():
+        shown = f"{value:,.3f}" if isinstance(value, float) else f"{value:,}"
+        print(f"{name.replace('_', ' '):22}{shown:>12}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The transformer: architecture, parameters, operators, sharding."""

@@ -1,0 +1,196 @@
+"""The model's operators, each by name in one or more implementations.
+
+`IMPLS[op][name]` is a function; "xla" is the reference of every op and the oracle of the others.
+A named implementation runs or raises with the reason: nothing falls back in silence.
+
+Arrays: q_BTNH, k_BTKH, v_BTKH, segments_BT (0 is padding; sequences of a row count from 1).
+Legend of the letters: `jaxs1/model/architecture.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from jaxs1.config import UserError
+from jaxs1.model.sharding import TABLE, Partition
+
+#: Queries that one block of the XLA attention takes at least.
+QUERY_BLOCK = 512
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32, back in x's dtype."""
+    x_f32 = x.astype(jnp.float32)
+    normed = x_f32 * lax.rsqrt(jnp.mean(x_f32 * x_f32, axis=-1, keepdims=True) + eps)
+    return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def rope_table(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of the rotary embedding (Su et al. 2021), float32 [B, T, 1, H/2]."""
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions_BT.astype(jnp.float32)[..., None, None] * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rope(x_BTNH: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotate the two halves of every head by its position, in float32."""
+    cos, sin = table
+    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
+
+
+def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) * up, the non-linearity in float32."""
+    return jax.nn.silu(gate.astype(jnp.float32)).astype(up.dtype) * up
+
+
+def attention_xla(q: jax.Array, k: jax.Array, v: jax.Array, segments_BT: jax.Array) -> jax.Array:
+    """Causal attention within segments, block by block of queries; softmax in float32.
+
+    A block sees only the keys up to its own end, which saves half of the products, and its scores
+    are computed again in the backward pass, so that memory grows with T, not with T^2.
+    """
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    q = q.reshape(B, T, K, N // K, H)
+    block = max(QUERY_BLOCK, -(-T // 32))
+
+    @functools.partial(jax.checkpoint, static_argnums=(4,))
+    def attend(q_BSKGH, k_BTKH, v_BTKH, segments, start):
+        end = start + q_BSKGH.shape[1]
+        scores = jnp.einsum("BSKGH,BTKH->BKGST", q_BSKGH, k_BTKH).astype(jnp.float32) * H**-0.5
+        causal = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
+        visible = causal & (segments[:, start:end, None] == segments[:, None, :])
+        scores = jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min)
+        probabilities = jax.nn.softmax(scores, axis=-1).astype(v_BTKH.dtype)
+        return jnp.einsum("BKGST,BTKH->BSKGH", probabilities, v_BTKH)
+
+    blocks = []
+    for start in range(0, T, block):
+        end = min(start + block, T)
+        keys = slice(0, end)
+        blocks.append(attend(q[:, start:end], k[:, keys], v[:, keys], segments_BT[:, keys], start))
+    return jnp.concatenate(blocks, axis=1).reshape(B, T, N, H)
+
+
+def attention_cudnn(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments_BT: jax.Array, max_segments: int
+) -> jax.Array:
+    """cuDNN's fused attention on packed rows (bf16, NVIDIA sm_80 and later)."""
+    # jax.nn.dot_product_attention does not expose packed layouts; this is the layer below it.
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    edges = jnp.arange(1, max_segments + 1)
+    lengths = jnp.sum(segments_BT[:, None, :] == edges[None, :, None], axis=-1, dtype=jnp.int32)
+    offsets = jnp.pad(jnp.cumsum(lengths, axis=-1, dtype=jnp.int32), ((0, 0), (1, 0)))
+    return cudnn.dot_product_attention(
+        q,
+        k,
+        v,
+        q_seqlen=lengths,
+        kv_seqlen=lengths,
+        q_offsets=offsets,
+        kv_offsets=offsets,
+        scale=q.shape[-1] ** -0.5,
+        mask_type=cudnn.MaskType.PADDING_CAUSAL,
+        qkv_layout="BTNH",
+    )
+
+
+def attention_splash(q: jax.Array, k: jax.Array, v: jax.Array, segments_BT: jax.Array) -> jax.Array:
+    """Splash attention, Pallas's block-sparse flash attention for TPU."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel as splash,
+    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as mask
+
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    if T % 128:
+        raise UserError(
+            f"compute.attention=splash: rows must be a multiple of 128 tokens, this one has {T}; "
+            "set --data.row_multiple to a multiple of 128"
+        )
+    large, small = (next(b for b in (s, s // 2, s // 4, 128) if T % b == 0) for s in (1024, 512))
+    blocks = splash.BlockSizes(
+        block_q=small,
+        block_kv=large,
+        block_kv_compute=small,
+        block_q_dkv=small,
+        block_kv_dkv=large,
+        block_kv_dkv_compute=small,
+        block_q_dq=small,
+        block_kv_dq=large,
+    )
+    kernel = splash.make_splash_mqa_single_device(
+        mask.MultiHeadMask([mask.CausalMask((T, T)) for _ in range(N // K)]),
+        block_sizes=blocks,
+        residual_checkpoint_name="attention_residual",
+    )
+    q_BKGTH = (q * q.shape[-1] ** -0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    k_BKTH, v_BKTH = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    over_heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))
+    out = jax.vmap(over_heads)(q_BKGTH, k_BKTH, v_BKTH, splash.SegmentIds(segments_BT, segments_BT))
+    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+IMPLS: dict[str, dict[str, Callable[..., jax.Array]]] = {
+    "rms_norm": {"xla": rms_norm},
+    "rope": {"xla": rope},
+    "swiglu": {"xla": swiglu},
+    "attention": {"xla": attention_xla, "cudnn": attention_cudnn, "splash": attention_splash},
+}
+
+#: Implementation of training attention by platform, where the recipe says auto.
+DEFAULT_ATTENTION = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash", "cpu": "xla"}
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segments_BT: jax.Array,
+    *,
+    impl: str,
+    partition: Partition,
+    max_segments: int,
+) -> jax.Array:
+    """Causal attention within the segments of packed rows.
+
+    Args:
+        q: [B, T, N, H], heads split over the mesh axes "context" and "tensor", whole sequences
+        k: [B, T, K, H]
+        v: [B, T, K, H]
+        segments_BT: int32, 0 for padding
+        impl: a name in `IMPLS["attention"]`
+        partition: the mesh; kernels that the partitioner cannot split run under `shard_map`
+        max_segments: upper bound of the sequences in a row
+
+    Returns:
+        [B, T, N, H]; rows of padding are finite and mean nothing.
+
+    Raises:
+        UserError: an unknown implementation.
+    """
+    if impl not in IMPLS["attention"]:
+        known = ", ".join(IMPLS["attention"])
+        raise UserError(f"compute.attention={impl}: must be one of {known}")
+    function = IMPLS["attention"][impl]
+    if impl == "cudnn":
+        function = functools.partial(function, max_segments=max_segments)
+    if impl == "xla" or partition.mesh.size == 1:
+        return function(q, k, v, segments_BT)
+    heads = P(TABLE["rows"], None, TABLE["attention_heads"], None)
+    return jax.shard_map(
+        function,
+        mesh=partition.mesh,
+        in_specs=(heads, heads, heads, P(TABLE["rows"], None)),
+        out_specs=heads,
+        check_vma=False,
+    )(q, k, v, segments_BT)

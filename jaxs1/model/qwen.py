@@ -1,0 +1,305 @@
+"""Qwen2, Qwen2.5 and Qwen3 dense decoders in Flax NNX: the whole model, one file.
+
+Parameters are held in their own dtype (float32 for training) and cast to the compute dtype where
+they are used. Every parameter names its logical axes; `sharding.TABLE` turns them into a layout.
+Layers are stacked along a leading axis and scanned, so that one layer is compiled, whatever their
+number.
+
+The model knows token ids only: no text, no loss, no optimizer. Legend of the letters in names:
+`jaxs1/model/architecture.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxs1.config import ComputeConfig
+from jaxs1.model import ops
+from jaxs1.model.architecture import Architecture
+from jaxs1.model.sharding import Axes, Partition
+
+#: (q_BTNH, k_BTKH, v_BTKH) -> out_BTNH. What a layer needs to know of segments and caches.
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Makes parameters; what all modules of one model share."""
+
+    architecture: Architecture
+    param_dtype: Any
+    dtype: Any
+    partition: Partition
+
+    def normal(self, rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, depth: int = 1) -> Any:
+        """Normal with the architecture's `initializer_range`, divided by sqrt(`depth`)."""
+        std = self.architecture.initializer_range * depth**-0.5
+        value = std * jax.random.normal(rngs.params(), shape, jnp.float32)
+        return nnx.Param(value.astype(self.param_dtype), logical=axes)
+
+    def constant(self, value: float, shape: tuple[int, ...], axes: Axes) -> Any:
+        """All elements equal, as norms (1) and biases (0) start."""
+        return nnx.Param(jnp.full(shape, value, self.param_dtype), logical=axes)
+
+    def use(self, parameter: Any) -> jax.Array:
+        """A parameter as it is multiplied: compute dtype, whole along its FSDP axes."""
+        return self.partition.gather(parameter[...].astype(self.dtype), parameter.logical)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation with a scale."""
+
+    def __init__(self, width: int, axes: Axes, *, build: Builder):
+        self.scale = build.constant(1.0, (width,), axes)
+        self.eps = build.architecture.rms_norm_eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise the last axis."""
+        return ops.rms_norm(x, self.scale[...], self.eps)
+
+
+class Linear(nnx.Module):
+    """einsum(equation, x, kernel) + bias."""
+
+    def __init__(
+        self,
+        equation: str,
+        shape: tuple[int, ...],
+        axes: Axes,
+        *,
+        build: Builder,
+        rngs: nnx.Rngs,
+        bias: bool = False,
+        depth: int = 1,
+    ):
+        self.equation, self.build = equation, build
+        self.kernel = build.normal(rngs, shape, axes, depth)
+        self.bias = build.constant(0.0, shape[1:], axes[1:]) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply to x, whose letters are the left of the equation."""
+        y = jnp.einsum(self.equation, x, self.build.use(self.kernel))
+        return y if self.bias is None else y + self.build.use(self.bias)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, *, build: Builder, rngs: nnx.Rngs):
+        a = build.architecture
+        D, N, K, H = a.hidden_size, a.num_heads, a.num_kv_heads, a.head_dim
+        linear = partial(Linear, build=build, rngs=rngs)
+        head = partial(linear, bias=a.qkv_bias)
+        self.q = head("BTD,DNH->BTNH", (D, N, H), ("embed", "heads", None))
+        self.k = head("BTD,DKH->BTKH", (D, K, H), ("embed", "kv_heads", None))
+        self.v = head("BTD,DKH->BTKH", (D, K, H), ("embed", "kv_heads", None))
+        depth = 2 * a.num_layers
+        self.o = linear("BTNH,NHD->BTD", (N, H, D), ("heads", None, "embed"), depth=depth)
+        self.q_norm = RMSNorm(H, (None,), build=build) if a.qk_norm else None
+        self.k_norm = RMSNorm(H, (None,), build=build) if a.qk_norm else None
+
+    def __call__(self, x: jax.Array, rope: Any, attend: Attend) -> jax.Array:
+        """x_BTD -> [B, T, D]; `attend` brings the mask or the cache."""
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return self.o(attend(ops.rope(q, rope), ops.rope(k, rope), v))
+
+
+class MLP(nnx.Module):
+    """SwiGLU feed-forward block."""
+
+    def __init__(self, *, build: Builder, rngs: nnx.Rngs):
+        a = build.architecture
+        D, F = a.hidden_size, a.intermediate_size
+        linear = partial(Linear, build=build, rngs=rngs)
+        self.gate = linear("BTD,DF->BTF", (D, F), ("embed", "mlp"))
+        self.up = linear("BTD,DF->BTF", (D, F), ("embed", "mlp"))
+        self.down = linear("BTF,FD->BTD", (F, D), ("mlp", "embed"), depth=2 * a.num_layers)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x_BTD -> [B, T, D]."""
+        return self.down(ops.swiglu(self.gate(x), self.up(x)))
+
+
+class Layer(nnx.Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    def __init__(self, rngs: nnx.Rngs, build: Builder):
+        D = build.architecture.hidden_size
+        self.attn_norm = RMSNorm(D, (None,), build=build)
+        self.attn = Attention(build=build, rngs=rngs)
+        self.mlp_norm = RMSNorm(D, (None,), build=build)
+        self.mlp = MLP(build=build, rngs=rngs)
+        self.partition = build.partition
+
+    def __call__(self, x: jax.Array, rope: Any, attend: Attend) -> jax.Array:
+        """x_BTD -> x_BTD."""
+        pin = self.partition.constrain
+        x = pin(x + self.attn(self.attn_norm(x), rope, attend), "rows", "sequence", None)
+        x = checkpoint_name(x, "middle")
+        return pin(x + self.mlp(self.mlp_norm(x)), "rows", "sequence", None)
+
+
+class Qwen(nnx.Module):
+    """A decoder: token ids -> hidden states; logits apart, because in training they never exist.
+
+    Args:
+        architecture: shapes and constants
+        compute: dtypes, recomputation, implementation of attention
+        partition: the mesh and the table of layouts
+        rngs: seeds the random weights
+        max_segments: upper bound of the sequences packed into one row (cuDNN needs one)
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        compute: ComputeConfig,
+        partition: Partition,
+        *,
+        rngs: nnx.Rngs,
+        max_segments: int = 64,
+    ):
+        a = architecture
+        dtypes = (jnp.dtype(compute.param_dtype), jnp.dtype(compute.dtype))
+        build = Builder(a, *dtypes, partition)
+        self.architecture, self.compute, self.partition = a, compute, partition
+        self.build, self.max_segments = build, max_segments
+        V, D = a.vocab_size, a.hidden_size
+        self.embedding = build.normal(rngs, (V, D), ("vocab", "embed"))
+        self.layers = nnx.vmap(Layer, in_axes=(0, None))(rngs.split(a.num_layers), build)
+        self.final_norm = RMSNorm(D, (None,), build=build)
+        if not a.tie_word_embeddings:
+            self.lm_head = build.normal(rngs, (D, V), ("embed", "vocab"))
+
+    def __call__(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array
+    ) -> jax.Array:
+        """Run packed rows.
+
+        Args:
+            tokens_BT: int32 ids
+            positions_BT: int32, from 0 in every sequence
+            segments_BT: int32, from 1 in every row; 0 is padding
+
+        Returns:
+            hidden_BTD after the final norm, in the compute dtype.
+        """
+        a, pin = self.architecture, self.partition.constrain
+        table_VD = self.embedding[...].astype(self.build.dtype)
+        x = pin(jnp.take(table_VD, tokens_BT, axis=0), "rows", "sequence", None)
+        rope = ops.rope_table(positions_BT, a.head_dim, a.rope_theta)
+        attend = partial(self._attend, segments_BT=segments_BT)
+        graph, stacked = nnx.split(self.layers)
+
+        def step(x: jax.Array, weights: Any) -> tuple[jax.Array, None]:
+            return nnx.merge(graph, weights)(x, rope, attend), None
+
+        if self.compute.remat != "none":
+            policy = REMAT_POLICIES[self.compute.remat]
+            step = jax.checkpoint(step, policy=policy, prevent_cse=False)
+        x, _ = lax.scan(step, x, stacked)
+        return self.final_norm(x)
+
+    def head(self) -> jax.Array:
+        """The output matrix [D, V] in the compute dtype, whole along its FSDP axes."""
+        if self.architecture.tie_word_embeddings:
+            return self.build.use(self.embedding).T
+        return self.build.use(self.lm_head)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """hidden [..., D] -> float32 logits [..., V]."""
+        return jnp.matmul(hidden, self.head(), preferred_element_type=jnp.float32)
+
+    def _attend(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, *, segments_BT: jax.Array
+    ) -> jax.Array:
+        """Exchange "a part of every sequence" for "a part of the heads", attend, exchange back."""
+        pin, parts = self.partition.constrain, self.partition.size("attention_heads")
+        repeat = next(r for r in range(1, parts + 1) if k.shape[2] * r % parts == 0)
+        if repeat > 1:  # fewer key/value heads than devices that share a row
+            k, v = jnp.repeat(k, repeat, axis=2), jnp.repeat(v, repeat, axis=2)
+        q, k, v = (pin(x, "rows", None, "attention_heads", None) for x in (q, k, v))
+        q, k, v = (checkpoint_name(x, "qkv") for x in (q, k, v))
+        out = ops.attention(
+            q,
+            k,
+            v,
+            segments_BT,
+            impl=self.compute.attention,
+            partition=self.partition,
+            max_segments=self.max_segments,
+        )
+        if self.compute.attention == "xla":  # the others' primitives keep their own outputs
+            out = checkpoint_name(out, "attention_out")
+        return pin(out, "rows", "sequence", "heads", None)
+
+
+def _saveable_attention(prim: Any, *args: Any, **params: Any) -> Any:
+    """Keep q, k, v, attention's output and the residual stream after it; recompute the rest.
+
+    cuDNN's forward primitive returns its output and statistics. Keeping these and a named copy of
+    the output beside them would store the output twice (21.5 GB at 16 x 32k tokens of the 32B).
+    """
+    if "dot_product_attention_fwd" in prim.name:
+        return True
+    names = ("qkv", "attention_out", "attention_residual", "middle")
+    return jax.checkpoint_policies.save_only_these_names(*names)(prim, *args, **params)
+
+
+#: What the backward pass keeps instead of computing it again, by the recipe's compute.remat.
+REMAT_POLICIES: dict[str, Callable[..., Any]] = {
+    "attention": _saveable_attention,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def abstract(
+    architecture: Architecture, compute: ComputeConfig, partition: Partition, **options: Any
+) -> Qwen:
+    """The model with shapes in place of weights: for layouts, conversion and restoring."""
+    return nnx.eval_shape(
+        lambda: Qwen(architecture, compute, partition, rngs=nnx.Rngs(0), **options)
+    )
+
+
+def parameters(model: Qwen) -> dict[str, Any]:
+    """The weights as a nested dictionary of arrays: the pytree that everything else passes on."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def with_parameters(model: Qwen, params: dict[str, Any]) -> Qwen:
+    """A model of the same kind with these weights; pure, usable under `jit` and `grad`."""
+    graph, state = nnx.split(model)
+    state = jax.tree.map(lambda x: x, state)
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)
+
+
+def logical_axes(model: Qwen) -> dict[str, Any]:
+    """For every parameter the names of its axes, as a tree like `parameters(model)`."""
+
+    def axes(path: Any, parameter: Any) -> Axes:
+        stacked = path[0] == "layers"
+        return (None, *parameter.logical) if stacked else parameter.logical
+
+    state = nnx.state(model, nnx.Param)
+    leaves = {path: axes(path, leaf) for path, leaf in nnx.to_flat_state(state)}
+    return nnx.traversals.unflatten_mapping(leaves)
+
+
+def shardings(model: Qwen) -> dict[str, Any]:
+    """For every parameter where it lives, as a tree like `parameters(model)`."""
+    return jax.tree.map(
+        model.partition.sharding, logical_axes(model), is_leaf=lambda x: isinstance(x, tuple)
+    )

@@ -1,0 +1,304 @@
+"""Supervised fine-tuning: `python -m jaxs1.train --config configs/s1_32b.yaml`.
+
+The way through: records -> chat text -> token ids -> packed batches -> train step -> checkpoint ->
+export. Everything is read and checked before the first device computes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from convert.to_hf import to_hf
+from convert.weights import LiveWeights, Weights, copy_side_files, load_params, open_weights
+from flax import nnx
+
+from jaxs1.config import TrainConfig, UserError, parse, run_command, to_yaml
+from jaxs1.data import chat
+from jaxs1.data.batches import Batches, BatchStats, fit_to_block
+from jaxs1.data.records import load_records
+from jaxs1.data.tokenizer import load_tokenizer, padding_id
+from jaxs1.model import ops, qwen
+from jaxs1.model.architecture import Architecture, read_config
+from jaxs1.model.qwen import Qwen
+from jaxs1.model.sharding import Partition, check_divisible, make_partition
+from jaxs1.training.checkpoint import Checkpoints
+from jaxs1.training.optimizer import make_optimizer, make_schedule
+from jaxs1.training.progress import Report, peak_flops
+from jaxs1.training.step import StepMetrics, TrainState, init_state, make_train_step, put_batch
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a run needs, read and checked before the first device computes."""
+
+    config: TrainConfig
+    weights: Weights | None
+    tokenizer: Any
+    hf_config: dict[str, Any]
+    model: Qwen  # abstract
+    batches: Batches
+    steps: int
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns its exit status."""
+    return train(parse(TrainConfig, argv, command="python -m jaxs1.train"))
+
+
+def train(config: TrainConfig) -> int:
+    """Train, keep checkpoints, export to `config.output`/hf.
+
+    Returns:
+        0, or 128 + the signal's number where a signal ended the run after a checkpoint.
+
+    Raises:
+        UserError: anything the user can mend, before the first step; a non-finite loss.
+    """
+    run = Path(config.output)
+    checkpoints = Checkpoints(run, config.checkpoint)
+    start = checkpoints.latest() or 0
+    if start and config.resume == "never":
+        raise UserError(
+            f"output={run}: already holds a run, up to step {start}; --resume auto goes on with "
+            "it, or give another --output"
+        )
+    job = prepare(config)
+    _describe(job, start)
+    _write_side_files(job, run)
+    optimizer = make_optimizer(config.optimizer, job.steps)
+    state = init_state(job.model, optimizer, _initial_params(job))
+    if start:
+        state = checkpoints.restore(start, state, config)
+    step = make_train_step(job.model, optimizer, loss_chunk=config.compute.loss_chunk)
+    state, stopped = _run_steps(job, step, state, checkpoints, run)
+    checkpoints.close()
+    if stopped:
+        at = int(state.step)
+        print(f"stopped by {signal.Signals(stopped).name}; checkpoint at step {at} of {job.steps}")
+        print("go on with the same command and --resume auto")
+        return 128 + stopped
+    live = LiveWeights(state.params, job.model.architecture, job.hf_config, run / "model")
+    to_hf(live, run / "hf", dtype=config.export_dtype, overwrite=True)
+    print(f"exported to {run / 'hf'}; load it with transformers: from_pretrained('{run / 'hf'}')")
+    return 0
+
+
+def prepare(config: TrainConfig) -> Job:
+    """Read and check everything: weights' headers, tokenizer, data, mesh, combinations.
+
+    Raises:
+        UserError: one line that names the field, its value, the constraint and the remedy.
+    """
+    weights = open_weights(config.model) if config.model else None
+    tokenizer = load_tokenizer(config.tokenizer or str(weights and weights.side_files))
+    if weights is not None:
+        hf_config, source = weights.config, str(config.model)
+    else:
+        source = str(config.architecture)
+        hf_config = read_config(source)
+        # an architecture for random weights may leave the vocabulary to the tokenizer
+        hf_config.setdefault("vocab_size", -(-len(tokenizer) // 64) * 64)
+    architecture = Architecture.from_hf(hf_config, source)
+    if len(tokenizer) > architecture.vocab_size:
+        raise UserError(
+            f"tokenizer={config.tokenizer}: has {len(tokenizer)} tokens, more than the model's "
+            f"vocab_size={architecture.vocab_size}; use the model's own tokenizer"
+        )
+    if config.data.block_size > architecture.max_position_embeddings:
+        raise UserError(
+            f"data.block_size={config.data.block_size}: must be at most the model's "
+            f"max_position_embeddings={architecture.max_position_embeddings}; lower it"
+        )
+    partition = make_partition(config.mesh)
+    check_divisible(architecture, partition)
+    _check_batch(config, partition)
+    batches = _read_data(config, tokenizer, architecture, partition)
+    compute = config.compute
+    if compute.attention == "auto":
+        platform = jax.devices()[0].platform
+        impl: Any = ops.DEFAULT_ATTENTION[platform]
+        compute = dataclasses.replace(compute, attention=impl)
+    model = qwen.abstract(architecture, compute, partition, max_segments=config.batch_size)
+    steps = config.steps or config.epochs * batches.steps_per_epoch
+    return Job(config, weights, tokenizer, hf_config, model, batches, steps)
+
+
+def _check_batch(config: TrainConfig, partition: Partition) -> None:
+    parts, context = partition.size("rows"), partition.size("sequence")
+    if config.batch_size < parts * config.accumulate:
+        raise UserError(
+            f"batch_size={config.batch_size}: must be at least mesh.data x mesh.fsdp x accumulate="
+            f"{parts * config.accumulate}, so that every device has a row; raise it or use "
+            "mesh.context"
+        )
+    if config.data.row_multiple % context:
+        raise UserError(
+            f"data.row_multiple={config.data.row_multiple}: must be a multiple of mesh.context="
+            f"{context}, whose devices share a row"
+        )
+
+
+def _read_data(
+    config: TrainConfig, tokenizer: Any, architecture: Architecture, partition: Partition
+) -> Batches:
+    kind, records = load_records(config.data)
+    examples = chat.encode(records, tokenizer)
+    kept, dropped = fit_to_block(examples, config.data.block_size, config.data.on_too_long)
+    tokens = sum(len(e.tokens) for e in kept)
+    print(
+        f"data      {len(kept):,} {kind} examples, {tokens:,} tokens; {dropped:,} too long: dropped"
+    )
+    a = architecture
+    matrices = a.train_flops(1, 0) / 6
+    return Batches(
+        kept,
+        config.data,
+        batch_size=config.batch_size,
+        accumulate=config.accumulate,
+        loss=config.loss,
+        seed=config.seed,
+        parts=partition.size("rows"),
+        attention=2 * a.num_layers * a.num_heads * a.head_dim / matrices,
+        padding_id=padding_id(tokenizer),
+    )
+
+
+def _describe(job: Job, start: int) -> None:
+    """Say what is about to happen, and every choice that was made for the user."""
+    config, a, b = job.config, job.model.architecture, job.batches
+    mesh = ", ".join(f"{k} {v}" for k, v in job.model.partition.mesh.shape.items())
+    device = jax.devices()[0].device_kind
+    origin = config.model or f"random weights, {config.architecture}"
+    c = job.model.compute
+    print(f"model     {a.num_parameters:,} parameters ({origin})")
+    print(f"devices   {jax.device_count()} x {device}: {mesh}; attention {c.attention}, {c.dtype}")
+    packed = f"{config.accumulate} x {b.rows} rows"
+    print(f"steps     {job.steps:,} of {config.batch_size} sequences packed into {packed}")
+    if start:
+        print(f"resuming  after step {start:,}")
+
+
+def _write_side_files(job: Job, run: Path) -> None:
+    """config.yaml, and in model/ all of a Hugging Face folder but the weights."""
+    (run / "config.yaml").write_text(to_yaml(job.config))
+    folder = run / "model"
+    folder.mkdir(parents=True, exist_ok=True)
+    if job.weights is not None:
+        copy_side_files(job.weights.side_files, folder)
+    (folder / "config.json").write_text(json.dumps(job.hf_config, indent=2) + "\n")
+    job.tokenizer.save_pretrained(folder)
+
+
+def _initial_params(job: Job) -> Any:
+    """Parameters on their devices: read from the weights, or random by the recipe's seed."""
+    model, dtype = job.model, jnp.dtype(job.config.compute.param_dtype)
+    if job.weights is not None:
+        return load_params(job.weights, model, dtype)
+
+    def random() -> Any:
+        fresh = Qwen(
+            model.architecture, model.compute, model.partition, rngs=nnx.Rngs(job.config.seed)
+        )
+        return qwen.parameters(fresh)
+
+    return jax.jit(random, out_shardings=qwen.shardings(model))()
+
+
+def _run_steps(
+    job: Job, train_step: Any, state: TrainState, checkpoints: Checkpoints, run: Path
+) -> tuple[TrainState, int]:
+    """Step until the end or a signal; returns the state and the signal's number or 0.
+
+    A step's figures are read after the next step was started, so that devices never wait for the
+    host; before a checkpoint they are read first, so that none is kept of a non-finite state.
+    """
+    config, first = job.config, int(state.step)
+    schedule = make_schedule(config.optimizer, job.steps)
+    settings = dataclasses.asdict(config)
+    shapes: set[tuple[int, ...]] = set()
+    pending: tuple[int, StepMetrics, BatchStats, bool] | None = None
+    with (
+        _stop_requests() as stop,
+        Report(run, config.log, first=first, total=job.steps, settings=settings) as report,
+    ):
+        for number in range(first, job.steps):
+            batch, stats = job.batches.batch(number)
+            compiled = batch.tokens.shape not in shapes
+            shapes.add(batch.tokens.shape)
+            state, metrics = train_step(state, put_batch(batch, job.model.partition))
+            if pending:
+                _report(job, report, schedule, *pending)
+            pending = (number + 1, metrics, stats, compiled)
+            every = config.checkpoint.every
+            due = bool(every) and (number + 1) % every == 0
+            if due or stop or number + 1 == job.steps:
+                _report(job, report, schedule, *pending)
+                pending = None
+                checkpoints.save(state, config)
+            if stop:
+                return state, stop[0]
+    return state, 0
+
+
+def _report(
+    job: Job,
+    report: Report,
+    schedule: Any,
+    step: int,
+    metrics: StepMetrics,
+    stats: BatchStats,
+    compiled: bool,
+) -> None:
+    loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        raise UserError(
+            f"step {step}: loss={loss}, gradient norm={grad_norm}: must be finite; the batch held "
+            f"examples {', '.join(map(str, stats.examples))}; the last checkpoint is kept; lower "
+            "optimizer.learning_rate or look at these examples"
+        )
+    seconds = report.lap()
+    values = {
+        "loss": loss,
+        "grad_norm": grad_norm,
+        "learning_rate": float(schedule(step - 1)),
+        "tokens_per_s": stats.tokens / seconds,
+        "fill": stats.tokens / stats.slots,
+        "epoch": step / job.batches.steps_per_epoch,
+    }
+    if peak := peak_flops(jax.device_count()):
+        flops = job.model.architecture.train_flops(stats.tokens, stats.pairs)
+        values["mfu"] = flops / seconds / peak
+    report.step(step, values, compiled=compiled)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """A list that receives the number of a SIGTERM or Ctrl-C; a second Ctrl-C ends at once."""
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+        print(f"\n{signal.Signals(number).name}: finishing the step, then a checkpoint", flush=True)
+
+    previous = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,138 @@
+"""Checkpoints of a training run: RUN/checkpoints/STEP with parameters, optimizer state and meta.
+
+Orbax writes them in the background under a temporary name and renames them when they are complete,
+so a killed run leaves the last complete one. `params` has the layout that `convert` reads and
+writes, so every checkpoint is also a model that any command takes. The position in the data needs
+no state of its own: batch n is a function of n.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from jaxs1.config import CheckpointConfig, TrainConfig, UserError
+from jaxs1.training.step import TrainState
+
+#: Fields that may differ between a run and its continuation; all others would change the result.
+FREE_TO_CHANGE = ("output", "resume", "export_dtype", "mesh", "compute", "checkpoint", "log")
+
+#: Arrays are written in chunks of at most this many bytes, so that a reader needs little memory.
+CHUNK_BYTES = 128 * 2**20
+
+
+class Checkpoints:
+    """The checkpoints of one run directory.
+
+    Args:
+        run: the run directory
+        config: how many to keep
+    """
+
+    def __init__(self, run: Path, config: CheckpointConfig):
+        self.folder = (run / "checkpoints").resolve()
+        self.manager = ocp.CheckpointManager(
+            self.folder,
+            item_handlers={
+                "params": ocp.PyTreeCheckpointHandler(use_ocdbt=False),
+                "optimizer": ocp.PyTreeCheckpointHandler(use_ocdbt=False),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=config.keep,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint, or None."""
+        return self.manager.latest_step()
+
+    def save(self, state: TrainState, config: TrainConfig) -> None:
+        """Start writing a checkpoint; returns once the state may be overwritten."""
+        step = int(state.step)
+        if step == self.latest():
+            return
+        meta = {"step": step, "config": dataclasses.asdict(config)}
+        self.manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=_save_args(state.params),
+                optimizer=_save_args(_by_name(state.opt_state)),
+                meta=ocp.args.JsonSave(meta),
+            ),
+        )
+
+    def restore(self, step: int, like: TrainState, config: TrainConfig) -> TrainState:
+        """The state at a step, in the layout of `like` (arrays or shapes with shardings).
+
+        Raises:
+            UserError: the run was made with other settings that matter, each named.
+        """
+        meta = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        _check_same(meta["meta"]["config"], dataclasses.asdict(config), self.folder.parent)
+        opt_state = _by_name(like.opt_state)
+        restored = self.manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=_restore_args(like.params), optimizer=_restore_args(opt_state)
+            ),
+        )
+        treedef = jax.tree.structure(like.opt_state)
+        leaves = [restored["optimizer"][name] for name in opt_state]
+        return TrainState(
+            jax.device_put(jax.numpy.int32(step), like.step.sharding),
+            restored["params"],
+            jax.tree.unflatten(treedef, leaves),
+        )
+
+    def close(self) -> None:
+        """Wait until everything is on disk."""
+        self.manager.wait_until_finished()
+        self.manager.close()
+
+
+def _by_name(opt_state: Any) -> dict[str, Any]:
+    """The optimizer's state as a flat dictionary: its nesting is optax's affair."""
+    leaves = jax.tree.leaves_with_path(opt_state)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _save_args(tree: Any) -> Any:
+    args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
+    return ocp.args.PyTreeSave(tree, save_args=args)
+
+
+def _restore_args(tree: Any) -> Any:
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+    )
+    return ocp.args.PyTreeRestore(
+        item=shapes, restore_args=ocp.checkpoint_utils.construct_restore_args(shapes)
+    )
+
+
+def _check_same(saved: dict[str, Any], current: dict[str, Any], run: Path) -> None:
+    def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        items: dict[str, Any] = {}
+        for name, value in config.items():
+            nested = isinstance(value, dict) and prefix + name != "data.fields"
+            items |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+        return items
+
+    old, new = flat(saved), flat(current)
+    changed = [
+        f"{name} ({old.get(name)} then, {new.get(name)} now)"
+        for name in sorted(old.keys() | new.keys())
+        if name.split(".")[0] not in FREE_TO_CHANGE and old.get(name) != new.get(name)
+    ]
+    if changed:
+        raise UserError(
+            f"resume=auto: {run} was trained with other settings: {'; '.join(changed)}; use the "
+            "same, or start a new run with --model and another --output"
+        )

@@ -1,0 +1,149 @@
+"""What a run reports: metrics.jsonl, TensorBoard, Weights & Biases, and a bar to look at."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxs1.config import LogConfig, UserError
+
+#: Dense bf16 peak of one device in FLOP/s, by the name that JAX gives it (vendors' data sheets).
+PEAK_FLOPS = {
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+    "TPU v4": 275e12,
+    "TPU v5": 459e12,
+    "TPU v5 lite": 197e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def peak_flops(devices: int) -> float | None:
+    """Peak FLOP/s of all devices together; None where the device is not in the table."""
+    peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
+    return None if peak is None else peak * devices
+
+
+class Report:
+    """Writes a run's metrics; use as a context manager.
+
+    Args:
+        run: the run directory
+        config: recipe's log section
+        first: step that the run starts after; later lines of an earlier attempt are removed
+        total: steps of the run
+        settings: shown to Weights & Biases
+    """
+
+    def __init__(
+        self, run: Path, config: LogConfig, *, first: int, total: int, settings: dict[str, Any]
+    ):
+        self.config, self.total = config, total
+        self.path = run / "metrics.jsonl"
+        _keep_lines(self.path, first)
+        self.file: TextIO = self.path.open("a")
+        self.tensorboard = self.wandb = None
+        if config.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self.tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=first + 1)
+        if config.wandb:
+            try:
+                import wandb
+            except ImportError:
+                raise UserError(
+                    f"log.wandb={config.wandb}: needs the package wandb; pip install wandb"
+                ) from None
+            self.wandb = wandb.init(project=config.wandb, config=settings, dir=str(run))
+        self.console = Console()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("compiling", total=total, completed=first)
+        self.started = self.last = time.monotonic()
+        self.first = first
+
+    def step(self, step: int, values: dict[str, float], *, compiled: bool) -> None:
+        """Report a finished step.
+
+        Args:
+            step: its number, from 1
+            values: figures, in the order they are shown
+            compiled: whether a new shape was compiled, so that its time says nothing of the speed
+        """
+        self.file.write(json.dumps({"step": step, **values, "compiled": compiled}) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            if self.tensorboard is not None:
+                self.tensorboard.add_scalar(name, value, step)
+        if self.wandb is not None:
+            self.wandb.log(values, step=step)
+        text = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+        self.bar.update(self.task, completed=step, description=text)
+        is_last = step == self.total
+        if not self.console.is_terminal and (step % self.config.every == 0 or is_last):
+            elapsed = time.monotonic() - self.started
+            remaining = elapsed / max(1, step - self.first) * (self.total - step)
+            print(f"step {step}/{self.total}  {text}  eta {_clock(remaining)}", flush=True)
+
+    def lap(self) -> float:
+        """Seconds since the last call."""
+        now = time.monotonic()
+        seconds, self.last = now - self.last, now
+        return seconds
+
+    def __enter__(self) -> Report:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.stop()
+        self.file.close()
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+        if self.wandb is not None:
+            self.wandb.finish(exit_code=1 if error else 0)
+
+
+def _keep_lines(path: Path, first: int) -> None:
+    """Drop what an interrupted attempt wrote after the checkpoint that the run goes on from."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= first:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):  # the half line that a kill can leave
+            continue
+    path.write_text("".join(kept))
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,116 @@
+"""One optimizer step as one compiled function: state and batch in, state and metrics out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxs1.data.packing import Batch
+from jaxs1.model import qwen
+from jaxs1.model.qwen import Qwen
+from jaxs1.model.sharding import Partition
+from jaxs1.training.loss import batch_loss
+
+
+class TrainState(NamedTuple):
+    """All that training changes. step: int32, number of finished steps."""
+
+    step: Any
+    params: Any
+    opt_state: Any
+
+
+class StepMetrics(NamedTuple):
+    """float32 scalars of one step; grad_norm is taken before clipping."""
+
+    loss: jax.Array
+    grad_norm: jax.Array
+
+
+def state_shardings(model: Qwen, optimizer: optax.GradientTransformation) -> TrainState:
+    """Where the state lives; the optimizer's moments lie beside their parameters."""
+    shardings = qwen.shardings(model)
+    whole = NamedSharding(model.partition.mesh, PartitionSpec())
+    by_path = {_dict_keys(path): s for path, s in jax.tree.leaves_with_path(shardings)}
+
+    def beside_parameter(path: Any, _: Any) -> NamedSharding:
+        """A moment's path ends in its parameter's path; a counter's does not."""
+        keys = _dict_keys(path)
+        endings = (keys[start:] for start in range(len(keys)))
+        return next((by_path[ending] for ending in endings if ending in by_path), whole)
+
+    opt_state = jax.tree.map_with_path(
+        beside_parameter, jax.eval_shape(optimizer.init, qwen.parameters(model))
+    )
+    return TrainState(whole, shardings, opt_state)
+
+
+def _dict_keys(path: Any) -> tuple[str, ...]:
+    return tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+
+
+def init_state(model: Qwen, optimizer: optax.GradientTransformation, params: Any) -> TrainState:
+    """The state before the first step."""
+    shardings = state_shardings(model, optimizer)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
+    return TrainState(jax.device_put(jnp.int32(0), shardings.step), params, opt_state)
+
+
+def batch_sharding(partition: Partition) -> NamedSharding:
+    """Where a [A, B, T] array of a batch lives."""
+    return partition.sharding((None, "rows", "sequence"))
+
+
+def put_batch(batch: Batch, partition: Partition) -> Batch:
+    """Move a batch to the devices; in a run of many processes each provides its own part."""
+    sharding = batch_sharding(partition)
+    return Batch(*(jax.make_array_from_callback(x.shape, sharding, x.__getitem__) for x in batch))
+
+
+def make_train_step(
+    model: Qwen, optimizer: optax.GradientTransformation, *, loss_chunk: int
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    """The jitted step. The state is donated: its buffers become the new state's.
+
+    Args:
+        model: abstract; its parameters come from the state
+        optimizer: from `make_optimizer`
+        loss_chunk: see `loss.batch_loss`
+    """
+    shardings = state_shardings(model, optimizer)
+    whole = shardings.step
+
+    def micro_loss(params: Any, micro: Batch) -> jax.Array:
+        return batch_loss(qwen.with_parameters(model, params), micro, chunk=loss_chunk)
+
+    gradient = jax.value_and_grad(micro_loss)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        if batch.tokens.shape[0] == 1:
+            loss, grads = gradient(state.params, Batch(*(x[0] for x in batch)))
+        else:
+
+            def add(total: Any, micro: Batch) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, total, gradient(state.params, micro)), None
+
+            zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), state.params)
+            (loss, grads), _ = lax.scan(add, (jnp.zeros((), jnp.float32), zeros), batch)
+        grads = lax.with_sharding_constraint(grads, shardings.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), StepMetrics(
+            loss, optax.global_norm(grads)
+        )
+
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(shardings, batch_sharding(model.partition)),
+        out_shardings=(shardings, StepMetrics(whole, whole)),
+    )

@@ -1,0 +1,1 @@
+"""GPU kernels (none yet); imports nothing of jaxs1."""

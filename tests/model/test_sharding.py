@@ -1,0 +1,108 @@
+"""Every mesh gives the losses of one device; a mesh that cannot be is refused in one line."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxs1.config import ComputeConfig, DataConfig, MeshConfig, UserError
+from jaxs1.data.batches import Batches
+from jaxs1.data.chat import Example
+from jaxs1.model import qwen
+from jaxs1.model.architecture import Architecture
+from jaxs1.model.qwen import Qwen
+from jaxs1.model.sharding import check_divisible, make_partition
+from jaxs1.training.step import init_state, make_train_step, put_batch
+from tests.numerics import assert_close
+
+ARCHITECTURE = Architecture(64, 32, 48, 2, 8, 4, 8, 256, 1e4, 1e-6, False, True, True, 0.2)
+MESHES = {
+    "data": {"data": 8, "fsdp": 1},
+    "fsdp": {"fsdp": 8},
+    "context": {"fsdp": 1, "context": 8},
+    "tensor": {"fsdp": 2, "tensor": 4},
+    "fsdp x context": {"fsdp": 2, "context": 4},
+    "data x fsdp x tensor": {"data": 2, "fsdp": 2, "tensor": 2},
+    "fsdp x context x tensor": {"fsdp": 2, "context": 2, "tensor": 2},
+}
+
+
+def losses(partition, rows, remat, steps=5, accumulate=1):
+    """Losses of some steps of the same batches from the same random weights."""
+    compute = ComputeConfig(dtype="float32", remat=remat, attention="xla", loss_chunk=8)
+    rng = np.random.default_rng(0)
+    examples = [
+        Example(rng.integers(0, 64, n).astype(np.int32), np.arange(n) >= n // 3)
+        for n in rng.integers(8, 60, 64)
+    ]
+    batches = Batches(
+        examples,
+        DataConfig(rows=rows, row_multiple=16),
+        batch_size=16,
+        accumulate=accumulate,
+        loss="token",
+        seed=0,
+        parts=partition.size("rows"),
+        attention=0.01,
+        padding_id=0,
+    )
+    model = qwen.abstract(ARCHITECTURE, compute, partition)
+    # plain SGD: Adam divides by the gradient's size, which would hide a wrong scale
+    optimizer = optax.sgd(0.3)
+    whole = jax.jit(
+        lambda: qwen.parameters(Qwen(ARCHITECTURE, compute, partition, rngs=nnx.Rngs(0)))
+    )()
+    params = jax.device_put(whole, qwen.shardings(model))
+    state = init_state(model, optimizer, params)
+    step = make_train_step(model, optimizer, loss_chunk=8)
+    result = []
+    for number in range(steps):
+        batch, _ = batches.batch(number)
+        state, metrics = step(state, put_batch(batch, partition))
+        result.append([float(metrics.loss), float(metrics.grad_norm)])
+    return np.asarray(result), state
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    partition = make_partition(MeshConfig(fsdp=1), jax.devices()[:1])
+    return losses(partition, rows=8, remat="none")[0]
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_mesh_gives_the_losses_of_one_device(name, one_device):
+    partition = make_partition(MeshConfig(**MESHES[name]))
+    found, state = losses(partition, rows=8, remat="attention")
+    assert one_device[0, 0] > one_device[-1, 0] > 1  # it learns something
+    assert_close(found, one_device, "mesh = one device, losses of 5 steps")
+    gate = state.params["layers"]["mlp"]["gate"]["kernel"]
+    parts = partition.size("embed") * partition.size("mlp")
+    assert gate.addressable_shards[0].data.size * parts == gate.size  # really split
+
+
+def test_accumulation_gives_the_losses_of_one_batch(one_device):
+    partition = make_partition(MeshConfig(fsdp=2, context=2, tensor=2))
+    found, _ = losses(partition, rows=2, remat="full", accumulate=4)
+    assert_close(found, one_device, "mesh = one device, losses of 5 steps")
+
+
+@pytest.mark.parametrize(
+    ("mesh", "words"),
+    [
+        ({"fsdp": 3}, ["mesh=", "fsdp 3", "8 devices", "--mesh.fsdp"]),
+        ({"data": 0}, ["mesh.data=0", "at least 1"]),
+        ({"data": 3}, ["mesh=", "data 3", "8 devices"]),
+    ],
+)
+def test_mesh_that_does_not_fit_the_devices(mesh, words):
+    with pytest.raises(UserError) as error:
+        make_partition(MeshConfig(**mesh))
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
+
+
+def test_widths_that_the_mesh_does_not_divide():
+    partition = make_partition(MeshConfig(fsdp=1, tensor=8))
+    with pytest.raises(UserError, match=r"mesh\.tensor=8.*num_key_value_heads=4"):
+        check_divisible(ARCHITECTURE, partition)
