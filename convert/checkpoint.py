@@ -13,6 +13,7 @@ chunks, compressed) is read as well. `orbax.checkpoint` restores both.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +23,13 @@ import numpy as np
 import tensorstore as ts
 
 from convert import shards
+from convert.copying import copy
 from convert.mapping import Piece, Shape, parameters, pieces
 from jaxs1.config import UserError
 from jaxs1.model.architecture import Architecture
+
+#: zarr's names of the dtypes of weights.
+DTYPES = ("bfloat16", "<f2", "<f4")
 
 #: Decoded chunks that are kept when one chunk holds several layers (training chose the chunks).
 CACHE_BYTES = 1 << 30
@@ -67,10 +72,9 @@ class Writer:
         chunk = self._chunks[piece.ours]
         if block.shape != chunk:  # the last of several: zarr stores whole chunks
             whole = np.zeros(chunk, block.dtype)
-            whole[tuple(slice(0, n) for n in block.shape)] = block
+            copy(whole[tuple(slice(0, n) for n in block.shape)], block)
             block = whole
-        place = ".".join(str(s.start // n) for s, n in zip(piece.index, chunk, strict=True))
-        path = folder / "params" / piece.ours / place
+        path = folder / "params" / piece.ours / _place(piece.index, chunk)
         shards.write_at(path, 0, block)
         return path
 
@@ -98,18 +102,53 @@ class Writer:
         }
 
 
-def read_arrays(params: Path) -> dict[str, ts.TensorStore]:
+@dataclass(frozen=True)
+class Array:
+    """A stored parameter. `plain` says that its chunks are files of raw bytes in C order."""
+
+    folder: Path
+    store: ts.TensorStore
+    chunk: Shape
+    plain: bool
+
+    @property
+    def shape(self) -> Shape:
+        """Layer axis included."""
+        return tuple(self.store.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """As stored."""
+        return self.store.dtype.numpy_dtype
+
+    def read(self, index: tuple[slice, ...]) -> np.ndarray:
+        """A part; raises `UserError` where a chunk is missing or truncated."""
+        if self.plain and _is_chunk(index, self.chunk):
+            return self._read_plain(self.folder / _place(index, self.chunk))
+        try:
+            return self.store[index].read().result()
+        except ValueError as error:
+            raise UserError(f"{self.folder}: {_one_line(error)}; {shards.REMEDY}") from None
+
+    def _read_plain(self, file: Path) -> np.ndarray:
+        """A whole chunk, without the copy that tensorstore makes."""
+        size = file.stat().st_size if file.exists() else 0
+        wanted = math.prod(self.chunk) * self.dtype.itemsize
+        if size != wanted:
+            raise UserError(f"{file}: has {size} bytes, must have {wanted}; {shards.REMEDY}")
+        return shards.read_at(file, 0, self.chunk, self.dtype)
+
+
+def read_arrays(params: Path) -> dict[str, Array]:
     """Open every parameter of an Orbax item by its dotted path.
 
     Raises:
         UserError: there are none, or one is damaged.
     """
-    cache = ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
-    found = {path.parent.name: _open(path.parent) for path in sorted(params.glob("*/.zarray"))}
-    for name, array in found.items():
-        chunk = array.chunk_layout.read_chunk.shape
-        if name.startswith("layers.") and chunk and (chunk[0] or 0) > 1:
-            found[name] = _open(params / name, cache)
+    # Shared by all. Chunks of several layers (whoever saved chose them) are decoded once, not
+    # once a layer.
+    context = ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
+    found = {path.parent.name: _open(path, context) for path in sorted(params.glob("*/.zarray"))}
     if not found:
         raise UserError(
             f"{params}: holds no arrays; give a checkpoint that was saved with use_ocdbt=False"
@@ -117,24 +156,33 @@ def read_arrays(params: Path) -> dict[str, ts.TensorStore]:
     return found
 
 
-def read_part(array: ts.TensorStore, index: tuple[slice, ...], name: str) -> np.ndarray:
-    """Part of a parameter; raises `UserError` where a chunk is missing or truncated."""
-    try:
-        return array[index].read().result()
-    except ValueError as error:
-        raise UserError(f"{name}: {_one_line(error)}; copy the checkpoint again") from None
-
-
-def _open(folder: Path, context: ts.Context | None = None) -> ts.TensorStore:
+def _open(path: Path, context: ts.Context) -> Array:
     spec = {
         "driver": "zarr",
-        "kvstore": {"driver": "file", "path": str(folder)},
+        "kvstore": {"driver": "file", "path": str(path.parent)},
         "fill_missing_data_reads": False,
     }
     try:
-        return ts.open(spec, open=True, read=True, context=context or ts.Context()).result()
-    except ValueError as error:
-        raise UserError(f"{folder}: {_one_line(error)}; copy the checkpoint again") from None
+        header = json.loads(path.read_bytes())
+        plain = not header["compressor"] and not header["filters"]
+        if header["order"] != "C" or header["dtype"] not in DTYPES:
+            raise ValueError(f"order={header['order']!r}, dtype={header['dtype']!r}")
+        store = ts.open(spec, open=True, read=True, context=context).result()
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: corrupt ({_one_line(error)}); {shards.REMEDY}") from None
+    return Array(path.parent, store, tuple(header["chunks"]), plain)
+
+
+def _is_chunk(index: tuple[slice, ...], chunk: Shape) -> bool:
+    """Whether a part of an array is exactly one of its chunks."""
+    return all(
+        s.start % n == 0 and s.stop - s.start == n for s, n in zip(index, chunk, strict=True)
+    )
+
+
+def _place(index: tuple[slice, ...], chunk: Shape) -> str:
+    """The name that zarr gives the chunk in which a part of an array begins."""
+    return ".".join(str(s.start // n) for s, n in zip(index, chunk, strict=True))
 
 
 _HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"

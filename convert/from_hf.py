@@ -1,6 +1,6 @@
 """A Hugging Face checkpoint as one of ours (Orbax): python -m convert.from_hf SRC DST.
 
-SRC is a folder with safetensors or a hub id. DTYPEs are preserved, every number bit by bit; what
+SRC is a folder with safetensors or a hub id. Dtypes are preserved, every number bit by bit; what
 does not fit the architecture is an error. Interrupted and started again, it goes on.
 """
 

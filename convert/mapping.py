@@ -102,13 +102,13 @@ class Piece:
         return math.prod(self.shape)
 
     def to_ours(self, block: np.ndarray) -> np.ndarray:
-        """Rows of the Hugging Face tensor [hf_shape] -> part of our parameter [shape]."""
-        return (transpose(block) if self.transform == "transpose" else block).reshape(self.shape)
+        """Rows of the Hugging Face tensor [hf_shape] -> part of our parameter [shape], a view."""
+        return (block.T if self.transform == "transpose" else block).reshape(self.shape)
 
     def to_hf(self, block: np.ndarray) -> np.ndarray:
-        """Part of our parameter [shape] -> rows of the Hugging Face tensor [hf_shape]."""
+        """Part of our parameter [shape] -> rows of the Hugging Face tensor [hf_shape], a view."""
         if self.transform == "transpose":
-            return transpose(block.reshape(self.hf_shape[::-1]))
+            return block.reshape(self.hf_shape[::-1]).T
         return block.reshape(self.hf_shape)
 
 
@@ -131,26 +131,6 @@ def parameters(architecture: Architecture) -> dict[str, Shape]:
 def pieces(architecture: Architecture) -> list[Piece]:
     """All that a conversion moves, in the order of `tensors`."""
     return [piece for row in _rows(architecture) for piece in _split(*row, architecture)]
-
-
-def transpose(matrix: np.ndarray) -> np.ndarray:
-    """A contiguous transposed copy, bit by bit.
-
-    Tile by tile through a small buffer: numpy's own strided copy of 2-byte numbers misses the
-    cache at every element and is ten times slower. The buffer's rows are a little longer than the
-    tile's, because a power of two as their distance would map them all to the same cache lines.
-    """
-    height, width, pad = 512, 256, 8
-    bits = matrix.view(f"u{matrix.itemsize}")
-    out = np.empty(bits.shape[::-1], bits.dtype)
-    buffer = np.empty((height, width + pad), bits.dtype)
-    for i in range(0, bits.shape[0], height):
-        for j in range(0, bits.shape[1], width):
-            source = bits[i : i + height, j : j + width]
-            tile = buffer[: source.shape[0], : source.shape[1]]
-            tile[...] = source
-            out[j : j + width, i : i + height] = tile.T
-    return out.view(matrix.dtype)
 
 
 def _rows(architecture: Architecture) -> list[tuple[Row, int | None]]:

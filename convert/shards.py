@@ -20,6 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from convert.copying import bands
 from jaxs1.config import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -121,14 +122,20 @@ def read_header(file: Path) -> dict[str, Entry]:
 def read_rows(entry: Entry, rows: slice) -> np.ndarray:
     """Rows of a tensor's first axis, in the file's dtype."""
     row_bytes = math.prod(entry.shape[1:]) * entry.dtype.itemsize
-    block = np.empty((rows.stop - rows.start, *entry.shape[1:]), entry.dtype)
+    shape = (rows.stop - rows.start, *entry.shape[1:])
+    return read_at(entry.file, entry.start + rows.start * row_bytes, shape, entry.dtype)
+
+
+def read_at(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array whose bytes begin at `offset` of a file; raises `UserError` where it ends early."""
+    block = np.empty(shape, dtype)
     view = block.reshape(-1).view(np.uint8).data
-    with open(entry.file, "rb", buffering=0) as f:
-        f.seek(entry.start + rows.start * row_bytes)
-        while view:
+    with open(path, "rb", buffering=0) as f:
+        f.seek(offset)
+        while view:  # one call reads at most 2 GB
             n = f.readinto(view)
             if not n:
-                raise UserError(f"{entry.file}: became shorter while it was read; {REMEDY}")
+                raise UserError(f"{path}: truncated at byte {f.tell()}; {REMEDY}")
             view = view[n:]
     return block
 
@@ -186,14 +193,15 @@ def write_rows(folder: Path, entry: Entry, start: int, block: np.ndarray) -> Pat
     return folder / entry.file
 
 
-def write_at(path: Path, offset: int, block: np.ndarray) -> None:
-    """Write an array's bytes at `offset` of a file, which is created if need be."""
-    view = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
+def write_at(path: Path, offset: int, array: np.ndarray) -> None:
+    """Write an array in C order at `offset` of a file, which is created if need be."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
     try:
-        while view:  # one call writes at most 2 GB
-            n = os.pwrite(fd, view, offset)
-            view, offset = view[n:], offset + n
+        for band in bands(array):
+            view = band.reshape(-1).view(np.uint8).data
+            while view:  # one call writes at most 2 GB
+                n = os.pwrite(fd, view, offset)
+                view, offset = view[n:], offset + n
     finally:
         os.close(fd)
 

@@ -19,7 +19,7 @@ from convert import shards
 from convert.mapping import Piece, pieces, tensors
 from convert.transfer import transfer
 from convert.weights import Weights, open_weights
-from jaxs1.config import parse, run_command
+from jaxs1.config import UserError, parse, run_command
 from jaxs1.model.architecture import Architecture
 
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -40,6 +40,11 @@ class ToHf:
     dst: str
     dtype: Dtype | None = None
     shard_gb: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Refuse files of no size."""
+        if self.shard_gb <= 0:
+            raise UserError(f"shard_gb={self.shard_gb}: must be positive; give a size in GB")
 
 
 @dataclass(frozen=True)

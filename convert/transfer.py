@@ -2,8 +2,8 @@
 
 Everything is written under DST.partial, which is renamed to DST at the end. A journal in it lists
 the pieces that have reached the disk: the same command, started again after an interruption, goes
-on after them; with another source or target it starts afresh. Two threads read, turn and write, a
-third one waits for the disk, so memory holds two pieces whatever the size of the model.
+on after them; with another source or target it starts afresh. Three threads read, turn and write, a
+fourth one waits for the disk, so memory holds three pieces whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import numpy as np
+from rich import filesize
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -31,7 +32,7 @@ from convert.weights import SIDE_FILES, Weights, cast
 from jaxs1.config import UserError
 
 JOURNAL = "journal.txt"
-WORKERS = 2
+WORKERS = 3
 
 
 class Writer(Protocol):
@@ -60,8 +61,9 @@ def transfer(weights: Weights, writer: Writer, dst: Path, config: dict[str, Any]
     if dst.exists() or dst.is_symlink():
         raise UserError(f"{dst}: exists already; remove it or give another folder")
     partial = dst.with_name(dst.name + ".partial")
-    with _explained(dst), Console(stderr=True) as console:
-        partial.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True)
+    with _explained(dst):
+        _claim(partial)
         start = time.perf_counter()
         with open(partial / JOURNAL, "a+") as journal:
             _lock(journal, partial)
@@ -73,11 +75,18 @@ def transfer(weights: Weights, writer: Writer, dst: Path, config: dict[str, Any]
             _finish(weights, config, partial, dst)
         seconds = time.perf_counter() - start
         console.print(
-            f"wrote {dst}: {nbytes / 1e9:.2f} GB in {seconds:.1f} s "
+            f"wrote {dst}: {filesize.decimal(nbytes)} in {seconds:.1f} s "
             f"({nbytes / 1e9 / seconds:.2f} GB/s)",
             soft_wrap=True,
             highlight=False,
         )
+
+
+def _claim(partial: Path) -> None:
+    """Make the folder, or take over what an interrupted conversion left; nothing else."""
+    partial.mkdir(parents=True, exist_ok=True)
+    if any(partial.iterdir()) and not (partial / JOURNAL).exists():
+        raise UserError(f"{partial}: holds something else than a conversion; move it away")
 
 
 def _begin(journal: TextIO, weights: Weights, writer: Writer, partial: Path) -> list[Piece]:
@@ -200,7 +209,8 @@ def _explained(dst: Path) -> Iterator[None]:
 def _progress(console: Console, dst: Path, nbytes: int) -> Iterator[Callable[[int], None]]:
     """A progress bar with GB/s; yields the function that moves it on by some bytes."""
     columns = (TextColumn("{task.description}"), BarColumn(), _Speed(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    quiet = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
         task = progress.add_task(dst.name, total=nbytes)
         yield lambda n: progress.advance(task, n)
 
@@ -209,5 +219,5 @@ class _Speed(ProgressColumn):
     """Written and total size, and speed."""
 
     def render(self, task: Task) -> Text:
-        speed = (task.speed or 0) / 1e9
-        return Text(f"{task.completed / 1e9:.2f}/{(task.total or 0) / 1e9:.2f} GB {speed:.2f} GB/s")
+        done, total, speed = task.completed, task.total or 0, task.speed or 0
+        return Text(f"{done / 1e9:.2f}/{total / 1e9:.2f} GB {speed / 1e9:.2f} GB/s")

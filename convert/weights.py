@@ -22,6 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 
 from convert import checkpoint, shards
+from convert.copying import copy
 from convert.mapping import Piece, parameters, pieces, tensors
 from jaxs1.config import UserError
 from jaxs1.model import qwen
@@ -131,17 +132,14 @@ class OurWeights:
         self._params, self._arrays = params, checkpoint.read_arrays(params)
         found = {path: array.shape for path, array in self._arrays.items()}
         _compare(self.name, parameters(self.architecture), found, "parameters")
-        self._dtypes = {path: array.dtype.numpy_dtype for path, array in self._arrays.items()}
-        _check_dtypes(self.name, self._dtypes)
 
     def dtype(self, path: str) -> np.dtype:
         """See `Weights`."""
-        return self._dtypes[path]
+        return self._arrays[path].dtype
 
     def read(self, piece: Piece) -> np.ndarray:
         """See `Weights`."""
-        array = self._arrays[piece.ours]
-        return checkpoint.read_part(array, piece.index, f"{self.name}: {piece.ours}")
+        return self._arrays[piece.ours].read(piece.index)
 
     def fingerprint(self) -> str:
         """See `Weights`."""
@@ -295,7 +293,7 @@ def _load(
         for key, inside in overlaps.items():
             if inside is not None:
                 part = block[_relative(inside, piece.index)]
-                buffers[key][_relative(inside, held[key])] = part
+                copy(buffers[key][_relative(inside, held[key])], part)
 
     with ThreadPoolExecutor(READERS) as pool:
         list(pool.map(fill, parts))

@@ -328,11 +328,17 @@ def _explain(message: str, schema: type, command: str) -> str:
     ):
         unknown = match[1]
     if unknown:
-        near = difflib.get_close_matches(unknown, _field_names(schema), n=1, cutoff=0.4)
+        group = unknown.rpartition(".")[0]
+        known = _field_names(schema)
+        siblings = [name for name in known if group and name.startswith(f"{group}.")]
+        near = difflib.get_close_matches(unknown, siblings or known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""
         return f"{unknown}: no such field; {hint}see {command} --help"
     if match := re.search(r'Parser key "([\w.]+)": (.*)', message):
         wanted = match[2].replace("<class '", "").replace("'>", "").replace("typing.", "")
+        if union := re.search(r"Subtypes: \[(.*?)\].*Given value: (.*)", wanted):
+            kinds = union[1].replace("NoneType", "null").replace(", ", " or ")
+            return f"{match[1]}={union[2]}: must be {kinds}; see {command} --help"
         if got := re.search(r"Expected an? (.*?)\.? Got value: (.*)", wanted):
             return f"{match[1]}={got[2]}: must be {got[1]}; see {command} --help"
         return f"{match[1]}: {wanted}; see {command} --help"

@@ -19,7 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from convert.to_hf import to_hf
-from convert.weights import LiveWeights, Weights, copy_side_files, load_params, open_weights
+from convert.transfer import _copy_side_files as copy_side_files
+from convert.weights import LiveWeights, Weights, load_params, open_weights
 from flax import nnx
 
 from jaxs1.config import TrainConfig, UserError, parse, run_command, to_yaml
@@ -87,9 +88,11 @@ def train(config: TrainConfig) -> int:
         print(f"stopped by {signal.Signals(stopped).name}; checkpoint at step {at} of {job.steps}")
         print("go on with the same command and --resume auto")
         return 128 + stopped
-    live = LiveWeights(state.params, job.model.architecture, job.hf_config, run / "model")
-    to_hf(live, run / "hf", dtype=config.export_dtype, overwrite=True)
-    print(f"exported to {run / 'hf'}; load it with transformers: from_pretrained('{run / 'hf'}')")
+    exported = run / "hf"
+    if not exported.exists():
+        live = LiveWeights(state.params, job.hf_config, run / "model")
+        to_hf(live, exported, config.export_dtype)
+    print(f"exported to {exported}: transformers' from_pretrained loads it")
     return 0
 
 
@@ -123,11 +126,9 @@ def prepare(config: TrainConfig) -> Job:
     check_divisible(architecture, partition)
     _check_batch(config, partition)
     batches = _read_data(config, tokenizer, architecture, partition)
-    compute = config.compute
-    if compute.attention == "auto":
-        platform = jax.devices()[0].platform
-        impl: Any = ops.DEFAULT_ATTENTION[platform]
-        compute = dataclasses.replace(compute, attention=impl)
+    platform = jax.devices()[0].platform
+    impl: Any = ops.resolve_attention(config.compute.attention, platform, config.compute.dtype)
+    compute = dataclasses.replace(config.compute, attention=impl)
     model = qwen.abstract(architecture, compute, partition, max_segments=config.batch_size)
     steps = config.steps or config.epochs * batches.steps_per_epoch
     return Job(config, weights, tokenizer, hf_config, model, batches, steps)
@@ -193,10 +194,14 @@ def _write_side_files(job: Job, run: Path) -> None:
     (run / "config.yaml").write_text(to_yaml(job.config))
     folder = run / "model"
     folder.mkdir(parents=True, exist_ok=True)
-    if job.weights is not None:
+    if job.weights is not None and job.weights.side_files is not None:
         copy_side_files(job.weights.side_files, folder)
+    if job.config.tokenizer is not None:
+        if Path(job.config.tokenizer).is_dir():
+            copy_side_files(Path(job.config.tokenizer), folder)
+        else:
+            job.tokenizer.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(job.hf_config, indent=2) + "\n")
-    job.tokenizer.save_pretrained(folder)
 
 
 def _initial_params(job: Job) -> Any:

@@ -147,8 +147,39 @@ IMPLS: dict[str, dict[str, Callable[..., jax.Array]]] = {
     "attention": {"xla": attention_xla, "cudnn": attention_cudnn, "splash": attention_splash},
 }
 
-#: Implementation of training attention by platform, where the recipe says auto.
-DEFAULT_ATTENTION = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash", "cpu": "xla"}
+#: Training attention -> the platform and the dtypes that it needs; xla runs everywhere.
+ATTENTION_NEEDS = {
+    "cudnn": ("gpu", "NVIDIA GPU", ("bfloat16",)),
+    "splash": ("tpu", "TPU", ("bfloat16", "float32")),
+}
+
+
+def resolve_attention(name: str, platform: str, dtype: str) -> str:
+    """The implementation of training attention that a recipe's compute.attention stands for.
+
+    Args:
+        name: a name in `IMPLS["attention"]`, or auto: the fastest that the platform and dtype allow
+        platform: of the devices: cpu, gpu or tpu
+        dtype: compute dtype
+
+    Raises:
+        UserError: a named implementation that cannot run here.
+    """
+    if name == "auto":
+        fitting = (
+            impl
+            for impl, (needed, _, dtypes) in ATTENTION_NEEDS.items()
+            if needed == platform and dtype in dtypes
+        )
+        return next(fitting, "xla")
+    if name in ATTENTION_NEEDS:
+        needed, words, dtypes = ATTENTION_NEEDS[name]
+        if platform != needed or dtype not in dtypes:
+            raise UserError(
+                f"compute.attention={name}: needs an {words} and compute.dtype "
+                f"{' or '.join(dtypes)}, this run has {platform} and {dtype}; use auto"
+            )
+    return name
 
 
 def attention(

@@ -58,7 +58,7 @@ def cross_entropy(
     """
     B, T, _ = hidden_BTD.shape
     local = T // sequence_parts
-    wanted = max(1, B // row_parts * local // chunk)
+    wanted = min(local, max(1, B // row_parts * local // chunk))
     count = next(n for n in range(wanted, local + 1) if local % n == 0)
 
     def split(x: jax.Array) -> jax.Array:
@@ -86,11 +86,13 @@ def _chunk_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """A chunk's loss, and its gradient with respect to the logits, in the head's dtype."""
     logits = jnp.einsum("...D,DV->...V", hidden, head, preferred_element_type=jnp.float32)
-    log_total = jax.nn.logsumexp(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    loss = jnp.sum((log_total - chosen) * weights)
+    shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
+    exponential = jnp.exp(shifted)
+    total = jnp.sum(exponential, axis=-1)
+    chosen = jnp.take_along_axis(shifted, targets[..., None], axis=-1)[..., 0]
+    loss = jnp.sum((jnp.log(total) - chosen) * weights)
     is_target = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
-    gradient = (jnp.exp(logits - log_total[..., None]) - is_target) * weights[..., None]
+    gradient = exponential * (weights / total)[..., None] - is_target * weights[..., None]
     return loss, gradient.astype(head.dtype)
 
 

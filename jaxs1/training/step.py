@@ -105,7 +105,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), StepMetrics(
-            loss, optax.global_norm(grads)
+            loss, optax.tree.norm(grads)
         )
 
     return jax.jit(

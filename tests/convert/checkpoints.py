@@ -1,18 +1,81 @@
-"""Small Hugging Face folders with random bits, for the tests of this room."""
-
-from __future__ import annotations
+"""Small Hugging Face folders of random bits, written by safetensors itself."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from convert import mapping
 from jaxs1.model.architecture import Architecture
 
-REPOSITORY = Path(__file__).parents[2]
-CONFIGS = sorted((REPOSITORY / "configs/models").glob("*.json"))
-BITS = {"bfloat16": np.uint16, "float16": np.uint16, "float32": np.uint32}
-CODES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+CONFIGS = {
+    path.stem: {"vocab_size": 61} | json.loads(path.read_text())  # tiny takes its tokenizer's
+    for path in sorted((Path(__file__).parents[2] / "configs/models").glob("*.json"))
+}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def reduced(name, *, tied=None, layers=2):
+    """A config of configs/models with its head counts, but narrow."""
+    config = dict(CONFIGS[name])
+    heads, head_dim = config["num_attention_heads"], 2
+    config |= {"num_hidden_layers": layers, "vocab_size": 61, "intermediate_size": 24}
+    config["hidden_size"] = heads * head_dim
+    if config["model_type"] == "qwen3":  # its heads need not add up to the model's width
+        config |= {"head_dim": 4, "hidden_size": 20}
+    if tied is not None:
+        config["tie_word_embeddings"] = tied
+    return config
+
+
+def random_tensors(config, dtype, seed=0):
+    """Random bits under every name: NaNs with payloads and infinities among them."""
+    random = np.random.default_rng(seed)
+    shapes = mapping.tensors(Architecture.from_hf(config, "test"))
+    width = DTYPES[dtype].itemsize
+    bits = {name: random.bytes(width * int(np.prod(shape))) for name, shape in shapes.items()}
+    return {
+        name: torch.frombuffer(bytearray(raw), dtype=DTYPES[dtype]).reshape(shapes[name])
+        for name, raw in bits.items()
+    }
+
+
+def write_hf(folder, config, tensors, num_shards=1):
+    """A Hugging Face folder with side files; returns it."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "generation_config.json", "chat_template.jinja"):
+        (folder / name).write_text(f"content of {name}")
+    names = sorted(tensors)
+    places = {}
+    for i in range(num_shards):
+        file = f"model-{i + 1:05}-of-{num_shards:05}.safetensors"
+        file = file if num_shards > 1 else "model.safetensors"
+        group = {name: tensors[name] for name in names[i::num_shards]}
+        save_file(group, folder / file, metadata={"format": "pt"})
+        places |= dict.fromkeys(group, file)
+    if num_shards > 1:
+        index = {"metadata": {"total_size": 0}, "weight_map": places}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def make_hf(folder, name="qwen2.5-0.5b", *, dtype="bfloat16", num_shards=1, seed=0, **options):
+    """A Hugging Face folder of random bits; returns it."""
+    config = reduced(name, **options) | {"torch_dtype": dtype}
+    return write_hf(folder, config, random_tensors(config, dtype, seed), num_shards)
+
+
+def read_bits(folder):
+    """Every tensor of a Hugging Face folder as (dtype, shape, bytes), read by safetensors."""
+    content = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as f:
+            for name in f.keys():  # noqa: SIM118  (not a dictionary)
+                tensor = f.get_tensor(name)
+                raw = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+                content[name] = (tensor.dtype, tuple(tensor.shape), raw)
+    return content

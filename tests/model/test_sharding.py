@@ -38,7 +38,7 @@ def losses(partition, rows, remat, steps=5, accumulate=1):
     ]
     batches = Batches(
         examples,
-        DataConfig(rows=rows, row_multiple=16),
+        DataConfig(rows=rows, row_multiple=128),
         batch_size=16,
         accumulate=accumulate,
         loss="token",

@@ -1,0 +1,172 @@
+"""Recipes, overrides, and the one line that every wrong setting gets."""
+
+import dataclasses
+import json
+
+import pytest
+import yaml
+
+from jaxs1.config import TrainConfig, UserError, parse, to_yaml
+from jaxs1.model.architecture import Architecture, read_config
+from tests.conftest import ROOT
+
+NEEDED = ["--data.path", "a.jsonl", "--model", "m"]
+CONFIGS = ROOT / "configs"
+
+
+def train_config(*argv):
+    return parse(TrainConfig, argv, command="python -m jaxs1.train")
+
+
+def test_command_line_overrides_the_recipe():
+    recipe = ["--config", str(CONFIGS / "s1_32b.yaml")]
+    plain = train_config(*recipe)
+    assert plain.optimizer.learning_rate == 1e-5
+    changed = train_config(*recipe, "--optimizer.learning_rate", "2e-5", "--steps", "7")
+    optimizer = dataclasses.replace(plain.optimizer, learning_rate=2e-5)
+    assert changed == dataclasses.replace(plain, optimizer=optimizer, steps=7)
+    fields = train_config(*recipe, "--data.fields", '{"question": "prompt"}').data.fields
+    assert fields == {"question": "prompt"}
+
+
+@pytest.mark.parametrize("recipe", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
+def test_recipe_is_valid_and_reads_back(recipe, tmp_path):
+    needed = [*NEEDED, "--tokenizer", "t"] if recipe.name == "tiny.yaml" else []
+    config = train_config("--config", str(recipe), *needed)
+    again = tmp_path / "again.yaml"
+    again.write_text(to_yaml(config))
+    assert train_config("--config", str(again)) == config
+    assert f"#   python -m jaxs1.train --config configs/{recipe.name}" in recipe.read_text()
+
+
+def test_s1_hyper_parameters():
+    """Section 4 and appendix of arXiv 2501.19393, and s1's train/sft.sh."""
+    c = train_config("--config", str(CONFIGS / "s1_32b.yaml"))
+    assert (c.batch_size, c.epochs, c.data.block_size) == (16, 5, 32768)
+    o = c.optimizer
+    assert (o.name, o.learning_rate, o.b1, o.b2, o.weight_decay) == ("adamw", 1e-5, 0.9, 0.95, 1e-4)
+    assert (o.warmup_ratio, o.final_ratio, o.clip_norm) == (0.05, 0.0, 1.0)
+    assert (c.compute.dtype, c.compute.param_dtype) == ("bfloat16", "float32")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--optimizer.learning_rat", "1"], ["optimizer.learning_rat", "optimizer.learning_rate"]),
+        (["--batch", "1"], ["batch", "did you mean batch_size"]),
+        (["--optimizer.learning_rate", "fast"], ["optimizer.learning_rate=fast", "float"]),
+        (["--optimizer.name", "sgd"], ["optimizer.name=sgd", "adamw", "muon"]),
+        (["--steps", "1.5"], ["steps=1.5", "int"]),
+        (["--steps", "0"], ["steps=0", "positive"]),
+        (["--batch_size", "-1"], ["batch_size=-1", "positive"]),
+        (["--optimizer.warmup_ratio", "2"], ["optimizer.warmup_ratio=2", "0 to 1"]),
+        (["--checkpoint.every", "-1"], ["checkpoint.every=-1"]),
+        (["--data.path", ""], ["data.path=''", "--data.path"]),
+        (["--model", "null"], ["model=null", "--architecture"]),
+        (["--model", "null", "--architecture", "a.json"], ["tokenizer=null", "--tokenizer"]),
+        (["--config", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
+        (["stray"], ["stray"]),
+    ],
+)
+def test_wrong_setting_is_one_line(argv, words):
+    with pytest.raises(UserError) as error:
+        train_config(*NEEDED, *argv)
+    message = str(error.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("optimizer: {lr: 1}", ["optimizer.lr: no such field"]),
+        ("optimiser: {learning_rate: 1}", ["optimiser", "did you mean optimizer"]),
+        ("batch_size: many", ["batch_size=many", "int"]),
+        ("a: [1\nb: }", ["pars"]),
+        ("- 1", []),
+    ],
+)
+def test_wrong_recipe_is_one_line(text, words, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    with pytest.raises(UserError) as error:
+        train_config(*NEEDED, "--config", str(recipe))
+    message = str(error.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+def test_command_ends_with_one_line_and_status_2(run_module):
+    done = run_module("jaxs1.train", "--config", "configs/tiny.yaml", "--optimiser.name", "x")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: optimiser.name: no such field; did you mean optimizer")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_help_explains_every_field_and_print_config_reads_back(run_module, tmp_path):
+    shown = " ".join(run_module("jaxs1.train", "--help").stdout.split())
+
+    def documented(schema):
+        for line in (schema.__doc__ or "").split("Args:")[1].split("\n"):
+            if ": " in line:
+                yield line.split(": ", 1)[1].strip()
+
+    for field in dataclasses.fields(TrainConfig):
+        assert f"--{field.name}" in shown
+        if dataclasses.is_dataclass(field.default_factory):
+            for inner in dataclasses.fields(field.default_factory):
+                assert f"--{field.name}.{inner.name}" in shown
+            assert all(text in shown for text in documented(field.default_factory))
+    assert all(text in shown for text in documented(TrainConfig))
+    assert "[tokens]" in shown
+    printed = run_module("jaxs1.train", "--config", "configs/s1_7b.yaml", "--print_config")
+    assert printed.returncode == 0
+    assert yaml.safe_load(printed.stdout)["mesh"]["context"] == 4
+
+
+PUBLISHED = {  # parameters in billions, from the model cards
+    "qwen2.5-0.5b": 0.49,
+    "qwen2.5-1.5b": 1.54,
+    "qwen2.5-3b": 3.09,
+    "qwen2.5-7b": 7.61,
+    "qwen2.5-14b": 14.7,
+    "qwen2.5-32b": 32.5,
+    "qwen2.5-72b": 72.7,
+    "qwen3-0.6b": 0.6,
+    "qwen3-1.7b": 1.7,
+    "qwen3-4b": 4.0,
+    "qwen3-8b": 8.2,
+    "qwen3-14b": 14.8,
+    "qwen3-32b": 32.8,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_architectures_have_their_published_sizes(name):
+    path = CONFIGS / "models" / f"{name}.json"
+    architecture = Architecture.from_hf(read_config(path), str(path))
+    assert architecture.num_parameters / 1e9 == pytest.approx(PUBLISHED[name], rel=0.015)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_type": "llama"}, ["model_type='llama'", "qwen2"]),
+        ({"hidden_size": None}, ["hidden_size is missing"]),
+        ({"num_key_value_heads": 3}, ["num_key_value_heads=3", "num_attention_heads=14"]),
+        ({"use_sliding_window": True}, ["use_sliding_window"]),
+        ({"rope_scaling": {"type": "yarn"}}, ["yarn", "rope_scaling"]),
+        ({"hidden_act": "gelu"}, ["hidden_act='gelu'"]),
+        ({"num_hidden_layers": 0}, ["num_layers=0"]),
+        ({"vocab_size": "many"}, ["vocab_size='many'"]),
+        ({"head_dim": 7}, ["head_dim=7", "even"]),
+    ],
+)
+def test_unsupported_architecture_is_one_line(change, words):
+    config = json.loads((CONFIGS / "models" / "qwen2.5-0.5b.json").read_text()) | change
+    with pytest.raises(UserError) as error:
+        Architecture.from_hf(config, "config.json")
+    message = str(error.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message

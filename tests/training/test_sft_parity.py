@@ -1,0 +1,133 @@
+"""Twenty steps of SFT equal a plain torch + transformers loop on the same sequences."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from jaxs1.config import DataConfig, OptimizerConfig
+from jaxs1.data.batches import Batches
+from jaxs1.data.chat import Example
+from jaxs1.model import qwen
+from jaxs1.training.optimizer import make_optimizer, make_schedule
+from jaxs1.training.step import init_state, make_train_step, put_batch
+from tests.numerics import assert_close
+from tests.tiny_models import hf_model, ours
+
+STEPS = 20
+OPTIMIZER = OptimizerConfig(learning_rate=3e-3, warmup_ratio=0.2, weight_decay=0.1, eps=1e-6)
+
+
+def make_examples():
+    """Sequences with structure, so that the loss can fall: every token follows from the last."""
+    rng = np.random.default_rng(0)
+    follows = rng.permutation(96)
+    examples = []
+    for n in rng.integers(6, 40, 100):
+        tokens = [int(rng.integers(96))]
+        while len(tokens) < n:
+            tokens.append(int(follows[tokens[-1]] if rng.random() < 0.9 else rng.integers(96)))
+        examples.append(Example(np.asarray(tokens, np.int32), np.arange(n) >= n // 3))
+    return examples
+
+
+def torch_losses(model, examples, batches, loss_kind):
+    """The plain loop: one sequence at a time, torch's cross-entropy and AdamW."""
+    decayed = [p for n, p in model.named_parameters() if not ("norm" in n or "bias" in n)]
+    kept = [p for n, p in model.named_parameters() if "norm" in n or "bias" in n]
+    o = OPTIMIZER
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": o.weight_decay}, {"params": kept, "weight_decay": 0}],
+        lr=o.learning_rate,
+        betas=(o.b1, o.b2),
+        eps=o.eps,
+    )
+    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, STEPS // 5, STEPS)
+    losses = []
+    for step in range(STEPS):
+        chosen = [examples[i] for i in batches.indices(step)]
+        counts = [int(e.is_target[1:].sum()) for e in chosen]
+        total = 0.0
+        for e, count in zip(chosen, counts, strict=True):
+            tokens = torch.tensor(e.tokens, dtype=torch.long)
+            labels = torch.where(torch.tensor(e.is_target), tokens, -100)[1:]
+            logits = model(tokens[None]).logits[0, :-1]
+            summed = torch.nn.functional.cross_entropy(
+                logits, labels, ignore_index=-100, reduction="sum"
+            )
+            share = sum(counts) if loss_kind == "token" else count * len(chosen)
+            (summed / share).backward()
+            total += summed.item() / share
+        torch.nn.utils.clip_grad_norm_(model.parameters(), o.clip_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(total)
+    return losses
+
+
+@pytest.mark.parametrize("loss", ["token", "sequence"])
+def test_twenty_steps_equal_torch(loss, tmp_path):
+    oracle = hf_model("qwen2-tied-14-2")
+    model = ours(oracle, tmp_path)
+    examples = make_examples()
+    batches = Batches(
+        examples,
+        DataConfig(row_multiple=128),
+        batch_size=8,
+        accumulate=1,
+        loss=loss,
+        seed=0,
+        parts=1,
+        attention=0.01,
+        padding_id=0,
+    )
+    optimizer = make_optimizer(OPTIMIZER, STEPS)
+    step = make_train_step(model, optimizer, loss_chunk=64)
+    state = init_state(model, optimizer, qwen.parameters(model))
+    found = []
+    for number in range(STEPS):
+        batch, _ = batches.batch(number)
+        state, metrics = step(state, put_batch(batch, model.partition))
+        found.append(float(metrics.loss))
+    expected = torch_losses(oracle.train(), examples, batches, loss)
+    assert expected[-1] < 0.7 * expected[0]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert_close(mine, theirs, "SFT losses = torch loop, 20 steps")
+    after = dict(oracle.named_parameters())["model.norm.weight"].detach().numpy()
+    assert_close(state.params["final_norm"]["scale"], after, "SFT losses = torch loop, 20 steps")
+
+
+def test_schedule_is_that_of_transformers():
+    config = OptimizerConfig(learning_rate=1e-5, warmup_ratio=0.05)
+    schedule = make_schedule(config, 315)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1e-5)
+    oracle = transformers.get_cosine_schedule_with_warmup(optimizer, 16, 315)
+    for step in range(315):
+        assert float(schedule(step)) == pytest.approx(oracle.get_last_lr()[0], rel=1e-4, abs=1e-12)
+        optimizer.step()
+        oracle.step()
+
+
+def test_muon_moves_matrices_along_orthogonal_directions(tmp_path):
+    model = ours(hf_model("qwen2-untied-4-4"), tmp_path)
+    config = OptimizerConfig(name="muon", learning_rate=0.1, warmup_ratio=0, clip_norm=None)
+    optimizer = make_optimizer(config, 10)
+    params = qwen.parameters(model)
+    rng = np.random.default_rng(0)
+    grads = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), params)
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+    attn, mlp = updates["layers"]["attn"], updates["layers"]["mlp"]
+    flat = {
+        "q": np.asarray(attn["q"]["kernel"]).reshape(3, 64, 64),
+        "o": np.asarray(attn["o"]["kernel"]).reshape(3, 64, 64),
+        "gate": np.asarray(mlp["gate"]["kernel"]),
+    }
+    for name, stacked in flat.items():
+        for matrix in stacked:  # every layer on its own
+            singular = np.linalg.svd(matrix, compute_uv=False)
+            assert singular[0] / singular[-4] < 2.2, name  # of the raw gradient: above 10
+    embedding = np.abs(np.asarray(updates["embedding"]))  # Adam: every element moves alike
+    assert embedding.max() / embedding.min() < 1.1
