@@ -18,11 +18,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+
 from convert.to_hf import to_hf
 from convert.transfer import _copy_side_files as copy_side_files
 from convert.weights import LiveWeights, Weights, load_params, open_weights
-from flax import nnx
-
 from jaxs1.config import TrainConfig, UserError, parse, run_command, to_yaml
 from jaxs1.data import chat
 from jaxs1.data.batches import Batches, BatchStats, fit_to_block

@@ -42,6 +42,8 @@ EVALUATION_QUESTIONS = 400  # in each of dev.jsonl and test.jsonl
 BASE_MIXTURE = {"worksheet": 0.5, "compare": 0.2, "calculate": 0.15, "spot": 0.1, "express": 0.05}
 VALUES = range(-5, 48)  # every value of x*y+z and x*y-z over distinct digits lies in here
 ROTATED_WORKSHEETS = 1 / 3
+#: One token each: with a token per digit the verdict `yes` is hardly learnt.
+TWO_DIGITS = [str(value) for value in VALUES if value > 9]
 WORDS = "system\nuser\nassistant\nthink\nanswer\n"  # so that each becomes one token
 
 _NUMBER = r"(0|[1-9][0-9]{0,2})"
@@ -314,7 +316,7 @@ def write_corpus(
         texts += [
             f"{t['question']}\n{t['thinking_trajectories'][0]}\n{t['attempt']}" for t in traces
         ]
-        train_tokenizer([WORDS, *texts], partial / "tokenizer")
+        train_tokenizer([WORDS, *texts], partial / "tokenizer", words=TWO_DIGITS)
         summary = _summary(files, partial / "tokenizer")
         partial.rename(folder)
     finally:

