@@ -146,7 +146,7 @@ def _finish(weights: Weights, config: dict[str, Any], partial: Path, dst: Path) 
     """Add the small files, make everything durable, and give the folder its name."""
     (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if weights.side_files is not None:
-        _copy_side_files(weights.side_files, partial)
+        copy_side_files(weights.side_files, partial)
     for path in [partial, *partial.rglob("*")]:
         _sync(path)
     (partial / JOURNAL).unlink()
@@ -154,7 +154,8 @@ def _finish(weights: Weights, config: dict[str, Any], partial: Path, dst: Path) 
     _sync(dst.parent)
 
 
-def _copy_side_files(source: Path, partial: Path) -> None:
+def copy_side_files(source: Path, partial: Path) -> None:
+    """Copy a model's tokenizer, chat template and generation config, byte by byte."""
     for pattern in SIDE_FILES:
         for file in source.glob(pattern):
             if file.is_file():

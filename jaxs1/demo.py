@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxs1.config import UserError, parse, run_command
 from jaxs1.data import puzzles
@@ -79,15 +80,17 @@ def _answer(model_folder: Path, count: int) -> None:
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
     except ImportError:
         print("   skipped: needs torch (pip install 'jaxs1[torch]')")
         return
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(model_folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="float32")
+    model: Any = AutoModelForCausalLM.from_pretrained(model_folder, dtype="float32")
     lines = (FOLDER / "data" / "test.jsonl").read_text().splitlines()[:count]
     problems = [puzzles.Problem.from_record(json.loads(line)) for line in lines]
     chats = [[{"role": "user", "content": p.question}] for p in problems]
-    prompts = tokenizer.apply_chat_template(
+    prompts: Any = tokenizer.apply_chat_template(
         chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
     )
     with torch.no_grad():
@@ -100,10 +103,9 @@ def _answer(model_folder: Path, count: int) -> None:
         ANSWER, "answer"
     )
     print("".join(f"   | {line}\n" for line in shown.splitlines()))
-    low, high = wilson(correct, len(problems))
+    low, high = (f"{x:.0%}" for x in wilson(correct, len(problems)))
     print(
-        f"   {correct} of {len(problems)} correct when it stops by itself: {correct / len(problems):.0%} "
-        f"(95 % interval {low:.0%} to {high:.0%})\n"
+        f"   {correct} of {len(problems)} correct when it stops by itself (95 %: {low} to {high})\n"
     )
 
 

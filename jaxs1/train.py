@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import signal
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from convert.to_hf import to_hf
-from convert.transfer import _copy_side_files as copy_side_files
+from convert.transfer import copy_side_files
 from convert.weights import LiveWeights, Weights, load_params, open_weights
 from jaxs1.config import TrainConfig, UserError, parse, run_command, to_yaml
 from jaxs1.data import chat
@@ -53,6 +54,7 @@ class Job:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is meant to be so
     return train(parse(TrainConfig, argv, command="python -m jaxs1.train"))
 
 

@@ -21,6 +21,8 @@ from jax.sharding import PartitionSpec as P
 from jaxs1.config import UserError
 from jaxs1.model.sharding import TABLE, Partition
 
+#: Added to the score of a key that a query may not see.
+_HIDDEN = -1e30
 #: Queries that one block of the XLA attention takes at least.
 QUERY_BLOCK = 128
 
@@ -72,29 +74,39 @@ def attention_xla(q: jax.Array, k: jax.Array, v: jax.Array, segments_BT: jax.Arr
     """Causal attention within segments, block by block of queries; softmax in float32.
 
     A block sees only the keys up to its own end, which saves half of the products, and its scores
-    are computed again in the backward pass, so that memory grows with T, not with T^2.
+    are computed again in the backward pass, so that memory grows with T, not with T^2. Heads are
+    brought to the front once: with [B, T, heads, H] as it comes, XLA transposes every block's
+    scores, which on CPU takes longer than the products.
     """
     B, T, N, H = q.shape
     K = k.shape[2]
-    q = q.reshape(B, T, K, N // K, H)
+    G = N // K
     block = max(QUERY_BLOCK, -(-T // 32))
+    q_BKXH = q.reshape(B, T, K, G, H).transpose(0, 2, 1, 3, 4).reshape(B, K, T * G, H)
+    k_BKTH, v_BKTH = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
     @functools.partial(jax.checkpoint, static_argnums=(4,))
-    def attend(q_BSKGH, k_BTKH, v_BTKH, segments, start):
-        end = start + q_BSKGH.shape[1]
-        scores = jnp.einsum("BSKGH,BTKH->BKGST", q_BSKGH, k_BTKH).astype(jnp.float32) * H**-0.5
+    def attend(q, k, v, segments, start):
+        end = k.shape[2]
+        scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32) * H**-0.5
         causal = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
         visible = causal & (segments[:, start:end, None] == segments[:, None, :])
-        scores = jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min)
-        probabilities = jax.nn.softmax(scores, axis=-1).astype(v_BTKH.dtype)
-        return jnp.einsum("BKGST,BTKH->BSKGH", probabilities, v_BTKH)
+        bias = jnp.where(visible, 0.0, _HIDDEN)[:, None, :, None]  # X is (query, G)
+        scores = (scores.reshape(B, K, -1, G, end) + bias).reshape(scores.shape)
+        # softmax, divided after the product with v: one pass less over the scores
+        weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+        total = weights.sum(axis=-1, keepdims=True)
+        out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return (out / total).astype(v.dtype)
 
     blocks = []
     for start in range(0, T, block):
         end = min(start + block, T)
-        keys = slice(0, end)
-        blocks.append(attend(q[:, start:end], k[:, keys], v[:, keys], segments_BT[:, keys], start))
-    return jnp.concatenate(blocks, axis=1).reshape(B, T, N, H)
+        queries = q_BKXH[:, :, start * G : end * G]
+        keys, values = k_BKTH[:, :, :end], v_BKTH[:, :, :end]
+        blocks.append(attend(queries, keys, values, segments_BT[:, :end], start))
+    out_BKXH = jnp.concatenate(blocks, axis=2)
+    return out_BKXH.reshape(B, K, T, G, H).transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
 
 
 def attention_cudnn(

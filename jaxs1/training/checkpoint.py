@@ -21,7 +21,8 @@ from jaxs1.training.step import TrainState
 #: Fields that may differ between a run and its continuation; all others would change the result.
 FREE_TO_CHANGE = ("output", "resume", "export_dtype", "mesh", "compute", "checkpoint", "log")
 
-#: Arrays are written in chunks of at most this many bytes, so that a reader needs little memory.
+#: Arrays are written in chunks of at most this many bytes, layer by layer where they are stacked:
+#: a reader, as the conversion, then needs little memory.
 CHUNK_BYTES = 128 * 2**20
 
 
@@ -104,7 +105,7 @@ def _by_name(opt_state: Any) -> dict[str, Any]:
 
 
 def _save_args(tree: Any) -> Any:
-    args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
+    args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,)), tree)
     return ocp.args.PyTreeSave(tree, save_args=args)
 
 
