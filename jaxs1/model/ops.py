@@ -109,6 +109,13 @@ def attention_xla(q: jax.Array, k: jax.Array, v: jax.Array, segments_BT: jax.Arr
     return out_BKXH.reshape(B, K, T, G, H).transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
 
 
+def segment_lengths(segments_BT: jax.Array, max_segments: int) -> jax.Array:
+    """Tokens of each of a row's sequences, int32 [B, max_segments]; 0 where there are fewer."""
+    numbers = jnp.arange(1, max_segments + 1)
+    same = segments_BT[:, None, :] == numbers[None, :, None]
+    return jnp.sum(same, axis=-1, dtype=jnp.int32)
+
+
 def attention_cudnn(
     q: jax.Array, k: jax.Array, v: jax.Array, segments_BT: jax.Array, max_segments: int
 ) -> jax.Array:
@@ -116,8 +123,7 @@ def attention_cudnn(
     # jax.nn.dot_product_attention does not expose packed layouts; this is the layer below it.
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
-    edges = jnp.arange(1, max_segments + 1)
-    lengths = jnp.sum(segments_BT[:, None, :] == edges[None, :, None], axis=-1, dtype=jnp.int32)
+    lengths = segment_lengths(segments_BT, max_segments)
     offsets = jnp.pad(jnp.cumsum(lengths, axis=-1, dtype=jnp.int32), ((0, 0), (1, 0)))
     return cudnn.dot_product_attention(
         q,
@@ -133,7 +139,14 @@ def attention_cudnn(
     )
 
 
-def attention_splash(q: jax.Array, k: jax.Array, v: jax.Array, segments_BT: jax.Array) -> jax.Array:
+def attention_splash(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segments_BT: jax.Array,
+    *,
+    interpret: bool = False,
+) -> jax.Array:
     """Splash attention, Pallas's block-sparse flash attention for TPU."""
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as splash,
@@ -162,6 +175,7 @@ def attention_splash(q: jax.Array, k: jax.Array, v: jax.Array, segments_BT: jax.
         mask.MultiHeadMask([mask.CausalMask((T, T)) for _ in range(N // K)]),
         block_sizes=blocks,
         residual_checkpoint_name="attention_residual",
+        interpret=interpret,
     )
     q_BKGTH = (q * q.shape[-1] ** -0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     k_BKTH, v_BKTH = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
