@@ -165,8 +165,8 @@ def report(architecture, speeds, losses, batches, steps) -> None:
     ours = np.asarray(speeds["jaxs1, packed"])
     lengths = batches.lengths
     print(
-        f"{architecture.num_parameters:,} parameters, float32, {steps} steps of {BATCH} sequences of "
-        f"{lengths.min()} to {lengths.max()} tokens (mean {lengths.mean():.0f}); losses agree\n"
+        f"{architecture.num_parameters:,} parameters, float32, {steps} steps of {BATCH} sequences "
+        f"of {lengths.min()} to {lengths.max()} tokens (mean {lengths.mean():.0f}); losses agree\n"
     )
     print(f"{'':22}{'tokens/s (median)':>18}{'min':>9}{'max':>9}{'last loss':>11}")
     for name, values in speeds.items():

@@ -12,7 +12,7 @@ import logging
 import math
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,23 +68,22 @@ def train(config: TrainConfig) -> int:
         UserError: anything the user can mend, before the first step; a non-finite loss.
     """
     run = Path(config.output)
-    checkpoints = Checkpoints(run, config.checkpoint)
-    start = checkpoints.latest() or 0
-    if start and config.resume == "never":
-        raise UserError(
-            f"output={run}: already holds a run, up to step {start}; --resume auto goes on with "
-            "it, or give another --output"
-        )
-    job = prepare(config)
-    _describe(job, start)
-    _write_side_files(job, run)
-    optimizer = make_optimizer(config.optimizer, job.steps)
-    state = init_state(job.model, optimizer, _initial_params(job))
-    if start:
-        state = checkpoints.restore(start, state, config)
-    step = make_train_step(job.model, optimizer, loss_chunk=config.compute.loss_chunk)
-    state, stopped = _run_steps(job, step, state, checkpoints, run)
-    checkpoints.close()
+    with closing(Checkpoints(run, config.checkpoint)) as checkpoints:
+        start = checkpoints.latest() or 0
+        if start and config.resume == "never":
+            raise UserError(
+                f"output={run}: already holds a run, up to step {start}; --resume auto goes on "
+                "with it, or give another --output"
+            )
+        job = prepare(config)
+        _describe(job, start)
+        _write_side_files(job, run)
+        optimizer = make_optimizer(config.optimizer, job.steps)
+        state = init_state(job.model, optimizer, _initial_params(job))
+        if start:
+            state = checkpoints.restore(start, state, config)
+        step = make_train_step(job.model, optimizer, loss_chunk=config.compute.loss_chunk)
+        state, stopped = _run_steps(job, step, state, checkpoints, run)
     if stopped:
         at = int(state.step)
         print(f"stopped by {signal.Signals(stopped).name}; checkpoint at step {at} of {job.steps}")

@@ -140,7 +140,7 @@ def _rows(config: DataConfig) -> Iterator[tuple[str, Row]]:
     if path.is_file():
         with path.open("rb") as file:
             is_parquet = file.read(4) == b"PAR1"
-        yield from _parquet(path) if is_parquet else _jsonl(path)
+        yield from _parquet(path) if is_parquet else read_jsonl(path)
     elif path.exists():
         raise UserError(f"data.path={path}: is a folder; give a .jsonl or .parquet file")
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", config.path) and not path.parent.exists():
@@ -151,7 +151,8 @@ def _rows(config: DataConfig) -> Iterator[tuple[str, Row]]:
         )
 
 
-def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
+def read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
+    """Rows of a JSONL file with where each lies; raises `UserError` at a malformed line."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             where = f"{path}:{number}"

@@ -105,8 +105,10 @@ def _by_name(opt_state: Any) -> dict[str, Any]:
 
 
 def _save_args(tree: Any) -> Any:
-    args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,)), tree)
-    return ocp.args.PyTreeSave(tree, save_args=args)
+    def save_args(x: Any) -> ocp.SaveArgs:
+        return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if x.ndim else ())
+
+    return ocp.args.PyTreeSave(tree, save_args=jax.tree.map(save_args, tree))
 
 
 def _restore_args(tree: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Many questions to few: filters, features, seeded selection, report."""

@@ -1,0 +1,69 @@
+"""Does a question share eight words in a row with a benchmark?
+
+The rule: lower case, whitespace normalised, words are what whitespace separates (so "x," and "x"
+are two words), any common run of `N` words counts. A question of fewer words shares none.
+Source: s1's data/decontaminate_util.py, with n = 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from jaxs1.config import UserError
+from jaxs1.curation.pool import Pool
+
+N = 8
+
+
+def ngrams(text: str) -> Iterator[str]:
+    """All runs of `N` words of the normalised text."""
+    words = text.lower().split()
+    return (" ".join(words[i : i + N]) for i in range(len(words) - N + 1))
+
+
+class Benchmarks:
+    """Benchmarks' runs of words, each with the first file that has it.
+
+    Args:
+        questions: a benchmark's name -> its questions
+    """
+
+    def __init__(self, questions: Mapping[str, list[str]]) -> None:
+        self.names = tuple(questions)
+        self._owner: dict[str, int] = {}
+        for number, texts in enumerate(questions.values()):
+            for text in texts:
+                for run in ngrams(text):
+                    self._owner.setdefault(run, number)
+
+    def find(self, question: str) -> int:
+        """The number (in `names`) of a benchmark that the question overlaps with, or -1."""
+        if self._owner:
+            for run in ngrams(question):
+                if (number := self._owner.get(run)) is not None:
+                    return number
+        return -1
+
+
+def read_benchmarks(files: Mapping[str, str]) -> Benchmarks:
+    """Read benchmark files.
+
+    Args:
+        files: path of a JSONL or Parquet file (or hub id) -> the column of its questions
+
+    Raises:
+        UserError: an unreadable file; a row whose column is not a string.
+    """
+    questions = {}
+    for path, column in files.items():
+        texts = []
+        for wheres, values in Pool(path, setting="benchmarks").batches([column]):
+            for where, (text,) in zip(wheres, values, strict=True):
+                if not isinstance(text, str):
+                    raise UserError(
+                        f"{where}: column {column!r} must hold a benchmark question as a string, "
+                        f"is {type(text).__name__}; name the right column in --benchmarks"
+                    )
+                texts.append(text)
+        questions[path] = texts
+    return Benchmarks(questions)

@@ -1,0 +1,224 @@
+"""What a curation did, for people and for programs: funnel.json, report.md, two pictures.
+
+Letters: N rows of the pool.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxs1.curation.features import Tally
+from jaxs1.curation.filters import Stage
+from jaxs1.curation.table import Table
+
+EXTREMES = 10
+MOST_LINES = 70
+QUANTILES = (0, 10, 50, 90, 100)
+
+
+@dataclass(frozen=True)
+class Story:
+    """A finished curation.
+
+    Args:
+        settings: what was asked for: input, recipe, seed, ...
+        table: the whole pool
+        stages: what each did, in order
+        selected_N: True where a row was selected
+        seeds: rows that were selected for sure
+        tallies: what happened to the features that were computed
+        notes: choices that were made for the user, one sentence each
+        titles: subject -> what it stands for
+    """
+
+    settings: dict[str, Any]
+    table: Table
+    stages: Sequence[Stage]
+    selected_N: np.ndarray
+    seeds: int
+    tallies: dict[str, Tally]
+    notes: Sequence[str]
+    titles: dict[str, str]
+
+    def extremes(self) -> dict[str, list[int]]:
+        """Rows (positions in the table) of the longest and the shortest selected traces."""
+        rows = np.flatnonzero(self.selected_N & (self.table.length_N >= 0))
+        order = np.lexsort((self.table.key_N[rows], -self.table.length_N[rows]))
+        ranked = rows[order].tolist()
+        return {"longest": ranked[:EXTREMES], "shortest": ranked[::-1][:EXTREMES]}
+
+
+def write_report(story: Story, questions: dict[int, str], folder: Path) -> None:
+    """Write funnel.json, report.md, funnel.png and distributions.png into a folder.
+
+    Args:
+        story: what to tell
+        questions: of the extreme rows, by position in the table
+        folder: where the files go
+    """
+    (folder / "funnel.json").write_text(json.dumps(funnel(story), indent=2) + "\n")
+    (folder / "report.md").write_text(_markdown(story, questions))
+    _draw_funnel(story, folder / "funnel.png")
+    _draw_distributions(story, folder / "distributions.png")
+
+
+def funnel(story: Story) -> dict[str, Any]:
+    """Counts of every stage, with reasons; JSON can hold it."""
+    return {
+        **story.settings,
+        "read": len(story.table),
+        "stages": [
+            {"name": s.name, "kept": s.kept, "dropped": len(s.row_D), "reasons": s.counts()}
+            for s in story.stages
+        ],
+        "seeds": story.seeds,
+        "selected": int(story.selected_N.sum()),
+        "features": {name: asdict(tally) for name, tally in story.tallies.items()},
+        "notes": list(story.notes),
+    }
+
+
+def _markdown(story: Story, questions: dict[int, str]) -> str:
+    table, settings = story.table, story.settings
+    lines = [f"# {len(table):,} questions to {int(story.selected_N.sum()):,}", ""]
+    lines += [", ".join(f"{k} `{v}`" for k, v in settings.items()), ""]
+    lines += [*(f"* {note}" for note in story.notes), "", "## Funnel", "", "![funnel](funnel.png)"]
+    rows: list[Sequence[Any]] = [("read", f"{len(table):,}", "", "")]
+    for s in story.stages:
+        why = "; ".join(f"{reason}: {n:,}" for reason, n in s.counts().items())
+        rows.append((s.name, f"{s.kept:,}", f"{len(s.row_D):,}", why))
+    lines += _table(("stage", "left", "dropped", "reasons"), rows)
+    lines += [f"Selected for sure (seeds): {story.seeds:,}. Every dropped row: dropped.parquet."]
+    if story.tallies:
+        lines += ["", "## Features computed"]
+        names = ("computed", "cached", "unusable", "failed")
+        lines += _table(
+            ("feature", *names),
+            [[f, *(f"{getattr(t, n):,}" for n in names)] for f, t in story.tallies.items()],
+        )
+    lines += ["", "![distributions](distributions.png)", "", "## Trace lengths [tokens]"]
+    lines += _table(("", *(f"{q} %" for q in QUANTILES), "mean"), _length_rows(story))
+    titled = tuple(f"{n}: {story.titles[n]}" if n in story.titles else n for n in table.subjects)
+    for title, column_N, labels in (
+        ("Subjects", table.subject_N, titled),
+        ("Sources", table.source_N, table.sources),
+    ):
+        lines += ["", f"## {title}", *_shares(column_N, labels, story.selected_N)]
+    for which, positions in story.extremes().items():
+        lines += ["", f"## The {which} traces"]
+        lines += _table(
+            ("tokens", "qhash", "subject", "source", "question"),
+            [_extreme(table, i, questions[i]) for i in positions],
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    cells = [header, ["---"] * len(header), *rows]
+    return ["", *("| " + " | ".join(map(str, row)) + " |" for row in cells), ""]
+
+
+def _length_rows(story: Story) -> list[Sequence[Any]]:
+    rows: list[Sequence[Any]] = []
+    for name, lengths in zip(("pool", "selected"), _lengths(story), strict=True):
+        if len(lengths):
+            figures = [*np.percentile(lengths, QUANTILES), lengths.mean()]
+            rows.append((name, *(f"{x:,.0f}" for x in figures)))
+    return rows
+
+
+def _lengths(story: Story) -> tuple[np.ndarray, np.ndarray]:
+    """Known trace lengths of the pool and of what was selected."""
+    known_N = story.table.length_N >= 0
+    lengths_N = story.table.length_N
+    return lengths_N[known_N], lengths_N[known_N & story.selected_N]
+
+
+def _counts(column_N: np.ndarray, n: int, selected_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows per label in the pool and in what was selected; unknown ones are left out."""
+    known_N = column_N >= 0
+    return (
+        np.bincount(column_N[known_N], minlength=n),
+        np.bincount(column_N[known_N & selected_N], minlength=n),
+    )
+
+
+def _shares(column_N: np.ndarray, names: Sequence[str], selected_N: np.ndarray) -> list[str]:
+    before, after = _counts(column_N, len(names), selected_N)
+    order = np.lexsort((-before, -after))
+    rows = [
+        (
+            _cell(names[i]),
+            f"{before[i]:,}",
+            f"{after[i]:,}",
+            f"{after[i] / max(after.sum(), 1):.1%}",
+        )
+        for i in order[:MOST_LINES]
+    ]
+    if len(order) > MOST_LINES:
+        rows.append((f"{len(order) - MOST_LINES:,} more", "", "", ""))
+    return _table(("", "before", "after", "share"), rows)
+
+
+def _extreme(table: Table, i: int, question: str) -> Sequence[Any]:
+    subject = table.subjects[table.subject_N[i]] if table.subject_N[i] >= 0 else ""
+    source = table.sources[table.source_N[i]] if table.source_N[i] >= 0 else ""
+    key = f"`{table.key_N[i]:016x}`"
+    return f"{table.length_N[i]:,}", key, _cell(subject), _cell(source), _cell(question)
+
+
+def _cell(text: str) -> str:
+    """The start of a text, harmless in a Markdown table."""
+    line = " ".join(text.split())
+    short = line if len(line) <= 100 else line[:99] + "…"
+    return short.replace("|", "\\|").replace("$", "\\$").encode(errors="replace").decode()
+
+
+def _draw_funnel(story: Story, path: Path) -> None:
+    names = ["read", *(s.name for s in story.stages)]
+    counts = [len(story.table), *(s.kept for s in story.stages)]
+    figure = Figure(figsize=(8, 0.45 * len(names) + 1), layout="constrained")
+    axes = figure.add_subplot()
+    bars = axes.barh(names, counts, color="tab:blue")
+    axes.bar_label(bars, [f"{n:,}" for n in counts], padding=4)
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(counts) * 1.15)
+    axes.set_xlabel("rows left")
+    figure.savefig(path, dpi=120)
+
+
+def _draw_distributions(story: Story, path: Path) -> None:
+    """Subjects and trace lengths, before and after."""
+    table = story.table
+    before, after = _counts(table.subject_N, len(table.subjects), story.selected_N)
+    order = np.lexsort((-before, -after))[:MOST_LINES]
+    figure = Figure(figsize=(12, 0.16 * len(order) + 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    at = np.arange(len(order))
+    for offset, counts, name in ((-0.2, before, "pool"), (0.2, after, "selected")):
+        share = 100 * counts[order] / max(counts.sum(), 1)
+        left.barh(at + offset, share, 0.4, label=name)
+    left.set_yticks(at, [_cell(table.subjects[i])[:30] for i in order], fontsize=7)
+    left.invert_yaxis()
+    left.set_xlabel("share of rows [%]")
+    left.set_title("subjects")
+    left.legend()
+    pool, selected = _lengths(story)
+    if len(pool):
+        bins = np.geomspace(max(pool.min(), 1), max(pool.max(), 2) + 1, 40)
+        for lengths, name in ((pool, "pool"), (selected, "selected")):
+            weights = np.full(len(lengths), 100 / max(len(lengths), 1))
+            right.hist(np.maximum(lengths, 1), bins, weights=weights, alpha=0.6, label=name)
+        right.set_xscale("log")
+        right.legend()
+    right.set_xlabel("trace length [tokens]")
+    right.set_ylabel("share of rows [%]")
+    right.set_title("trace lengths")
+    figure.savefig(path, dpi=120)

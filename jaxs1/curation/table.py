@@ -1,0 +1,274 @@
+"""What the stages need to know of every question, as numpy columns: 30 bytes a row.
+
+`read_table` reads a pool once, looks at each text and keeps only what was found: 10 million
+questions with their traces would not fit into memory, these columns do.
+
+Letters: N rows of the pool.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxs1.config import UserError
+from jaxs1.curation.decontaminate import Benchmarks
+from jaxs1.curation.pool import Pool
+
+#: Format rules of s1's data/filter.ipynb; a question that matches one is dropped.
+DEFECTS: dict[str, re.Pattern[str]] = {
+    "[asy]": re.compile(r"\[asy\]"),  # kept when the source is AIME
+    "![Image]": re.compile(r"!\[Image\]"),
+    "p1. to p999.": re.compile(r"p[1-9][0-9]{0,2}\."),
+    "**digit**": re.compile(r"\*\*(?=.*\d)[^\s\]]*\*\*"),
+}
+#: Families of sources that rules name, in the order of `Table.family_N`.
+FAMILIES = ("aime", "gpqa", "math")
+
+
+def question_key(question: str) -> str:
+    """The first 16 hex digits of sha256(question), as in s1."""
+    return hashlib.sha256(question.encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def read_text(value: Any) -> str | None:
+    """A string; None where there is none or only white space."""
+    if value is None or isinstance(value, str):
+        return value if value and not value.isspace() else None
+    raise UserError(f"must be a string, is {value!r:.40}")
+
+
+def read_trace(value: Any) -> str | None:
+    """A trace, or the first of several (s1K holds a list of one)."""
+    if isinstance(value, list):
+        value = value[0] if value else None
+    return read_text(value)
+
+
+def read_count(value: Any) -> int | None:
+    """A whole number >= 0; pandas' NaN is None."""
+    if value is None or value != value:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        raise UserError(f"must be a whole number of tokens, is {value!r:.40}")
+    if not 0 <= value < 2**31:
+        raise UserError(f"must be from 0 to 2^31-1, is {value}")
+    return int(value)
+
+
+def read_truth(value: Any) -> bool | None:
+    """True or False, or 1 or 0; pandas' NaN is None."""
+    if value is None or value != value:
+        return None
+    if value not in (0, 1) or isinstance(value, str):
+        raise UserError(f"must be true or false, is {value!r:.40}")
+    return bool(value)
+
+
+#: Column -> how its value is read; None is a missing feature.
+COLUMNS: dict[str, Callable[[Any], Any]] = {
+    "question": read_text,
+    "source_type": read_text,
+    "thinking_trajectories": read_trace,
+    "attempt": read_text,
+    "length": read_count,
+    "correct": read_truth,
+    "solved_small": read_truth,
+    "solved_large": read_truth,
+    "subject": read_text,
+}
+NAMES = tuple(COLUMNS)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One row per question. -1 in a column is none, or unknown because nothing asked for it.
+
+    Args:
+        row_N: int64, number in the pool, counted from 0
+        key_N: uint64, question key
+        missing_N: int8, first missing one of `NAMES`
+        benchmark_N: int16, overlaps with this one of `benchmarks`
+        defect_N: int8, matches this one of `DEFECTS`
+        source_N: int32, one of `sources`
+        family_N: int8, one of `FAMILIES`
+        subject_N: int32, one of `subjects`, which are in alphabetical order
+        length_N: int32, of the trace [tokens]
+        correct_N: int8, is the attempt correct
+        small_N: int8, does the small reference model solve it
+        large_N: int8, does the large one
+        benchmarks, sources, subjects: names
+    """
+
+    row_N: np.ndarray
+    key_N: np.ndarray
+    missing_N: np.ndarray
+    benchmark_N: np.ndarray
+    defect_N: np.ndarray
+    source_N: np.ndarray
+    family_N: np.ndarray
+    subject_N: np.ndarray
+    length_N: np.ndarray
+    correct_N: np.ndarray
+    small_N: np.ndarray
+    large_N: np.ndarray
+    benchmarks: tuple[str, ...]
+    sources: tuple[str, ...]
+    subjects: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.row_N)
+
+    def take(self, index: np.ndarray) -> Table:
+        """The rows of a boolean mask or of positions."""
+        arrays = {k: v[index] for k, v in vars(self).items() if k.endswith("_N")}
+        return dataclasses.replace(self, **arrays)
+
+    def is_family(self, name: str) -> np.ndarray:
+        """True where the source belongs to a family."""
+        return self.family_N == FAMILIES.index(name)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """How a pool is looked at.
+
+    Args:
+        columns: of `NAMES`, those that are read, all of them required by the stage `missing`
+        benchmarks: looked for in questions
+        families: family -> parts of names of sources that make a source belong to it
+        subjects: known codes; None: any
+        computed: column -> function of a row's values that gives what was computed for it
+    """
+
+    columns: tuple[str, ...]
+    benchmarks: Benchmarks
+    families: Mapping[str, Sequence[str]]
+    subjects: frozenset[str] | None = None
+
+    def family(self, source: str) -> int:
+        """The number of the source's family, or -1."""
+        for number, name in enumerate(FAMILIES):
+            if any(part in source for part in self.families[name]):
+                return number
+        return -1
+
+
+def find_defect(question: str, is_aime: bool) -> int:
+    """The number of the first of `DEFECTS` that the question matches, or -1."""
+    for number, (name, pattern) in enumerate(DEFECTS.items()):
+        if pattern.search(question) and not (name == "[asy]" and is_aime):
+            return number
+    return -1
+
+
+class _Labels:
+    """Numbers for names, in the order of their first appearance; -1 for None."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, int] = {}
+
+    def number(self, name: str | None) -> int:
+        return -1 if name is None else self.names.setdefault(name, len(self.names))
+
+
+#: Column of `Table` -> its type code in `array`.
+_CODES = {
+    "key_N": "Q", "missing_N": "b", "benchmark_N": "h", "defect_N": "b", "source_N": "i",
+    "family_N": "b", "subject_N": "i", "length_N": "i", "correct_N": "b", "small_N": "b",
+    "large_N": "b",
+}  # fmt: skip
+
+
+def read_table(
+    pool: Pool, scan: Scan, lookups: Mapping[str, Callable[[dict[str, Any]], Any]]
+) -> Table:
+    """Look at every row once.
+
+    Args:
+        pool: the questions
+        scan: how they are looked at
+        lookups: column -> a function of a row that gives the value computed for it; asked where
+            the pool has none
+
+    Raises:
+        UserError: an empty pool; a value of the wrong kind, an unknown subject (file, line and
+            column are named).
+    """
+    extra = [name for name in ("solution",) if lookups]
+    names = [*scan.columns, *extra]
+    columns = {name: array(code) for name, code in _CODES.items()}
+    sources, subjects = _Labels(), _Labels()
+    for wheres, rows in pool.batches(names):
+        for where, values in zip(wheres, rows, strict=True):
+            row = dict(zip(names, values, strict=True))
+            for name, value in _facts(where, row, scan, lookups, sources, subjects):
+                columns[name].append(value)
+    arrays = {name: np.frombuffer(a, a.typecode) for name, a in columns.items() if a}
+    if not arrays:
+        raise pool.is_empty()
+    order = sorted(subjects.names)
+    place = {name: i for i, name in enumerate(order)}
+    by_name = np.array([place[name] for name in subjects.names] + [-1], np.int32)
+    arrays["subject_N"] = by_name[arrays["subject_N"]]  # -1 stays -1: it is the last one
+    return Table(
+        row_N=np.arange(len(arrays["key_N"])),
+        **arrays,
+        benchmarks=scan.benchmarks.names,
+        sources=tuple(sources.names),
+        subjects=tuple(order),
+    )
+
+
+def _facts(
+    where: str,
+    row: dict[str, Any],
+    scan: Scan,
+    lookups: Mapping[str, Callable[[dict[str, Any]], Any]],
+    sources: _Labels,
+    subjects: _Labels,
+) -> list[tuple[str, int]]:
+    """What `Table` keeps of one row."""
+    v: dict[str, Any] = dict.fromkeys(NAMES)
+    missing = -1
+    for name in scan.columns:
+        v[name] = read_value(where, name, row[name])
+        if v[name] is None and name in lookups:
+            v[name] = lookups[name](row)
+        if v[name] is None and missing < 0:
+            missing = NAMES.index(name)
+    if v["subject"] is not None and scan.subjects and v["subject"] not in scan.subjects:
+        raise UserError(
+            f"{where}: subject={v['subject']!r}: is none of the {len(scan.subjects)} codes in the "
+            "file of --subjects; mend the row, or give the file that has it"
+        )
+    question, source = v["question"] or "", v["source_type"]
+    family = scan.family(source or "")
+    return [
+        ("key_N", int(question_key(question), 16)),
+        ("missing_N", missing),
+        ("benchmark_N", scan.benchmarks.find(question)),
+        ("defect_N", find_defect(question, FAMILIES[family] == "aime" and family >= 0)),
+        ("source_N", sources.number(source)),
+        ("family_N", family),
+        ("subject_N", subjects.number(v["subject"])),
+        ("length_N", -1 if v["length"] is None else v["length"]),
+        ("correct_N", -1 if v["correct"] is None else v["correct"]),
+        ("small_N", -1 if v["solved_small"] is None else v["solved_small"]),
+        ("large_N", -1 if v["solved_large"] is None else v["solved_large"]),
+    ]
+
+
+def read_value(where: str, name: str, value: Any) -> Any:
+    """A column's value as its kind; raises `UserError` that names the row and the column."""
+    try:
+        return COLUMNS[name](value)
+    except UserError as error:
+        raise UserError(f"{where}: column {name!r} {error}; mend the row") from None

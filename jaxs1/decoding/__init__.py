@@ -1,0 +1,1 @@
+"""From a prompt to a completion: thinking that is kept within its budget, then an answer."""

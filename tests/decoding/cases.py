@@ -1,0 +1,151 @@
+"""Random requests in token ids, as `Case` for the oracle and as `Controls`, and what runs them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxs1.decoding import budget
+from jaxs1.decoding.presets import Thinking
+from jaxs1.decoding.script import Script, Sizes, build_controls
+from tests.decoding.oracle import Case, Oracle
+
+VOCAB = 16
+NEWLINES = {5}
+SIZES = Sizes(ends=6, stops=4, longest=3, texts=6, text=8)
+KINDS = ["passed", "thinking", "wait", "close", "cue", "answer"]
+ENDED = [None, "model", "budget", "context"]
+FINISH = [None, "stop", "length"]
+#: name -> delimiters in ids, shaped like the presets'; the last two have ends of several tokens.
+DELIMITERS = {
+    "s1": {"ends": [[6]], "close": [6, 7], "reopen": [6, 8]},
+    "think_tags": {"ends": [[9]], "close": [9], "reopen": [10]},
+    "two ends": {"ends": [[6], [9]], "close": [9, 7], "reopen": [10, 8]},
+    "spelled": {
+        "ends": [[11, 8, 12], [11, 8, 13], [15, 12]],
+        "whole": [[11, 8, 13]],
+        "close": [11, 8, 12],
+        "reopen": [14, 8, 12],
+    },
+    "overlapping": {"ends": [[8, 9], [12]], "close": [12, 7], "reopen": [10, 8]},
+}
+WAITS = [[[10]], [[10, 0]], [[10], [0, 3, 5]], [[3, 5], [10], [11, 8]]]
+
+
+def random_case(rng, mode=None):
+    """One request; every edge of the design is among them."""
+    mode = mode or rng.choice(["strict", "strict", "s1_readme", "s1_harness"])
+    names = list(DELIMITERS) if mode == "strict" else ["s1", "think_tags", "two ends"]
+    case = Case(mode=mode, newlines=NEWLINES, **DELIMITERS[rng.choice(names)])
+    case.stops = [[1], [2]] + ([[3, 4]] if mode == "strict" and rng.random() < 0.3 else [])
+    case.lead = rng.choice([[], [5]])
+    case.cue = rng.choice([[], [3], [5, 3, 0]])
+    case.waits = rng.choice(WAITS)
+    case.last = rng.choice([0, 5, 8])
+    case.max_thinking = rng.choice([-1, 0, 1, 2, 3, 5, 8, 12])
+    case.num_waits = rng.choice([0, 0, 1, 2, 3, 6])
+    if mode == "s1_harness" and rng.random() < 0.2:  # rounds that together reach the budget
+        case.max_thinking, case.num_waits = rng.choice([3, 4, 5]), 1
+    case.min_thinking = rng.choice([0, 0, 0, 1, 3, 7, case.max_thinking])
+    case.max_answer = rng.choice([-1, 1, 2, 4, 8])
+    case.min_answer = rng.choice([1, 1, 3])
+    if case.max_answer > 0:
+        case.min_answer = min(case.min_answer, case.max_answer)
+    if mode != "strict":
+        case.reopen = []
+    if mode == "s1_readme":
+        case.lead, case.close, case.cue = [], [], []
+    reserve = len(case.lead + case.close + case.cue) + case.min_answer
+    case.room = reserve + rng.choice([0, 1, 2, 4, 7, 12, 30, 100])
+    case.max_thinking = min(case.max_thinking, case.room - reserve)
+    most = case.room - reserve if case.max_thinking < 0 else case.max_thinking
+    case.min_thinking = max(0, min(case.min_thinking, most))
+    return case
+
+
+def random_stream(case, rng, length):
+    """Choices of a model that likes what this case treats specially."""
+    special = case.ends + case.ends + case.stops + [case.reopen or [5]] + [[5]]
+    special += [s[:-1] for s in case.ends if len(s) > 1]
+    special += [case.reopen + case.ends[0][-1:]]  # with a tail that may look like an end
+    eagerness = rng.choice([0.03, 0.15, 0.15, 0.4, 0.8])
+    # parts of delimiters out of place, too
+    usual = rng.choice([range(VOCAB), sorted({token for ids in special for token in ids} | {0, 7})])
+    stream = []
+    while len(stream) < length:
+        stream += rng.choice(special) if rng.random() < eagerness else [rng.choice(usual)]
+    return stream[:length]
+
+
+def as_script(case):
+    """The same request for the code under test."""
+    tuples = functools.partial(map, tuple)
+    resume = []
+    for end in case.ends:
+        begins = case.close[: len(end)] == end
+        resume.append(len(end) if begins else budget.NONE)
+        if end in case.whole:
+            resume[-1] = len(case.close)
+    if case.mode == "s1_readme":
+        resume = [budget.NONE] * len(case.ends)
+    return Script(
+        thinking=Thinking(
+            max=case.max_thinking,
+            min=case.min_thinking,
+            num_waits=case.num_waits,
+            mode=case.mode,
+            max_answer=case.max_answer,
+            min_answer=case.min_answer,
+        ),
+        start=(),
+        ends=(*tuples(case.ends), *tuples(case.stops)),
+        resume=(*resume, *[budget.NONE] * len(case.stops)),
+        stops=(*tuples(case.stops),),
+        reopen=tuple(case.reopen),
+        line_break=tuple(case.lead),
+        close=tuple(case.close),
+        cue=tuple(case.cue),
+        waits=(*tuples(case.waits),),
+    )
+
+
+def controls_of(cases):
+    """All cases in one batch: the same context, prompts as long as their rooms leave."""
+    context = max(case.room for case in cases) + 1
+    prompts = [[0] * (context - case.room - 1) + [case.last] for case in cases]
+    is_newline = np.asarray([i in NEWLINES for i in range(VOCAB)])
+    controls, notes = build_controls(
+        [as_script(c) for c in cases], prompts, context, is_newline, SIZES
+    )
+    assert not any(notes)
+    return controls
+
+
+@functools.partial(jax.jit, static_argnames="obey")
+def run(controls, stream_TB, obey=True):
+    """The compiled loop: the last state; forbidden ids, tokens, forced, kinds of each step."""
+
+    def one(state, offered_B):
+        ids_BE = budget.forbidden(controls, state)
+        sampled_B = offered_B
+        for _ in range(SIZES.ends + 1 if obey else 0):
+            banned = (ids_BE == sampled_B[:, None]).any(1)
+            sampled_B = jnp.where(banned, (sampled_B + 1) % VOCAB, sampled_B)
+        state, token_B, forced_B = budget.step(controls, state, sampled_B)
+        return state, (ids_BE, token_B, forced_B, state.kind)
+
+    return jax.lax.scan(one, budget.init(controls), stream_TB)
+
+
+def play(case, stream, obey=True):
+    """The oracle on the same choices; also the forbidden sets it saw."""
+    oracle, banned = Oracle(case), []
+    for token in stream:
+        if oracle.over:
+            break
+        banned.append(oracle.banned)
+        while obey and token in oracle.banned:
+            token = (token + 1) % VOCAB
+        oracle.choose(token)
+    return oracle, banned

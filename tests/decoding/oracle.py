@@ -1,0 +1,298 @@
+"""Budget forcing again, in plain Python: the design read as one straight story per sequence.
+
+Independent of jaxs1.decoding: `Case` holds lists, `Oracle` is a coroutine that asks for a choice
+and writes tokens. Nothing here looks at phases or states.
+"""
+
+import contextlib
+from dataclasses import dataclass, field
+
+
+class Over(Exception):
+    """The sequence has ended."""
+
+
+@dataclass
+class Case:
+    """One request in token ids; names as in the design."""
+
+    mode: str = "strict"
+    max_thinking: int = -1
+    min_thinking: int = 0
+    num_waits: int = 0
+    max_answer: int = -1
+    min_answer: int = 1
+    room: int = 10_000
+    last: int = 0
+    ends: list = field(default_factory=list)  # of thinking, token sequences, delimiters first
+    whole: list = field(default_factory=list)  # ends that are a close already, to the last token
+    stops: list = field(default_factory=list)  # of the answer; they end thinking as well
+    reopen: list = field(default_factory=list)
+    close: list = field(default_factory=list)
+    lead: list = field(default_factory=list)
+    cue: list = field(default_factory=list)
+    waits: list = field(default_factory=list)
+    newlines: set = field(default_factory=set)
+
+
+class Oracle:
+    """Feed `choose` until `over`; then `tokens`, `kinds`, `forced`, `log` tell what happened."""
+
+    def __init__(self, case):
+        self.case = case
+        self.tokens, self.kinds, self.forced, self.log = [], [], [], []
+        self.ended_by, self.finish = None, None
+        self.banned = set()
+        self.over = False
+        self._story = self._tell()
+        self._resume(None)
+
+    def choose(self, token):
+        self._resume(token)
+
+    def _resume(self, value):
+        try:
+            self._story.send(value)
+        except StopIteration:
+            self.over = True
+            self.banned = set()
+
+    def _tell(self):
+        with contextlib.suppress(Over):
+            yield from (self._readme() if self.case.mode == "s1_readme" else self._forcing())
+
+    # what every mode needs
+
+    def _pick(self, banned=()):
+        """One choice of the model's; choices while text is written are lost."""
+        self.banned = set(banned)
+        return (yield)
+
+    def _put(self, token, kind, forced):
+        self.tokens.append(token)
+        self.kinds.append(kind)
+        self.forced.append(forced)
+
+    def _check_room(self):
+        if len(self.tokens) >= self.case.room:
+            self.finish = "length"
+            raise Over
+
+    def _write(self, ids, kind, string=None, limit=None):
+        """Write a text; the log gets it with its first token."""
+        for i, token in enumerate(ids[:limit]):
+            yield from self._pick()
+            if i == 0:
+                self.log.append((len(self.tokens), kind, string))
+            self._put(token, kind, True)
+            self._check_room()
+
+    def _narrow(self):
+        case = self.case
+        texts = 0 if case.mode == "s1_readme" else len(case.lead + case.close + case.cue)
+        return len(self.tokens) >= case.room - texts - case.min_answer
+
+    def _wait_has_room(self, text):
+        case = self.case
+        texts = 0 if case.mode == "s1_readme" else len(case.lead + case.close + case.cue)
+        return len(self.tokens) + len(text) + 1 <= case.room - texts - case.min_answer
+
+    def _completions(self, own):
+        """Tokens that would complete an end of thinking."""
+        return {
+            e[-1]
+            for e in self.case.ends + self.case.stops
+            if len(e) == 1 or own[-(len(e) - 1) :] == e[:-1]
+        }
+
+    def _ending(self, own, token):
+        for end in self.case.ends + self.case.stops:
+            if (own + [token])[-len(end) :] == end:
+                return end
+        return None
+
+    def _answer(self, first=None, used=0):
+        """The answer; true when it begins to think anew."""
+        case, own = self.case, []
+        while True:
+            token = first if first is not None else (yield from self._pick())
+            first = None
+            self._put(token, "answer", False)
+            own.append(token)
+            used += 1
+            if any(own[-len(stop) :] == stop for stop in case.stops):
+                self.finish = "stop"
+                raise Over
+            if 0 <= case.max_answer <= used:
+                self.finish = "length"
+                raise Over
+            self._check_room()
+            if case.reopen and own[-len(case.reopen) :] == case.reopen:
+                return used
+
+    # strict and s1_harness: thinking, close, answer, and perhaps once more
+
+    def _forcing(self):
+        case = self.case
+        self.waited = 0
+        self.count = 0  # thinking tokens, with Waits
+        answered = 0
+        while True:
+            end, token = yield from (
+                self._think_strict() if case.mode == "strict" else self._think_harness()
+            )
+            if end is None:
+                last = self.tokens[-1] if self.tokens else case.last
+                lead = [] if last in case.newlines else case.lead
+                yield from self._write(lead + case.close, "close")
+                yield from self._write(case.cue, "cue")
+            else:
+                self.ended_by = "model"
+                yield from self._close_after(end, token)
+            answered = yield from self._answer(used=answered)
+
+    def _close_after(self, end, token):
+        """The model ended; what it has already written of the close stays."""
+        close = self.case.close
+        if close[: len(end)] == end or end in self.case.whole:
+            self._put(token, "close", False)
+            self._check_room()
+            rest = [] if end in self.case.whole else close[len(end) :]
+            yield from self._write(rest, "close")
+            return
+        # the choice was already made in this step: it is replaced by the close's first token
+        self.log.append((len(self.tokens), "close", None))
+        self._put(close[0], "close", True)
+        self._check_room()
+        for t in close[1:]:
+            yield from self._pick()
+            self._put(t, "close", True)
+            self._check_room()
+
+    def _wait(self, text, limit=None):
+        """Write a Wait in place of the choice that was just made."""
+        text = text[:limit]
+        which = self.waited % len(self.case.waits)
+        self.waited += 1
+        self.log.append((len(self.tokens), "wait", which))
+        self._put(text[0], "wait", True)
+        self._check_room()
+        for t in text[1:]:
+            yield from self._pick()
+            self._put(t, "wait", True)
+            self._check_room()
+
+    def _think_strict(self):
+        """Returns the end and its last token, or None twice where thinking was cut."""
+        case, own, fresh = self.case, [], False
+        while True:
+            if 0 <= case.max_thinking <= self.count:
+                self.ended_by = "budget"
+                return None, None
+            if self._narrow():
+                self.ended_by = "context"
+                return None, None
+            early = self.count < case.min_thinking or fresh
+            token = yield from self._pick(self._completions(own) if early else ())
+            end = self._ending(own, token)
+            if end is None:
+                self._put(token, "thinking", False)
+                own.append(token)
+                self.count += 1
+                fresh = False
+                self._check_room()
+                continue
+            if self.waited < case.num_waits:
+                text = case.waits[self.waited % len(case.waits)]
+                enough = case.max_thinking < 0 or self.count + len(text) + 1 <= case.max_thinking
+                if enough and self._wait_has_room(text):
+                    yield from self._wait(text)
+                    self.count += len(text)
+                    own, fresh = [], True
+                    continue
+            return end, token
+
+    def _think_harness(self):
+        case = self.case
+        budget = case.max_thinking if case.max_thinking >= 0 else 10**9
+        for r in range(case.num_waits + 1):
+            own = []
+            while True:
+                if len(own) >= budget:
+                    self.ended_by = "budget"
+                    return None, None
+                if self._narrow():
+                    self.ended_by = "context"
+                    return None, None
+                early = self.count < case.min_thinking or (case.num_waits and not own)
+                token = yield from self._pick(self._completions(own) if early else ())
+                end = self._ending(own, token)
+                if self.count >= budget:  # the rounds' sum is cut here
+                    if end is not None and r == case.num_waits:
+                        return end, token
+                    return (yield from self._cut_now())
+                if end is not None:
+                    break
+                self._put(token, "thinking", False)
+                own.append(token)
+                self.count += 1
+            if r == case.num_waits:
+                return end, token
+            text = case.waits[r % len(case.waits)]
+            if not self._wait_has_room(text):
+                return end, token
+            before = len(self.tokens)
+            yield from self._wait(text, limit=budget - self.count)
+            self.count += len(self.tokens) - before
+        raise AssertionError("unreachable")
+
+    def _cut_now(self):
+        """Cut in a step whose choice is already made; writes what _forcing would, then answers."""
+        case = self.case
+        self.ended_by = "budget"
+        lead = [] if (self.tokens[-1] if self.tokens else case.last) in case.newlines else case.lead
+        for kind, ids in (("close", lead + case.close), ("cue", case.cue)):
+            for i, t in enumerate(ids):
+                if not (kind == "close" and i == 0):
+                    yield from self._pick()
+                if i == 0:
+                    self.log.append((len(self.tokens), kind, None))
+                self._put(t, kind, True)
+                self._check_room()
+        yield from self._answer()
+        raise AssertionError("the harness knows no second thinking")
+
+    # s1_readme: rounds with one cumulative budget, then the answer, nothing written between
+
+    def _readme(self):
+        case = self.case
+        left = case.max_thinking if case.max_thinking >= 0 else 10**9
+        if left == 0:
+            self.ended_by = "budget"
+        r, counted, fresh = 0, 0, False
+        own = []
+        while left > 0:
+            if self._narrow():
+                self.ended_by = "context"
+                break
+            early = counted < case.min_thinking or fresh
+            token = yield from self._pick(self._completions(own) if early else ())
+            fresh = False
+            left -= 1
+            counted += 1
+            if self._ending(own, token) is None:
+                self._put(token, "thinking", False)
+                own.append(token)
+                if left == 0:
+                    self.ended_by = "budget"
+                continue
+            text = case.waits[r % len(case.waits)] if case.waits else []
+            if r < case.num_waits and left > 0 and self._wait_has_room(text):
+                r += 1
+                self.waited = r - 1
+                yield from self._wait(text)
+                own, fresh = [], True
+                continue
+            self.ended_by = "model"
+            yield from self._answer(first=token)
+        yield from self._answer()

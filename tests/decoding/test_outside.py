@@ -1,0 +1,136 @@
+"""s1_readme and s1_harness give, token by token, what s1 gets by driving an engine from outside."""
+
+import collections
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxs1.decoding import budget
+from tests.decoding.cases import DELIMITERS, NEWLINES, VOCAB, controls_of
+from tests.decoding.oracle import Case
+from tests.decoding.outside import STATES, Engine, Toy, harness, readme
+
+PROMPTS = 400
+STEPS = 96
+IM_START, IM_END, END_OF_TEXT = 6, 1, 2
+LIKES = {IM_START: 1.0, IM_END: -0.3, END_OF_TEXT: -1.0, 5: 0.7}
+
+
+@jax.jit
+def run_toy(controls, table_NV, number_B):
+    """The toy model with the controller inside the loop; nothing is prefilled twice."""
+    rows = jnp.arange(number_B.shape[0])
+
+    def one(carry, _):
+        state, number_B = carry
+        ids_BE = budget.forbidden(controls, state)
+        logits_BV = table_NV[number_B].at[rows[:, None], ids_BE].set(-jnp.inf, mode="drop")
+        state, token_B, forced_B = budget.step(controls, state, logits_BV.argmax(-1))
+        number_B = (number_B * 31 + token_B + 1) % STATES
+        return (state, number_B), (token_B, forced_B, state.kind)
+
+    return jax.lax.scan(one, (budget.init(controls), number_B), length=STEPS)
+
+
+def requests(mode, seed):
+    """Cases in one mode and their prompts, which end in the start of thinking."""
+    rng = random.Random(seed)
+    cases, prompts = [], []
+    for _ in range(PROMPTS):
+        case = Case(
+            mode=mode, newlines=NEWLINES, ends=[[IM_START]], stops=[[IM_END], [END_OF_TEXT]]
+        )
+        case.max_thinking = rng.choice([1, 2, 4, 8, 16, 24])
+        case.num_waits = rng.choice([0, 1, 2, 4])
+        case.waits = rng.choice([[[10]], [[10, 3]]])
+        case.max_answer = rng.choice([1, 3, 8, 16])
+        if mode == "s1_harness":
+            case.close, case.lead, case.cue = DELIMITERS["s1"]["close"], [5], [5, 3, 0]
+        prompts.append([rng.randrange(VOCAB) for _ in range(rng.randrange(1, 6))] + [IM_START, 8])
+        case.last = 8
+        cases.append(case)
+    return cases, prompts
+
+
+def run_inside(toy, cases, prompts):
+    """Tokens and kinds of every sequence, without what follows its end."""
+    numbers = np.asarray([Toy.fold(p) for p in prompts], np.int32)
+    (state, _), steps = run_toy(controls_of(cases), jnp.asarray(toy.table_NV), numbers)
+    assert (np.asarray(state.phase) == budget.DONE).all()
+    token_TB, forced_TB, kind_TB = map(np.asarray, steps)
+    real_TB = kind_TB != budget.PASSED
+    return [
+        (token_TB[real, b].tolist(), forced_TB[real, b], kind_TB[real, b])
+        for b, real in enumerate(real_TB.T)
+    ]
+
+
+def test_readme():
+    toy = Toy(VOCAB, LIKES, seed=1)
+    engine = Engine(toy, [IM_END, END_OF_TEXT])
+    cases, prompts = requests("s1_readme", seed=1)
+    seen = collections.Counter()
+    for case, prompt, (tokens, forced, kinds) in zip(
+        cases, prompts, run_inside(toy, cases, prompts), strict=True
+    ):
+        expected = readme(
+            engine,
+            prompt,
+            max_thinking=case.max_thinking,
+            num_ignore=case.num_waits,
+            wait=case.waits[0],
+            stops=[IM_START, IM_END],
+            answer_stops=[IM_END],
+            max_answer=case.max_answer,
+        )
+        assert tokens == expected, (case, prompt)
+        waits = int((kinds == budget.WAIT).sum()) // len(case.waits[0])
+        assert forced.sum() == waits * len(case.waits[0])
+        seen[f"waits {waits}"] += 1
+        seen[f"answer begins with {tokens[list(kinds).index(budget.ANSWERING)]}"] += 1
+        seen["wait given up"] += waits < case.num_waits
+    assert min(seen[f"waits {n}"] for n in range(5)) > 3, seen
+    assert min(seen[f"answer begins with {n}"] for n in (IM_START, IM_END, END_OF_TEXT, 0)) > 3
+
+
+def test_harness():
+    """Every rule; where rounds went on beyond the budget, up to what was thrown away."""
+    toy = Toy(VOCAB, LIKES, seed=2)
+    engine = Engine(toy, [IM_END, END_OF_TEXT])
+    cases, prompts = requests("s1_harness", seed=2)
+    seen = collections.Counter()
+    for case, prompt, (tokens, _, kinds) in zip(
+        cases, prompts, run_inside(toy, cases, prompts), strict=True
+    ):
+        expected, thought, surplus = harness(
+            engine,
+            prompt,
+            max_thinking=case.max_thinking,
+            num_ignore=case.num_waits or None,
+            wait=case.waits[0],
+            stops=[IM_START, IM_END],
+            close=case.close,
+            cue=case.cue,
+            newline=case.lead,
+            newlines=NEWLINES,
+            answer_stops=[IM_END],
+            max_answer=case.max_answer,
+        )
+        waits = int((kinds == budget.WAIT).sum())
+        seen["cue" if budget.CUE in kinds else "plain close"] += 1
+        seen["wait"] += waits > 0
+        seen["part of a wait"] += waits % len(case.waits[0]) > 0
+        seen["line break left out"] += budget.CUE in kinds and expected[thought] == IM_START
+        if surplus and tokens != expected:
+            # the original chose the close by how the surplus ended; here it is a cut
+            seen["other close"] += 1
+            assert tokens[:thought] == expected[:thought]
+            assert budget.CUE in kinds
+            assert kinds[thought] == budget.CLOSE
+        else:
+            seen["surplus"] += bool(surplus)
+            assert tokens == expected, (case, prompt)
+    assert min(seen.values()) > 3, seen
+    assert seen["other close"] < PROMPTS / 4, seen
