@@ -33,7 +33,7 @@ from jaxs1.model import ops, qwen
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.model.qwen import Qwen
 from jaxs1.model.sharding import Partition, check_divisible, make_partition
-from jaxs1.training.checkpoint import Checkpoints
+from jaxs1.training.checkpoint import Checkpoints, latest_step
 from jaxs1.training.optimizer import make_optimizer, make_schedule
 from jaxs1.training.progress import Report, peak_flops
 from jaxs1.training.step import StepMetrics, TrainState, init_state, make_train_step, put_batch
@@ -68,17 +68,17 @@ def train(config: TrainConfig) -> int:
         UserError: anything the user can mend, before the first step; a non-finite loss.
     """
     run = Path(config.output)
+    start = latest_step(run)
+    if start and config.resume == "never":
+        raise UserError(
+            f"output={run}: already holds a run, up to step {start}; --resume auto goes on with "
+            "it, or give another --output"
+        )
+    job = prepare(config)
+    _describe(job, start)
+    _write_side_files(job, run)
+    optimizer = make_optimizer(config.optimizer, job.steps)
     with closing(Checkpoints(run, config.checkpoint)) as checkpoints:
-        start = checkpoints.latest() or 0
-        if start and config.resume == "never":
-            raise UserError(
-                f"output={run}: already holds a run, up to step {start}; --resume auto goes on "
-                "with it, or give another --output"
-            )
-        job = prepare(config)
-        _describe(job, start)
-        _write_side_files(job, run)
-        optimizer = make_optimizer(config.optimizer, job.steps)
         state = init_state(job.model, optimizer, _initial_params(job))
         if start:
             state = checkpoints.restore(start, state, config)
@@ -192,9 +192,9 @@ def _describe(job: Job, start: int) -> None:
 
 def _write_side_files(job: Job, run: Path) -> None:
     """config.yaml, and in model/ all of a Hugging Face folder but the weights."""
-    (run / "config.yaml").write_text(to_yaml(job.config))
     folder = run / "model"
     folder.mkdir(parents=True, exist_ok=True)
+    (run / "config.yaml").write_text(to_yaml(job.config))
     if job.weights is not None and job.weights.side_files is not None:
         copy_side_files(job.weights.side_files, folder)
     if job.config.tokenizer is not None:

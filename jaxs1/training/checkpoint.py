@@ -26,6 +26,12 @@ FREE_TO_CHANGE = ("output", "resume", "export_dtype", "mesh", "compute", "checkp
 CHUNK_BYTES = 128 * 2**20
 
 
+def latest_step(run: Path) -> int:
+    """Step of a run's newest complete checkpoint; 0 where there is none."""
+    steps = (path.name for path in (run / "checkpoints").glob("*"))
+    return max((int(name) for name in steps if name.isdecimal()), default=0)
+
+
 class Checkpoints:
     """The checkpoints of one run directory.
 
@@ -50,14 +56,10 @@ class Checkpoints:
             ),
         )
 
-    def latest(self) -> int | None:
-        """Step of the newest complete checkpoint, or None."""
-        return self.manager.latest_step()
-
     def save(self, state: TrainState, config: TrainConfig) -> None:
         """Start writing a checkpoint; returns once the state may be overwritten."""
         step = int(state.step)
-        if step == self.latest():
+        if step == self.manager.latest_step():
             return
         meta = {"step": step, "config": dataclasses.asdict(config)}
         self.manager.save(
