@@ -9,20 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from jaxs1.config import UserError
-
-if TYPE_CHECKING:
-    from jaxs1.data.records import Record
 
 THINK = "<|im_start|>think"
 ANSWER = "<|im_start|>answer"
 ASSISTANT = "<|im_start|>assistant\n"
 USER = "<|im_start|>user"
 END_OF_TEXT = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One example: a chat or plain text, and where it came from (file:line)."""
+
+    where: str
+    messages: tuple[dict[str, str], ...] = ()
+    text: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,23 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxs1.config import DataConfig, UserError
-from jaxs1.data.chat import reasoning
+from jaxs1.data.chat import Record, reasoning
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Record:
-    """One example: a chat or plain text, and where it came from (file:line)."""
-
-    where: str
-    messages: tuple[dict[str, str], ...] = ()
-    text: str = ""
 
 
 def _question_answer(question: str, answer: str) -> dict[str, Any]:
