@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from convert.weights import Weights, load_params, open_weights
-from jaxs1.config import ComputeConfig, MeshConfig, UserError, parse, run_command
+from jaxs1.config import ComputeConfig, MeshConfig, UserError, one_line, parse, run_command
 from jaxs1.model import qwen
 from jaxs1.model.sharding import make_partition
 
@@ -93,7 +93,7 @@ def transformers_logits(folder: str, prompts: list[np.ndarray], dtype: str) -> l
             folder, dtype=getattr(torch, dtype)
         ).eval()
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"{folder}: transformers cannot load it ({reason})") from None
     with torch.no_grad():
         rows = [model(torch.from_numpy(prompt)[None].long()).logits[0] for prompt in prompts]

@@ -25,7 +25,7 @@ import tensorstore as ts
 from convert import shards
 from convert.copying import copy
 from convert.mapping import Piece, Shape, parameters, pieces
-from jaxs1.config import UserError
+from jaxs1.config import UserError, one_line
 from jaxs1.model.architecture import Architecture
 
 #: zarr's names of the dtypes of weights.
@@ -128,7 +128,7 @@ class Array:
         try:
             return self.store[index].read().result()
         except ValueError as error:
-            raise UserError(f"{self.folder}: {_one_line(error)}; {shards.REMEDY}") from None
+            raise UserError(f"{self.folder}: {one_line(error)}; {shards.REMEDY}") from None
 
     def _read_plain(self, file: Path) -> np.ndarray:
         """A whole chunk, without the copy that tensorstore makes."""
@@ -169,7 +169,7 @@ def _open(path: Path, context: ts.Context) -> Array:
             raise ValueError(f"order={header['order']!r}, dtype={header['dtype']!r}")
         store = ts.open(spec, open=True, read=True, context=context).result()
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: corrupt ({_one_line(error)}); {shards.REMEDY}") from None
+        raise UserError(f"{path}: corrupt ({one_line(error)}); {shards.REMEDY}") from None
     return Array(path.parent, store, tuple(header["chunks"]), plain)
 
 
@@ -209,7 +209,3 @@ def _tree_metadata(shapes: dict[str, Shape]) -> dict[str, Any]:
         "store_array_data_equal_to_fill_value": True,
         "custom_metadata": None,
     }
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

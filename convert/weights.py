@@ -24,7 +24,7 @@ from jax import lax
 from convert import checkpoint, shards
 from convert.copying import copy
 from convert.mapping import Piece, parameters, pieces, tensors
-from jaxs1.config import UserError
+from jaxs1.config import UserError, one_line
 from jaxs1.model import qwen
 from jaxs1.model.architecture import Architecture, read_config
 
@@ -378,7 +378,7 @@ def _download(hub_id: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=wanted))
     except Exception as error:  # the hub's and its HTTP client's many kinds
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise UserError(
             f"{hub_id}: no such folder, and the hub does not give it ({type(error).__name__}: "
             f"{reason}); check the name and the network, or give a folder"

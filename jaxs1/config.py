@@ -296,7 +296,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         return yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as YAML ({_one_line(error)})") from None
+        raise UserError(f"{path}: cannot be read as YAML ({one_line(error)})") from None
 
 
 def _build(schema: type[T], values: dict[str, Any]) -> T:
@@ -322,7 +322,7 @@ def _field_names(schema: Any, prefix: str = "") -> list[str]:
 
 def _explain(message: str, schema: type, command: str) -> str:
     """One line from jsonargparse's message, with the nearest known field where one is unknown."""
-    message = _one_line(message)
+    message = one_line(message)
     unknown = None
     if match := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
         unknown = f"{match[1]}.{match[2]}"
@@ -348,5 +348,6 @@ def _explain(message: str, schema: type, command: str) -> str:
     return f"{message}; see {command} --help"
 
 
-def _one_line(message: object) -> str:
+def one_line(message: object) -> str:
+    """A message without line breaks, as a `UserError` needs it."""
     return re.sub(r"\s+", " ", str(message)).strip()

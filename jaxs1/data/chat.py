@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxs1.config import UserError
+from jaxs1.config import UserError, one_line
 
 THINK = "<|im_start|>think"
 ANSWER = "<|im_start|>answer"
@@ -104,7 +104,7 @@ def _render(record: Record, tokenizer: Any) -> str:
     try:
         return tokenizer.apply_chat_template(list(record.messages), tokenize=False)
     except Exception as error:  # no template, or one that refuses these messages
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise UserError(f"{record.where}: the chat template cannot render it ({reason})") from None
 
 

@@ -164,12 +164,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
-    try:
-        from pyarrow import ArrowInvalid, parquet
-    except ImportError:
-        raise UserError(
-            f"data.path={path}: Parquet needs pyarrow; pip install 'jaxs1[hub]'"
-        ) from None
+    from pyarrow import ArrowInvalid, parquet
+
     try:
         number = 0
         for batch in parquet.ParquetFile(path).iter_batches():

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxs1.config import UserError
+from jaxs1.config import UserError, one_line
 
 #: Never `<|endoftext|>` or `<|im_end|>`: a model must not learn that its end means nothing.
 PADDING = "<|fim_pad|>"
@@ -38,7 +38,7 @@ def load_tokenizer(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name)
     except Exception as error:  # transformers raises many kinds
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise UserError(
             f"tokenizer={name}: cannot be loaded ({reason}); give a folder with tokenizer.json or "
             "a hub id"
