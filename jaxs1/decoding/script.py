@@ -78,6 +78,10 @@ class Sizes(NamedTuple):
     text: int
 
 
+#: What the engine's arrays hold, so that one compiled loop serves all requests.
+SIZES = Sizes(ends=8, stops=8, longest=16, texts=budget.WAIT_TEXT + 16, text=64)
+
+
 def script(thinking: Thinking, tokenizer: Any) -> Script:
     """Encode the texts of a request; special tokens as their ids, never as their letters.
 
@@ -170,6 +174,35 @@ def fit(asked: Script, prompt_length: int, context: int) -> tuple[int, str | Non
         f"thinking.max={limit}: clamped to {left}, what the context of {context} leaves behind a "
         f"prompt of {prompt_length} tokens, close, cue and answer"
     )
+
+
+def capacity(asked: Script, limit: int, context: int) -> int:
+    """Tokens that can follow a prompt at most.
+
+    Args:
+        asked: the request
+        limit: its budget, from `fit`
+        context: what there is where a budget has no limit
+    """
+    thinking = asked.thinking
+    if thinking.max_answer < 0 or limit < 0:
+        return context
+    waits = thinking.num_waits * max(map(len, asked.waits), default=0)
+    return limit + waits + len(asked.cut) + thinking.max_answer
+
+
+def check_sizes(asked: Script) -> None:
+    """Refuse texts beyond `SIZES`; raises `UserError`."""
+    words = (
+        "delimiters.ends: number of ends and stops",
+        "delimiters.stops: number of stops",
+        "delimiters: tokens of an end or a stop",
+        "wait_strings: number of texts",
+        "wait_strings: tokens of a wait string, or of close and cue",
+    )
+    for word, needed, given in zip(words, sizes_of([asked]), SIZES, strict=True):
+        if needed > given:
+            raise UserError(f"thinking.{word} is {needed}: must be at most {given}; take fewer")
 
 
 def sizes_of(scripts: Sequence[Script]) -> Sizes:

@@ -12,17 +12,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec as P
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxs1.config import UserError
 from jaxs1.model.sharding import TABLE, Partition
 
 #: Added to the score of a key that a query may not see.
-_HIDDEN = -1e30
+HIDDEN = -1e30
 #: Queries that one block of the XLA attention takes at least.
 QUERY_BLOCK = 128
 
@@ -91,7 +92,7 @@ def attention_xla(q: jax.Array, k: jax.Array, v: jax.Array, segments_BT: jax.Arr
         scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32) * H**-0.5
         causal = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
         visible = causal & (segments[:, start:end, None] == segments[:, None, :])
-        bias = jnp.where(visible, 0.0, _HIDDEN)[:, None, :, None]  # X is (query, G)
+        bias = jnp.where(visible, 0.0, HIDDEN)[:, None, :, None]  # X is (query, G)
         scores = (scores.reshape(B, K, -1, G, end) + bias).reshape(scores.shape)
         # softmax, divided after the product with v: one pass less over the scores
         weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
@@ -239,17 +240,22 @@ def attention(
 ) -> jax.Array:
     """Causal attention within the segments of packed rows.
 
+    Devices that share a row exchange "a part of every sequence" for "a part of the heads", attend
+    and exchange back. All of it runs under `shard_map`: left to itself, the partitioner keeps
+    attention's output for the backward pass in the wrong layout and moves all layers' at every
+    layer.
+
     Args:
-        q: [B, T, N, H], heads split over the mesh axes "context" and "tensor", whole sequences
+        q: [B, T, N, H], laid out as ("rows", "sequence", "heads", None)
         k: [B, T, K, H]
         v: [B, T, K, H]
         segments_BT: int32, 0 for padding
         impl: a name in `IMPLS["attention"]`
-        partition: the mesh; kernels that the partitioner cannot split run under `shard_map`
+        partition: the mesh
         max_segments: upper bound of the sequences in a row
 
     Returns:
-        [B, T, N, H]; rows of padding are finite and mean nothing.
+        [B, T, N, H] in q's layout; rows of padding are finite and mean nothing.
 
     Raises:
         UserError: an unknown implementation.
@@ -260,13 +266,66 @@ def attention(
     function = IMPLS["attention"][impl]
     if impl == "cudnn":
         function = functools.partial(function, max_segments=max_segments)
-    if impl == "xla" or partition.mesh.size == 1:
-        return function(q, k, v, segments_BT)
-    heads = P(TABLE["rows"], None, TABLE["attention_heads"], None)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+        q, k, v = (checkpoint_name(x, "qkv") for x in (q, k, v))
+        out = function(q, k, v, segments)
+        # the other implementations' primitives keep their own outputs
+        return checkpoint_name(out, "attention_out") if impl == "xla" else out
+
+    if partition.mesh.size == 1:
+        return attend(q, k, v, segments_BT)
+    axes, parts = TABLE["sequence"], partition.size("sequence")
+
+    def exchange(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+        repeat = next(r for r in range(1, parts + 1) if k.shape[2] * r % parts == 0)
+        if repeat > 1:  # fewer key/value heads than devices that share a row
+            k, v = jnp.repeat(k, repeat, axis=2), jnp.repeat(v, repeat, axis=2)
+        q, k, v = (lax.all_to_all(x, axes, 2, 1, tiled=True) for x in (q, k, v))
+        return lax.all_to_all(attend(q, k, v, segments), axes, 1, 2, tiled=True)
+
+    layout = partition.spec(("rows", "sequence", "heads", None))
     return jax.shard_map(
-        function,
+        exchange,
         mesh=partition.mesh,
-        in_specs=(heads, heads, heads, P(TABLE["rows"], None)),
-        out_specs=heads,
+        in_specs=(layout, layout, layout, partition.spec(("rows", None))),
+        out_specs=layout,
         check_vma=False,
     )(q, k, v, segments_BT)
+
+
+def embed(table_VD: jax.Array, tokens_BT: jax.Array, dtype: Any, partition: Partition) -> jax.Array:
+    """Rows of the embedding table, in `dtype`.
+
+    Where the table is split along D, every device looks up its columns for all tokens that its
+    group holds, then columns are exchanged for tokens. The partitioner would replicate table and
+    result. Gradients of the same row add up in the table's dtype.
+
+    Args:
+        table_VD: laid out as ("vocab", "embed")
+        tokens_BT: int32, laid out as ("rows", "sequence")
+        dtype: of the result
+        partition: the mesh
+
+    Returns:
+        [B, T, D], laid out as ("rows", "sequence", None).
+    """
+    if partition.mesh.size == 1:
+        return jnp.take(table_VD, tokens_BT, axis=0).astype(dtype)
+    columns, vocabulary = TABLE["embed"], TABLE["vocab"]
+
+    def look_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
+        ids = lax.all_gather(tokens, columns) - table.shape[0] * lax.axis_index(vocabulary)
+        is_here = (ids >= 0) & (ids < table.shape[0])
+        found = jnp.take(table, jnp.where(is_here, ids, 0), axis=0).astype(dtype)
+        found = lax.psum(jnp.where(is_here[..., None], found, 0), vocabulary)
+        return lax.all_to_all(found, columns, 0, 3, tiled=True)[0]
+
+    layout = partition.spec(("rows", "sequence", None))
+    return jax.shard_map(
+        look_up,
+        mesh=partition.mesh,
+        in_specs=(partition.spec(("vocab", "embed")), partition.spec(("rows", "sequence"))),
+        out_specs=layout,
+        check_vma=False,
+    )(table_VD, tokens_BT)

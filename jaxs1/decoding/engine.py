@@ -1,0 +1,364 @@
+"""Many requests through one model: slots, pages, admission, completions.
+
+    for index, completions in engine.run(requests): ...
+
+A sequence gets a slot and all pages that it can ever need when it is admitted,
+so that nothing is ever taken back from it; a request that can never fit becomes an error, and the
+others go on. Between chunks, finished sequences leave and waiting ones take their place.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxs1.config import UserError
+from jaxs1.decoding import budget
+from jaxs1.decoding.completer import Completer, Event
+from jaxs1.decoding.completion import Request, Transcript, complete, failed
+from jaxs1.decoding.loop import Programs, Written
+from jaxs1.decoding.pages import PagePool, pages_for
+from jaxs1.decoding.presets import Thinking
+from jaxs1.decoding.script import (
+    Script,
+    capacity,
+    check_sizes,
+    fit,
+    newline_table,
+    resolve_auto,
+    script,
+)
+from jaxs1.decoding.slots import Slots, Start, kinds_of, rows_of, table
+from jaxs1.model.kv_cache import PADDING, PAGE, init_cache
+from jaxs1.model.qwen import Qwen
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine may use.
+
+    Args:
+        max_sequences: sequences that are decoded at the same time
+        kv_tokens: tokens that the KV cache holds, of all sequences together; null: 2 GiB of them
+            on a CPU, on other devices 90 % of what the weights leave free
+        context: longest sequence, prompt included [tokens]; null: what model and cache allow
+        chunk: decode steps between two looks for waiting prompts
+        prefill: prompt tokens that are run at a time
+    """
+
+    max_sequences: int = 16
+    kv_tokens: int | None = None
+    context: int | None = None
+    chunk: int = 32
+    prefill: int = 512
+
+    def __post_init__(self) -> None:
+        """Refuse what holds nothing."""
+        for name, value in vars(self).items():
+            if value is not None and value < 1:
+                raise UserError(f"limits.{name}={value}: must be at least 1")
+
+
+@dataclass(eq=False)
+class _Sequence:
+    """One completion in the making."""
+
+    number: int
+    sample: int
+    request: Request
+    script: Script
+    prompt: list[int]
+    note: str | None
+    first: _Sequence | None
+    pages_needed: int
+    pages: list[int] = field(default_factory=list)
+    shared: list[int] = field(default_factory=list)
+    siblings: int = 0
+    prefilled: int = 0
+    written: Transcript = field(default_factory=Transcript)
+
+    @property
+    def ready(self) -> bool:
+        """Whether all of the prompt but its last token, which begins the decoding, is cached."""
+        return self.prefilled >= len(self.prompt) - 1
+
+
+class Engine(Completer):
+    """A model that completes requests.
+
+    Args:
+        model: abstract
+        params: from `unrolled.unstack`
+        tokenizer: the model's
+        limits: what may be used
+        num_pages: of the KV cache, page 0 included
+        cache_dtype: of keys and values
+        impl: of the decode step, a name in `unrolled.IMPLS`
+    """
+
+    def __init__(
+        self,
+        model: Qwen,
+        params: Any,
+        tokenizer: Any,
+        limits: Limits,
+        *,
+        num_pages: int,
+        cache_dtype: Any,
+        impl: str = "xla",
+    ):
+        self.model, self.params, self.tokenizer, self.limits = model, params, tokenizer, limits
+        held = (num_pages - 1) * PAGE
+        self.context = min(limits.context or model.architecture.max_position_embeddings, held)
+        self.programs = Programs(model, impl, limits.chunk)
+        self.cache = init_cache(model.architecture, num_pages, cache_dtype, model.partition)
+        self._pool = PagePool(num_pages)
+        self._is_newline_V = newline_table(tokenizer)
+        self._scripts: dict[Thinking, Script] = {}
+        self._waiting: deque[_Sequence] = deque()
+        self._prefilling: list[_Sequence] = []
+        self._ready: deque[_Sequence] = deque()
+        self._slots: list[_Sequence | None] = [None] * limits.max_sequences
+        self._refused: list[Event] = []
+        self._written: Written | None = None
+        # rows without pages are empty slots
+        thinking = Thinking(mode="off", min_answer=1)
+        nobody = _Sequence(0, 0, Request([0], thinking), self._script(thinking), [0], None, None, 0)
+        self._rows = jax.device_put(
+            self._new_rows([nobody], limits.max_sequences), model.partition.sharding(())
+        )
+
+    def submit(self, request: Request, longest: int | None = None) -> int:
+        """See `Completer`."""
+        number = self.submitted
+        self.submitted += 1
+        try:
+            self._waiting.extend(self._sequences(number, request, longest))
+        except UserError as error:
+            for sample in range(request.n):
+                completion = failed(request, sample, str(error))
+                self._refused.append(Event(number, sample, Transcript(), completion))
+        return number
+
+    @property
+    def busy(self) -> bool:
+        """See `Completer`."""
+        return bool(
+            self._refused or self._waiting or self._prefilling or self._ready or any(self._slots)
+        )
+
+    def step(self) -> list[Event]:
+        """See `Completer`."""
+        self.begin()
+        return self.end()
+
+    def begin(self) -> None:
+        """The first half of `step`: all that the device is told. It works until `end`."""
+        self._admit()
+        self._prefill()
+        self._place()
+        if any(self._slots):
+            self._written = self._chunk()
+
+    def end(self) -> list[Event]:
+        """The second half of `step`: wait for the device, and hand out what it wrote."""
+        events, self._refused = self._refused, []
+        if self._written is not None:
+            events += self._collect(self._written)
+            self._written = None
+        return events
+
+    # admission
+
+    def _sequences(self, number: int, request: Request, longest: int | None) -> list[_Sequence]:
+        """The n sequences of a request; raises `UserError` where it can never run."""
+        if request.n < 1:
+            raise UserError(f"n={request.n}: must be at least 1")
+        if not len(request.prompt_ids):
+            raise UserError("prompt: is empty; give at least one token")
+        top = len(self.tokenizer)
+        if wrong := [i for i in request.prompt_ids if not 0 <= i < top]:
+            raise UserError(f"prompt: id {wrong[0]} is not in the tokenizer (0 to {top - 1})")
+        asked = self._script(request.thinking)
+        prompt = [*request.prompt_ids, *asked.start]
+        asked = resolve_auto(asked, [(longest or len(request.prompt_ids)) + len(asked.start)])
+        limit, note = fit(asked, len(prompt), self.context)
+        longest_end = len(prompt) + capacity(asked, limit, self.context)
+        needed = pages_for(min(self.context, longest_end))
+        spare = request.n > 1 and (len(prompt) - 1) % PAGE > 0
+        if needed + spare > self._pool.size:
+            held = self._pool.size * PAGE
+            raise UserError(
+                f"limits.kv_tokens={held}: too small for this request, which can need "
+                f"{(needed + spare) * PAGE}; raise it or lower thinking.max and thinking.max_answer"
+            )
+        first = None
+        sequences = []
+        for sample in range(request.n):
+            sequence = _Sequence(number, sample, request, asked, prompt, note, first, needed)
+            first = first or sequence
+            sequences.append(sequence)
+        sequences[0].siblings = request.n - 1
+        return sequences
+
+    def _script(self, thinking: Thinking) -> Script:
+        if thinking not in self._scripts:
+            asked = script(thinking, self.tokenizer)
+            check_sizes(asked)
+            self._scripts[thinking] = asked
+        return self._scripts[thinking]
+
+    def _admit(self) -> None:
+        """Give pages to those that wait, in order, as long as there are pages and slots."""
+        slots = self._slots.count(None) - len(self._prefilling) - len(self._ready)
+        while self._waiting and slots > 0:
+            sequence = self._waiting[0]
+            first = sequence.first
+            if first is None:
+                if self._pool.free < sequence.pages_needed:
+                    return
+                sequence.pages = self._pool.take(sequence.pages_needed)
+                if sequence.siblings:  # they come later, and find the prompt's pages still there
+                    sequence.shared = sequence.pages[: pages_for(len(sequence.prompt) - 1)]
+                    self._pool.share(sequence.shared)
+                self._prefilling.append(sequence)
+            else:
+                if not first.ready or not self._share_prompt(sequence, first):
+                    return
+                self._ready.append(sequence)
+            self._waiting.popleft()
+            slots -= 1
+
+    def _share_prompt(self, sequence: _Sequence, first: _Sequence) -> bool:
+        """Take the first sample's pages of the prompt, the last one as a copy; False: none free."""
+        full = (len(sequence.prompt) - 1) // PAGE
+        own = sequence.pages_needed - full
+        if self._pool.free < own:
+            return False
+        self._pool.share(first.shared[:full])
+        sequence.pages = first.shared[:full] + self._pool.take(own)
+        if full < len(first.shared):
+            # what the first sample has written behind the prompt is overwritten before it is read
+            source, target = first.shared[full], sequence.pages[full]
+            self.cache = self.programs.copy_page(self.cache, np.int32(source), np.int32(target))
+        first.siblings -= 1
+        if not first.siblings:
+            self._pool.release(first.shared)
+        return True
+
+    def _prefill(self) -> None:
+        """Run prompt tokens: one batch, or as many as it takes where nothing else could run."""
+        while True:
+            self._ready.extend(s for s in self._prefilling if s.ready)
+            self._prefilling = [s for s in self._prefilling if not s.ready]
+            if not self._prefilling:
+                return
+            left = [len(s.prompt) - 1 - s.prefilled for s in self._prefilling]
+            width = min(self.limits.prefill, _bucket(left[0]))
+            batch = self._prefilling[: max(1, self.limits.prefill // width)]
+            rows = _bucket(len(batch))
+            tokens_RT = np.zeros((rows, width), np.int32)
+            positions_RT = np.full((rows, width), PADDING, np.int32)
+            ends = []
+            for r, s in enumerate(batch):
+                start, end = s.prefilled, min(s.prefilled + width, len(s.prompt) - 1)
+                tokens_RT[r, : end - start] = s.prompt[start:end]
+                positions_RT[r, : end - start] = np.arange(start, end)
+                s.prefilled = end
+                ends.append(end)
+            table_RM = table([s.pages for s in batch], rows, _bucket(pages_for(max(ends))))
+            self.cache = self.programs.prefill(
+                self.params, self.cache, tokens_RT, positions_RT, table_RM
+            )
+            if any(self._slots):
+                return
+
+    def _place(self) -> None:
+        """Put sequences whose prompt is cached into free slots."""
+        free = [i for i, s in enumerate(self._slots) if s is None]
+        new = [self._ready.popleft() for _ in free[: len(self._ready)]]
+        if not new:
+            return
+        rows = np.full(_bucket(len(new)), len(self._slots), np.int32)  # out of bounds: dropped
+        rows[: len(new)] = free[: len(new)]
+        for slot, sequence in zip(free, new, strict=False):
+            self._slots[slot] = sequence
+        self._rows = self.programs.place(self._rows, self._new_rows(new, len(rows)), rows)
+
+    # decoding
+
+    def _chunk(self) -> Written:
+        """Start one chunk."""
+        self._compact()
+        active = [(i, s) for i, s in enumerate(self._slots) if s is not None]
+        rows = min(_bucket(active[-1][0] + 1), len(self._slots))
+        furthest = max(len(s.prompt) + len(s.written.tokens) for _, s in active)
+        furthest += self.limits.chunk
+        pages = min(_bucket(pages_for(furthest)), self._rows.table_BM.shape[1])
+        self.cache, self._rows, written = self.programs.chunk(
+            self.params,
+            self.cache,
+            self._rows,
+            self._is_newline_V,
+            rows=rows,
+            pages=pages,
+            kinds=kinds_of([s.request.sampling for _, s in active]),
+        )
+        return written
+
+    def _collect(self, written: Written) -> list[Event]:
+        """What a chunk wrote; sequences that are whole leave their slots."""
+        state = self._rows.state
+        written, phase, ended_by, finish = jax.device_get(
+            (written, state.phase, state.ended_by, state.finish)
+        )
+        events = []
+        for slot, s in enumerate(self._slots):
+            if s is None:
+                continue
+            real_N = written.kind_NB[: written.count, slot] != budget.PASSED
+            new = Transcript(*(x[: written.count, slot][real_N].tolist() for x in written[1:]))
+            s.written.extend(new)
+            completion = None
+            if phase[slot] == budget.DONE:
+                ends = {"ended_by": int(ended_by[slot]), "finish": int(finish[slot])}
+                completion = complete(
+                    s.request, s.sample, s.script, self.tokenizer, s.prompt, s.written,
+                    **ends, note=s.note,
+                )  # fmt: skip
+                self._slots[slot] = None
+                self._pool.release(s.pages)
+            events.append(Event(s.number, s.sample, new, completion))
+        return events
+
+    def _compact(self) -> None:
+        """Move sequences to the front where fewer rows will then do."""
+        used = [i for i, s in enumerate(self._slots) if s is not None]
+        if _bucket(len(used)) >= _bucket(used[-1] + 1):
+            return
+        order = used + [i for i, s in enumerate(self._slots) if s is None]
+        self._slots = [self._slots[i] for i in order]
+        self._rows = self.programs.reorder(self._rows, np.asarray(order, np.int32))
+
+    def _new_rows(self, sequences: list[_Sequence], rows: int) -> Slots:
+        """What sequences start with, for the device."""
+        starts = [
+            Start(s.script, s.prompt, s.pages, s.request.sampling, s.request.seed, s.sample)
+            for s in sequences
+        ]
+        return rows_of(
+            starts,
+            rows,
+            context=self.context,
+            max_pages=_bucket(pages_for(self.context)),
+            is_newline_V=self._is_newline_V,
+        )
+
+
+def _bucket(n: int) -> int:
+    """The next power of two."""
+    return 1 << max(0, n - 1).bit_length()

@@ -1,0 +1,73 @@
+"""Keys and values of the sequences that are being decoded, in pages.
+
+A sequence owns pages of `PAGE` tokens, listed in its row of a table; which page comes where is
+decided on the host (`jaxs1.decoding.pages`). Page 0 belongs to nobody: what padding and finished
+sequences write goes there, and nothing reads it.
+
+Letters beside those of `jaxs1/model/architecture.py`: P pages, S tokens of a page, M pages of one
+sequence, X = M S tokens that one sequence can hold.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxs1.model.architecture import Architecture
+from jaxs1.model.sharding import Axes, Partition
+
+#: Tokens of a page.
+PAGE = 64
+#: The page that is written to and never read.
+TRASH = 0
+#: Position of a token that is padding.
+PADDING = -1
+#: Logical axes of a layer's pages.
+AXES: Axes = ("kv_heads", None, None, None)
+
+
+class KVCache(NamedTuple):
+    """For every layer the keys and the values, each [K, P, S, H]."""
+
+    k: list[jax.Array]
+    v: list[jax.Array]
+
+
+def init_cache(a: Architecture, num_pages: int, dtype: Any, partition: Partition) -> KVCache:
+    """An empty cache, its heads split over devices as the model's are."""
+    shape = (a.num_kv_heads, num_pages, PAGE, a.head_dim)
+    sharding = partition.sharding(AXES)
+
+    def pages() -> list[jax.Array]:
+        return [jnp.zeros(shape, dtype, device=sharding) for _ in range(a.num_layers)]
+
+    return KVCache(pages(), pages())
+
+
+def token_bytes(a: Architecture, dtype: Any) -> int:
+    """Bytes of one token's keys and values, all layers."""
+    return 2 * a.num_layers * a.num_kv_heads * a.head_dim * jnp.dtype(dtype).itemsize
+
+
+def append(
+    pages_KPSH: jax.Array, x_BTKH: jax.Array, table_BM: jax.Array, positions_BT: jax.Array
+) -> jax.Array:
+    """Write keys or values of new tokens at their positions.
+
+    Args:
+        pages_KPSH: of one layer
+        x_BTKH: what is written
+        table_BM: int32, pages of each sequence in order
+        positions_BT: int32, from 0 in each sequence; PADDING for what goes to the trash
+    """
+    page_BT = jnp.take_along_axis(table_BM, jnp.maximum(positions_BT, 0) // PAGE, axis=1)
+    page_BT = jnp.where(positions_BT == PADDING, TRASH, page_BT)
+    x_KBTH = x_BTKH.transpose(2, 0, 1, 3).astype(pages_KPSH.dtype)
+    return pages_KPSH.at[:, page_BT, positions_BT % PAGE].set(x_KBTH)
+
+
+def copy_page(cache: KVCache, source: jax.Array, target: jax.Array) -> KVCache:
+    """Give a sequence its own copy of a page that it shares."""
+    return jax.tree.map(lambda pages: pages.at[:, target].set(pages[:, source]), cache)
