@@ -9,7 +9,6 @@ steps are not repeated.
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 from jaxs1.config import UserError, parse, run_command
 from jaxs1.data import puzzles
 from jaxs1.data.chat import ANSWER, THINK
+from jaxs1.evaluation.metrics import wilson
 
 FOLDER = Path("demo")
 
@@ -107,14 +107,6 @@ def _answer(model_folder: Path, count: int) -> None:
     print(
         f"   {correct} of {len(problems)} correct when it stops by itself (95 %: {low} to {high})\n"
     )
-
-
-def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % score interval of a proportion (Wilson 1927)."""
-    p, n = successes / trials, trials
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return centre - half, centre + half
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxs1.config import UserError
-from jaxs1.curation import grading
 from jaxs1.curation.cache import Cache
 from jaxs1.curation.endpoint import Model, NoAnswer, ask_all
 from jaxs1.curation.pool import Pool
 from jaxs1.curation.table import COLUMNS, read_text, read_value
+from jaxs1.data import grading
 
 #: Key, and the values of the columns that a feature needs.
 Item = tuple[str, tuple[str, ...]]

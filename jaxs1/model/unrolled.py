@@ -7,8 +7,10 @@ step, so here each layer has arrays of its own (`unstack`). The layers themselve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,8 @@ from jaxs1.model.qwen import Qwen
 
 #: Parameters with `layers` as a list of one tree a layer.
 Params = dict[str, Any]
+#: (weights, x_BTD, k_pages, v_pages) -> (x_BTD, k_pages, v_pages)
+Layer = Callable[..., Any]
 
 
 def unstack(params: Params, layouts: Params) -> Params:
@@ -76,7 +80,7 @@ def forward(
     a = model.architecture
     x = jnp.take(params["embedding"].astype(model.build.dtype), tokens_BT, axis=0)
     x = model.partition.constrain(x, "rows", "sequence", None)
-    layer = IMPLS[impl](model, positions_BT, table_BM)
+    layer = IMPLS[impl].layer(model, positions_BT, table_BM)
     k_pages, v_pages = list(cache.k), list(cache.v)
     for i in range(a.num_layers):
         x, k_pages[i], v_pages[i] = layer(params["layers"][i], x, k_pages[i], v_pages[i])
@@ -85,13 +89,7 @@ def forward(
 
 def logits(model: Qwen, params: Params, x_BD: jax.Array, *, impl: str = "xla") -> jax.Array:
     """Float32 logits [B, V] from the last layer's output."""
-    a, dtype = model.architecture, model.build.dtype
-    hidden = ops.rms_norm(x_BD, params["final_norm"]["scale"], a.rms_norm_eps)
-    if a.tie_word_embeddings:
-        weight = params["embedding"].astype(dtype)
-        return jnp.einsum("BD,VD->BV", hidden, weight, preferred_element_type=jnp.float32)
-    head = params["lm_head"].astype(dtype)
-    return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+    return IMPLS[impl].logits(model, params, x_BD)
 
 
 def paged_attention(
@@ -125,20 +123,51 @@ def paged_attention(
     return out.reshape(K, B, T, G, H).transpose(1, 2, 0, 3, 4).reshape(B, T, N, H)
 
 
-def _xla_layer(model: Qwen, positions_BT: jax.Array, table_BM: jax.Array) -> Any:
+def pallas_attention(
+    q_BTNH: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    table_BM: jax.Array,
+    positions_BT: jax.Array,
+) -> jax.Array:
+    """As `paged_attention` for one new token a sequence: Pallas's kernel for TPU."""
+    from jax.experimental.pallas.ops.tpu.paged_attention import paged_attention as kernel
+
+    H = q_BTNH.shape[-1]
+    lanes = ((0, 0),) * 3 + ((0, -H % 128),)  # the kernel takes heads of whole 128-lane registers
+    q_BNH = (q_BTNH * H**-0.5).astype(q_BTNH.dtype)[:, 0]
+    out = kernel(
+        jnp.pad(q_BNH, lanes[1:]),
+        jnp.pad(k_pages, lanes),
+        jnp.pad(v_pages, lanes),
+        positions_BT[:, 0] + 1,
+        table_BM,
+        pages_per_compute_block=math.gcd(8, table_BM.shape[1]),
+    )
+    return out[:, None, :, :H]
+
+
+def _layer(attention: Any, model: Qwen, positions_BT: jax.Array, table_BM: jax.Array) -> Layer:
     """The training model's own layer, with an `attend` that goes through the cache."""
-    a = model.architecture
+    a, partition = model.architecture, model.partition
     rope = ops.rope_table(positions_BT, a.head_dim, a.rope_theta)
     graph, shapes = nnx.split(model.layers)
+    if attention is pallas_attention and partition.mesh.size > 1:
+        heads, pages = partition.spec((None, None, "heads", None)), partition.spec(kv_cache.AXES)
+        attention = jax.shard_map(
+            attention,
+            mesh=partition.mesh,
+            in_specs=(heads, pages, pages, P(), P()),
+            out_specs=heads,
+            check_vma=False,
+        )
 
-    def layer(
-        weights: Params, x: jax.Array, k_pages: jax.Array, v_pages: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def layer(weights: Params, x: jax.Array, k_pages: jax.Array, v_pages: jax.Array) -> Any:
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             nonlocal k_pages, v_pages
             k_pages = kv_cache.append(k_pages, k, table_BM, positions_BT)
             v_pages = kv_cache.append(v_pages, v, table_BM, positions_BT)
-            return paged_attention(q, k_pages, v_pages, table_BM, positions_BT)
+            return attention(q, k_pages, v_pages, table_BM, positions_BT)
 
         state = jax.tree.map(lambda leaf: leaf, shapes)
         nnx.replace_by_pure_dict(state, weights)
@@ -148,8 +177,81 @@ def _xla_layer(model: Qwen, positions_BT: jax.Array, table_BM: jax.Array) -> Any
     return layer
 
 
-#: name -> (model, positions, table) -> a function (weights, x, k_pages, v_pages) of one layer.
-IMPLS: dict[str, Callable[..., Any]] = {"xla": _xla_layer}
+def _logits(model: Qwen, params: Params, x_BD: jax.Array) -> jax.Array:
+    a, dtype = model.architecture, model.build.dtype
+    hidden = ops.rms_norm(x_BD, params["final_norm"]["scale"], a.rms_norm_eps)
+    if a.tie_word_embeddings:
+        weight = params["embedding"].astype(dtype)
+        return jnp.einsum("BD,VD->BV", hidden, weight, preferred_element_type=jnp.float32)
+    head = params["lm_head"].astype(dtype)
+    return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+
+
+def _triton_layer(kernel: str, model: Qwen, positions_BT: jax.Array, table_BM: jax.Array) -> Layer:
+    """Five Triton kernels a layer, for one new token a sequence."""
+    from kernels import decode
+
+    a, partition = model.architecture, model.partition
+    split = partition.mesh.size > 1
+    function = partial(
+        getattr(decode, kernel),
+        eps=a.rms_norm_eps,
+        theta=a.rope_theta,
+        axis_name="tensor" if split else None,
+    )
+    if split:
+        weights = jax.tree.map(lambda s: s.spec, shardings(model)["layers"][0])
+        pages = partition.spec(kv_cache.AXES)
+        function = jax.shard_map(
+            function,
+            mesh=partition.mesh,
+            in_specs=(weights, P(), P(), pages, pages, P()),
+            out_specs=(P(), pages, pages),
+            check_vma=False,
+        )
+
+    def layer(weights: Params, x: jax.Array, k_pages: jax.Array, v_pages: jax.Array) -> Any:
+        x_BD, *pages = function(weights, x[:, 0], positions_BT[:, 0], k_pages, v_pages, table_BM)
+        return x_BD[:, None], *pages
+
+    return layer
+
+
+def _triton_logits(kernel: str, model: Qwen, params: Params, x_BD: jax.Array) -> jax.Array:
+    from kernels import decode
+
+    a, partition = model.architecture, model.partition
+    tied = a.tie_word_embeddings
+    function = partial(getattr(decode, kernel), eps=a.rms_norm_eps, tied=tied)
+    if partition.mesh.size > 1:
+        weight = partition.spec(("vocab", "embed") if tied else ("embed", "vocab"))
+        function = jax.shard_map(
+            function,
+            mesh=partition.mesh,
+            in_specs=(P(), P(), weight),
+            out_specs=partition.spec((None, "vocab")),
+            check_vma=False,
+        )
+    return function(x_BD, params["final_norm"]["scale"], params["embedding" if tied else "lm_head"])
+
+
+class Impl(NamedTuple):
+    """How a step is computed: layer(model, positions, table) and logits(model, params, x_BD)."""
+
+    layer: Callable[[Qwen, jax.Array, jax.Array], Layer]
+    logits: Callable[[Qwen, Params, jax.Array], jax.Array]
+
+
+#: "xla" is the reference and takes any number of new tokens, the others one of each sequence.
+IMPLS: dict[str, Impl] = {
+    "xla": Impl(partial(_layer, paged_attention), _logits),
+    "pallas": Impl(partial(_layer, pallas_attention), _logits),
+    "triton": Impl(partial(_triton_layer, "layer"), partial(_triton_logits, "logits")),
+    # for tests: the same kernels on a CPU, slowly
+    "triton-interpreted": Impl(
+        partial(_triton_layer, "layer_interpreted"), partial(_triton_logits, "logits_interpreted")
+    ),
+}
 
 
 def _each(lists: Any, i: int) -> Any:

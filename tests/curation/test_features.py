@@ -7,7 +7,7 @@ import pytest
 
 from jaxs1.curate import main
 from jaxs1.curation.features import parse_subject
-from jaxs1.curation.grading import final_answer, is_correct
+from jaxs1.data.grading import final_answer, is_correct
 from jaxs1.data.tokenizer import load_tokenizer
 from tests.curation.conftest import bare_pool, command, feature_settings, kill, reply, start
 from tests.curation.pools import write_jsonl

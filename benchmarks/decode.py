@@ -1,0 +1,288 @@
+"""Decoding beside transformers, and what forcing costs: python -m benchmarks.decode --tokenizer DIR
+
+One random model of Qwen2.5-0.5B's shape, one machine, one run; every figure is the median of rounds
+in which the contenders take turns, and ratios are of the same round. Checked before it counts: both
+decode the same tokens (float32, greedy). The row of <|im_start|> in the embedding is scaled up, so
+that the model tries to end its thinking about once in 30 tokens. The last line is JSON.
+
+* decode: 64-token prompts, a fixed number of new tokens; `bare` is our loop without the controller.
+* Waits: s1's harness inside our loop, driven from outside over our engine, and over transformers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+
+from jaxs1.decoding.completion import Request
+from jaxs1.decoding.engine import Engine, Limits
+from jaxs1.decoding.opening import EngineConfig, open_engine
+from jaxs1.decoding.presets import Delimiters, Thinking
+from jaxs1.decoding.slots import table
+from jaxs1.model import unrolled
+
+PROMPT = 64
+BUDGET, ANSWER = 96, 16  # tokens of a round of thinking, and of an answer
+SCALE = 2.2  # of <|im_start|>'s embedding
+CONFIG = Path(__file__).parents[1] / "configs" / "models" / "qwen2.5-0.5b.json"
+
+Ids = list[int]
+
+
+def make_model(layers: int | None, tokenizer: Any, folder: Path) -> Any:
+    """A random transformers model, also saved to `folder` with its tokenizer."""
+    settings = json.loads(CONFIG.read_text())
+    settings["num_hidden_layers"] = layers or settings["num_hidden_layers"]
+    settings["max_position_embeddings"] = 2048
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(**settings)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2 and "embed" not in name:
+                parameter.normal_(std=parameter.shape[-1] ** -0.5)
+        model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids("<|im_start|>")] *= (
+            SCALE
+        )
+    model = model.float().eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def torch_generate(model: Any, prompts: Sequence[Ids], tokens: int, ends: Ids) -> list[Ids]:
+    """transformers.generate, greedy, a left-padded batch; what follows each prompt."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    with torch.inference_mode():
+        out = model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=tokens,
+            do_sample=False,
+            eos_token_id=ends or None,
+            pad_token_id=0,
+        )
+    rows = out[:, longest:].tolist()
+    firsts = [next((i + 1 for i, t in enumerate(row) if t in ends), len(row)) for row in rows]
+    return [row[:end] for row, end in zip(rows, firsts, strict=True)]
+
+
+def our_generate(engine: Engine, prompts: Sequence[Ids], tokens: int, ends: Ids) -> list[Ids]:
+    """Plain generation on our engine, greedy; what follows each prompt."""
+    stops = tuple(engine.tokenizer.convert_ids_to_tokens(ends)) or ("<|fim_pad|>",)
+    plain = Thinking(
+        mode="off", max_answer=tokens, min_answer=1, delimiters=Delimiters(stops=stops)
+    )
+    out = dict(engine.run([Request(p, plain) for p in prompts]))
+    return [out[i][0].tokens for i in range(len(prompts))]
+
+
+def outside(
+    generate: Callable[..., list[Ids]], prompts: Sequence[Ids], waits: int, ids: dict[str, Ids]
+) -> list[Ids]:
+    """s1's harness from outside: a call for every round, each prefilling everything again."""
+    kept: list[Ids] = [[] for _ in prompts]
+    cut = [False] * len(prompts)
+    going = list(range(len(prompts)))
+    for r in range(waits + 1):
+        rounds = generate([[*prompts[i], *kept[i]] for i in going], BUDGET, ids["ends"])
+        still = []
+        for i, out in zip(going, rounds, strict=True):
+            ended = out[-1] in ids["ends"]
+            kept[i] += out[:-1] if ended else out
+            cut[i] = not ended
+            if ended and r < waits:
+                kept[i] += ids["wait"]
+                still.append(i)
+        going = still
+        if not going:
+            break
+    kept = [k[:BUDGET] for k in kept]
+    closes = [ids["cut"] if c else ids["close"] for c in cut]
+    full = [[*p, *k, *c] for p, k, c in zip(prompts, kept, closes, strict=True)]
+    answers = generate(full, ANSWER, [])
+    return [k + c + a for k, c, a in zip(kept, closes, answers, strict=True)]
+
+
+def inside(engine: Engine, prompts: Sequence[Ids], waits: int) -> list[Ids]:
+    """The same within one compiled loop."""
+    thinking = Thinking(
+        mode="s1_harness", max=BUDGET, num_waits=waits, max_answer=ANSWER, min_answer=1
+    )
+    out = dict(engine.run([Request(p, thinking) for p in prompts]))
+    return [out[i][0].tokens for i in range(len(prompts))]
+
+
+def bare_loop(engine: Engine, tokens: int, rows: int) -> Callable[[], None]:
+    """Our loop without controller and without sampling settings: model, arg-max, nothing else."""
+    pages = -(-(PROMPT + tokens) // 64)
+    table_BM = table([list(range(1 + b * pages, 1 + (b + 1) * pages)) for b in range(rows)], rows,
+                     1 << (pages - 1).bit_length())  # fmt: skip
+    vocabulary = len(engine.tokenizer)
+
+    def loop(params: Any, cache: Any) -> Any:
+        def step(carry: Any) -> Any:
+            i, cache, token_B, position_B = carry
+            x, cache = unrolled.forward(
+                engine.model, params, cache, token_B[:, None], position_B[:, None], table_BM
+            )
+            logits = unrolled.logits(engine.model, params, x[:, 0])[:, :vocabulary]
+            return i + 1, cache, logits.argmax(-1).astype(jnp.int32), position_B + 1
+
+        start = (0, cache, jnp.ones(rows, jnp.int32), jnp.full(rows, PROMPT, jnp.int32))
+        return jax.lax.while_loop(lambda c: c[0] < engine.limits.chunk, step, start)[1:3]
+
+    run = jax.jit(loop, donate_argnums=1)
+
+    def timed() -> None:
+        for _ in range(tokens // engine.limits.chunk):
+            engine.cache, last = run(engine.params, engine.cache)
+            jax.block_until_ready(last)
+
+    return timed
+
+
+def race(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contender, who take turns; one round beforehand does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for r in range(rounds + 1):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            if r:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(slower: list[float], faster: list[float]) -> float:
+    """Median over rounds of how many times as fast."""
+    return statistics.median(s / f for s, f in zip(slower, faster, strict=True))
+
+
+def compare_decode(engine: Engine, models: dict[str, Any], batch: int, tokens: int, rounds: int):
+    """Fixed number of new tokens; a table and its figures."""
+    prompts = make_prompts(engine, batch)
+    forced = Thinking(max=tokens - 16 - 3, max_answer=16, min_answer=16)
+    contenders: dict[str, Callable[[], Any]] = {
+        "ours, forcing off": partial(our_generate, engine, prompts, tokens, []),
+        "ours, forcing on": lambda: dict(engine.run([Request(p[:-2], forced) for p in prompts])),
+        "ours, bare loop": bare_loop(engine, tokens, batch),
+    }
+    for name, model in models.items():
+        contenders[name] = partial(torch_generate, model, prompts, tokens, [])
+    seconds = race(contenders, rounds)
+    print(f"\nbatch {batch}: {PROMPT} prompt tokens, {tokens} new tokens each")
+    figures = {}
+    for name, values in seconds.items():
+        speed = batch * tokens / statistics.median(values)
+        ours = ratio(values, seconds["ours, forcing off"])
+        figures[name] = {"tokens_per_s": speed, "ours_is_faster_by": ours}
+        print(f"  {name:28}{speed:10,.1f} tokens/s   ours is {ours:5.2f} x as fast")
+    return figures
+
+
+def compare_waits(engine: Engine, model: Any, ids: dict[str, Ids], batch: int, rounds: int):
+    """The three ways of adding Waits; a table and its figures."""
+    prompts = make_prompts(engine, batch)
+    ready = [[*p, *ids["start"]] for p in prompts]
+    print(f"\nWaits, batch {batch}: seconds (tokens), rounds of at most {BUDGET} tokens")
+    print(f"  {'N':>2}{'inside':>16}{'outside, ours':>18}{'outside, transformers':>24}")
+    figures = []
+    for waits in (0, 1, 2, 4):
+        ways: dict[str, Callable[[], list[Ids]]] = {
+            "inside": partial(inside, engine, prompts, waits),
+            "outside_ours": partial(outside, partial(our_generate, engine), ready, waits, ids),
+            "outside_transformers": partial(
+                outside, partial(torch_generate, model), ready, waits, ids
+            ),
+        }
+        results = {name: run() for name, run in ways.items()}
+        counts = {name: sum(map(len, rows)) for name, rows in results.items()}
+        equal = sum(a == b for a, b in zip(*list(results.values())[:2], strict=True))
+        seconds = race(ways, rounds)
+        medians = {name: statistics.median(values) for name, values in seconds.items()}
+        cells = [f"{medians[n]:8.2f} ({counts[n]:,})" for n in ways]
+        print(f"  {waits:2}{cells[0]:>16}{cells[1]:>18}{cells[2]:>24}   equal ids {equal}/{batch}")
+        figures.append({"waits": waits, "seconds": medians, "tokens": counts, "equal": equal})
+    return figures
+
+
+def make_prompts(engine: Engine, batch: int) -> list[Ids]:
+    """Random ids."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 150_000, (batch, PROMPT)).tolist()
+
+
+def check_tokens(engine: Engine, model: Any) -> None:
+    """Both sides must decode the same."""
+    prompts = make_prompts(engine, 4)
+    ours = our_generate(engine, prompts, 32, [])
+    theirs = torch_generate(model, prompts, 32, [])
+    agree = sum(a == b for a, b in zip(ours, theirs, strict=True))
+    print(f"greedy tokens equal to transformers' on {agree} of {len(prompts)} prompts")
+    if agree < len(prompts):
+        raise SystemExit("the two do not decode the same; no figure would mean anything")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--tokenizer", default="Qwen/Qwen2.5-0.5B-Instruct", help="folder or id")
+    parser.add_argument("--layers", type=int, help="of the model; default: all 24")
+    parser.add_argument("--tokens", type=int, default=64, help="new tokens, a multiple of 32")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--skip_waits", action="store_true")
+    arguments = parser.parse_args()
+    transformers.utils.logging.set_verbosity_error()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.tokenizer)
+    with tempfile.TemporaryDirectory() as name:
+        model = make_model(arguments.layers, tokenizer, Path(name))
+        limits = Limits(max_sequences=max(arguments.batches), context=1024)
+        opened = open_engine(EngineConfig(model=name, dtype="float32", limits=limits))
+    engine: Any = opened.engine
+    print(opened.description.partition(": ")[2])
+    check_tokens(engine, model)
+
+    def plain(text: str) -> Ids:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    ends = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>", "<|endoftext|>"])
+    close = plain("<|im_start|>answer")
+    ids = {
+        "start": plain("<|im_start|>think"),
+        "ends": ends,
+        "wait": plain("Wait"),
+        "close": close,
+        "cut": plain("\n") + plain("<|im_start|>answer\nFinal Answer:"),
+    }
+    result: dict[str, Any] = {"threads": torch.get_num_threads()}
+    bf16 = transformers.AutoModelForCausalLM.from_config(model.config).to(torch.bfloat16).eval()
+    models = {"transformers, float32": model, "transformers, bfloat16": bf16}
+    for batch in arguments.batches:
+        result[f"decode_{batch}"] = compare_decode(
+            engine, models, batch, arguments.tokens, arguments.rounds
+        )
+    if not arguments.skip_waits:
+        batch = max(arguments.batches)
+        result["waits"] = compare_waits(engine, model, ids, batch, arguments.rounds)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

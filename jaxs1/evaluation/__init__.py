@@ -1,0 +1,1 @@
+"""How right is a model, and what does thinking longer buy: tasks, grading, metrics, report."""

@@ -1,0 +1,267 @@
+"""What is asked and what is right: named benchmarks, a JSONL of one's own, the demo's puzzles.
+
+`TASKS` says where a benchmark lies on the hub, which columns it has and of what kind its answers
+are; a new one is one row. `GRADERS` reads and compares the answers of each kind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxs1.config import UserError, one_line
+from jaxs1.data import grading, puzzles
+from jaxs1.data.records import read_jsonl
+
+Row = Mapping[str, Any]
+Kind = Literal["math", "integer", "letter", "puzzle"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark.
+
+    Args:
+        kind: of its answers
+        hub: id of the data set; None for one that lies on disk only
+        subset: of the data set
+        split: of the data set
+        question, answer: names of its columns
+        wrong: columns with the wrong choices of a multiple-choice question; `answer` is the right
+    """
+
+    kind: Kind
+    hub: str | None = None
+    subset: str | None = None
+    split: str = "test"
+    question: str = "question"
+    answer: str = "answer"
+    wrong: tuple[str, ...] = ()
+
+
+TASKS = {
+    "aime24": Task("integer", "simplescaling/aime24_nofigures", split="train", question="problem"),
+    "aime25": Task("integer", "math-ai/aime25", question="problem"),
+    "math500": Task("math", "simplescaling/openaimath", question="problem"),
+    "gpqa": Task(
+        *("letter", "Idavidrein/gpqa", "gpqa_diamond", "train", "Question", "Correct Answer"),
+        wrong=("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
+    ),
+    "gsm8k": Task("math", "openai/gsm8k", "main"),
+    "puzzles": Task("puzzle"),
+}
+#: What a JSONL of one's own may call its columns, the likeliest first.
+QUESTION_NAMES = ("question", "problem", "prompt")
+ANSWER_NAMES = ("answer", "solution", "target")
+
+
+@dataclass(frozen=True)
+class QuestionsConfig:
+    """Where the questions lie.
+
+    Args:
+        path: a .jsonl file with the questions of a named task; null takes them from the hub
+        fields: column names that differ, e.g. '{"question": "prompt", "answer": "gold"}'
+        kind: of the answers of a JSONL of one's own; auto is math
+        seed: of the order of the choices of a multiple-choice question
+    """
+
+    path: str | None = None
+    fields: dict[str, str] = field(default_factory=dict)
+    kind: Literal["auto", "math", "integer", "letter", "puzzle"] = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse columns that nobody reads."""
+        if unknown := set(self.fields) - {"question", "answer"}:
+            raise UserError(
+                f"data.fields.{min(unknown)}: no such column; ours are question and answer"
+            )
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Args:
+        number: its place in the task, from 0
+        text: what the model reads
+        gold: the right answer, as the grader of its kind takes it
+    """
+
+    number: int
+    text: str
+    gold: str
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A task's questions, and how their answers are graded."""
+
+    name: str
+    kind: Kind
+    items: tuple[Question, ...]
+
+    @property
+    def grader(self) -> grading.Grader:
+        """Of this kind of answers."""
+        return GRADERS[self.kind]
+
+    def digest(self) -> str:
+        """Names these questions, choices in their order included; eight hexadecimal digits."""
+        text = json.dumps([(q.text, q.gold) for q in self.items])
+        return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
+
+
+def load_questions(task: str, config: QuestionsConfig) -> Questions:
+    """All questions of a named task or of a JSONL file.
+
+    Args:
+        task: a name of TASKS, or FILE.jsonl
+        config: where they lie
+
+    Raises:
+        UserError: an unknown task, a missing file, a row without question or answer.
+    """
+    if task in TASKS:
+        known = TASKS[task]
+        name = task
+        rows = _rows_of(task, known, config)
+    elif task.endswith(".jsonl"):
+        if config.path is not None:
+            raise UserError(f"data.path={config.path}: the task is a file already; leave it out")
+        path = _existing(task, "task")
+        name = path.name
+        known = _own(path, config)
+        rows = read_jsonl(path)
+    else:
+        raise UserError(f"task={task}: is unknown; give {', '.join(TASKS)}, or FILE.jsonl")
+    items = tuple(
+        _question(number, where, row, known, config) for number, (where, row) in enumerate(rows)
+    )
+    if not items:
+        raise UserError(f"task={task}: has no questions; give a file with at least one")
+    return Questions(name, known.kind, items)
+
+
+def _rows_of(name: str, task: Task, config: QuestionsConfig) -> Iterator[tuple[str, Row]]:
+    if config.path is not None:
+        return read_jsonl(_existing(config.path, "data.path"))
+    if task.hub is None:
+        raise UserError(
+            f"task={name}: lies on no hub; give --data.path FILE.jsonl, e.g. demo/data/test.jsonl"
+        )
+    return _hub(name, task)
+
+
+def _own(path: Path, config: QuestionsConfig) -> Task:
+    """How a JSONL of one's own is read, by the columns of its first row."""
+    where, row = next(read_jsonl(path), (str(path), {}))
+    names = {}
+    for ours, known in (("question", QUESTION_NAMES), ("answer", ANSWER_NAMES)):
+        found = [n for n in known if n in row]
+        if not found and ours not in config.fields and row:
+            raise UserError(
+                f"{where}: has no {ours} (any of {', '.join(known)}) among its columns "
+                f"""{", ".join(row)}; name it with --data.fields '{{"{ours}": "COLUMN"}}'"""
+            )
+        names[ours] = found[0] if found else ours
+    kind: Kind = "math" if config.kind == "auto" else config.kind
+    return Task(kind, question=names["question"], answer=names["answer"])
+
+
+def _existing(name: str, setting: str) -> Path:
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"{setting}={name}: no such file; give a .jsonl file")
+    return path
+
+
+def _hub(name: str, task: Task) -> Iterator[tuple[str, Row]]:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            f"task={name}: its data comes from the hub, which needs the package datasets; "
+            "pip install 'jaxs1[hub]', or give --data.path FILE.jsonl"
+        ) from None
+    try:
+        rows = datasets.load_dataset(task.hub, task.subset, split=task.split)
+    except Exception as error:  # whatever the hub, the network or the loader say
+        raise UserError(
+            f"task={name}: {task.hub} cannot be loaded ({one_line(error)[:200]}); "
+            "give --data.path FILE.jsonl"
+        ) from None
+    for number, row in enumerate(rows, start=1):
+        yield f"{task.hub}[{task.split}]:{number}", row
+
+
+def _question(number: int, where: str, row: Row, task: Task, config: QuestionsConfig) -> Question:
+    if task.kind == "puzzle":
+        return _puzzle(number, where, row)
+    ours = {"question": task.question, "answer": task.answer, **config.fields}
+    text, answer = (_text(where, row, ours[name], name) for name in ("question", "answer"))
+    if task.wrong:
+        wrong = [_text(where, row, name, name) for name in task.wrong]
+        text, gold = _with_choices(text, answer, wrong, random.Random(f"{config.seed} {number}"))
+    else:
+        found = GRADERS[task.kind].extract(answer)
+        if found is None:
+            raise UserError(
+                f"{where}: {ours['answer']}={answer[:60]!r} is no answer of kind {task.kind}; "
+                "give another --data.kind, or another column in --data.fields"
+            )
+        gold = found
+    return Question(number, text, gold)
+
+
+def _text(where: str, row: Row, column: str, name: str) -> str:
+    value = row.get(column)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(
+            f"{where}: field {column!r} must be a text that is not empty; name another with "
+            f"""--data.fields '{{"{name}": "COLUMN"}}'"""
+        )
+    return value.strip()
+
+
+def _with_choices(
+    question: str, right: str, wrong: list[str], rng: random.Random
+) -> tuple[str, str]:
+    """The question with its choices in s1's form, shuffled, and the right one's letter."""
+    choices = [right, *wrong]
+    order = rng.sample(range(len(choices)), len(choices))
+    letters = [chr(ord("A") + i) for i in range(len(choices))]
+    lines = [f"{letter}) {choices[i]}" for letter, i in zip(letters, order, strict=True)]
+    return f"{question}\n\n" + "\n".join(lines), letters[order.index(0)]
+
+
+def _puzzle(number: int, where: str, row: Row) -> Question:
+    try:
+        problem = puzzles.Problem.from_record(dict(row))
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{where}: is no puzzle ({one_line(error)}); give a file that the demo wrote"
+        ) from None
+    return Question(number, problem.question, json.dumps(problem.record()))
+
+
+def _expression(text: str) -> str | None:
+    """A puzzle's answer without the words before it that `puzzles.is_correct` ignores, too."""
+    return re.sub(r"^(Answer:\s*)?(Final Answer:)?\s*", "", text.strip()) or None
+
+
+def _solves(given: str, gold: str) -> bool:
+    return puzzles.is_correct(puzzles.Problem.from_record(json.loads(gold)), given)
+
+
+#: Kind of answer -> how it is read and compared.
+GRADERS = {**grading.GRADERS, "puzzle": grading.Grader(_expression, str.__eq__, _solves)}

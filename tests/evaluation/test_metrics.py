@@ -1,0 +1,89 @@
+"""Measures against numbers worked out by hand, and against the table of the s1 paper."""
+
+import math
+
+import pytest
+
+from jaxs1.data.grading import GRADERS
+from jaxs1.evaluation import metrics
+from jaxs1.evaluation.metrics import Run
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [  # Newcombe 1998, table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (29, 29, 0.8830, 1.0),
+    ],
+)
+def test_wilson(successes, trials, low, high):
+    assert metrics.wilson(successes, trials) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_s1s_aime_figures_are_questions_of_30_and_lie_in_each_others_interval():
+    """2, 4, 6 Waits: 53.3, 56.7, 56.7; without: 50.0. One question more is no proof."""
+    shares = {15: 50.0, 16: 53.3, 17: 56.7}
+    for right, percent in shares.items():
+        assert round(100 * right / 30, 1) == percent
+        low, high = metrics.wilson(right, 30)
+        assert all(low < other / 30 < high for other in shares)
+
+
+def test_control():
+    assert metrics.control([True, True, False, False, False]) == 0.4  # token-conditional: 40
+    assert metrics.control([]) is None
+
+
+def test_scaling_is_the_mean_slope_of_all_pairs():
+    runs = [Run(4000, 0.5), Run(1000, 0.2), Run(2000, 0.4)]  # 0.2/1000, 0.3/3000, 0.1/2000
+    per_thousand = (0.2 + 0.1 + 0.05) / 3
+    assert metrics.scaling(runs, metrics.per_thousand) == pytest.approx(per_thousand)
+    assert metrics.scaling(runs) == pytest.approx(per_thousand / 1000)
+    assert metrics.scaling(runs, metrics.per_doubling) == pytest.approx((0.2 + 0.15 + 0.1) / 3)
+
+
+def test_scaling_of_runs_that_do_not_differ():
+    assert metrics.scaling([Run(10, 0.1)]) is None
+    assert metrics.scaling([Run(10, 0.1), Run(10, 0.3)]) is None
+    assert metrics.scaling([Run(0, 0.1), Run(10, 0.3)], metrics.per_doubling) is None
+    assert metrics.scaling([Run(0, 0.1), Run(10, 0.3)]) == pytest.approx(0.02)
+
+
+def test_falling_accuracy_scales_below_zero():
+    """Rejection sampling, -35: what is short is right more often."""
+    assert metrics.scaling([Run(100, 0.9), Run(200, 0.6), Run(400, 0.5)]) < 0
+
+
+def test_performance():
+    assert metrics.performance([Run(1, 0.5), Run(9, 0.2)]) == 0.5
+    assert metrics.performance([]) is None
+
+
+@pytest.mark.parametrize(
+    ("answers", "winner"),
+    [
+        (["1", "2", "2"], "2"),
+        (["0.5", "3", "\\frac{1}{2}"], "0.5"),  # equal answers vote together
+        (["2", "1", "1", "2"], "2"),  # a tie: seen first
+        (["1", None, None], "1"),  # nothing is no vote
+        ([None], None),
+        ([], None),
+    ],
+)
+def test_vote(answers, winner):
+    assert metrics.vote(answers, GRADERS["math"].same) == winner
+
+
+def test_vote_sizes():
+    assert [metrics.vote_sizes(n) for n in (1, 2, 3, 8, 12)] == [
+        [1], [1, 2], [1, 2, 3], [1, 2, 4, 8], [1, 2, 4, 8, 12]
+    ]  # fmt: skip
+
+
+def test_scales():
+    assert metrics.per_thousand(2500) == 2.5
+    assert metrics.per_doubling(8) - metrics.per_doubling(4) == 1
+    assert math.isclose(metrics.per_doubling(1024), 10)
