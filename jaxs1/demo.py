@@ -1,15 +1,16 @@
 """The whole story on a laptop's CPU: `python -m jaxs1.demo`.
 
 Writes a synthetic reasoning corpus, trains a tiny base model on its primitives, fine-tunes it on
-exactly 1,000 traces the s1 way, exports it, and lets transformers load it and answer questions that
-neither stage has seen. Every step is an ordinary command of this package; started again, finished
-steps are not repeated.
+exactly 1,000 traces the s1 way, exports it, lets transformers load it, and draws what longer
+thinking buys on questions that neither stage has seen. Every step is an ordinary command of this
+package; started again, finished steps are not repeated.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -49,16 +50,22 @@ def main(argv: Sequence[str]) -> int:
     trace = f"{example['question']}\n{example['thinking_trajectories'][0]}\n{example['attempt']}"
     print("   the first trace:\n" + "".join(f"   | {line}\n" for line in trace.splitlines()))
     _say("2  A base model: language modelling on worksheets, from random weights")
-    _train("configs/demo_base.yaml")
+    _run("jaxs1.train", "configs/demo_base.yaml", "--resume", "auto")
     _say("3  Supervised fine-tuning on 1,000 traces, the recipe of s1")
-    _train("configs/demo_sft.yaml")
+    _run("jaxs1.train", "configs/demo_sft.yaml", "--resume", "auto")
     _say("4  The exported model in transformers, on questions about digits it has never seen")
     _answer(FOLDER / "sft" / "hf", config.problems)
+    _say("5  Test-time scaling: the same questions with thinking cut short, and with Waits")
+    _run("jaxs1.evaluate", "configs/demo_evaluate.yaml")
+    shutil.copy(FOLDER / "evaluation" / "scaling.png", FOLDER / "scaling.png")
+    _show_rescue(FOLDER / "evaluation" / "samples.jsonl", FOLDER / "data" / "test.jsonl")
     print(f"done in {time.monotonic() - start:.0f} s. In {FOLDER}/:")
     for name, what in [
-        ("data/", "the corpus and its tokenizer (rm -r demo starts over)"),
-        ("base/, sft/", "config.yaml, metrics.jsonl, tensorboard/, checkpoints/ of the two runs"),
+        ("scaling.png", "accuracy against thinking, by budgets and by Waits"),
+        ("evaluation/", "the figures behind it, every sample, more pictures"),
         ("sft/hf/", "the fine-tuned model, for transformers or any engine that takes its format"),
+        ("base/, sft/", "config.yaml, metrics.jsonl, tensorboard/, checkpoints/ of the two runs"),
+        ("data/", "the corpus and its tokenizer (rm -r demo starts over)"),
     ]:
         print(f"   {name:12} {what}")
     return 0
@@ -68,11 +75,11 @@ def _say(line: str) -> None:
     print(f"\n{line}", flush=True)
 
 
-def _train(recipe: str) -> None:
-    command = ["-m", "jaxs1.train", "--config", recipe, "--resume", "auto"]
+def _run(module: str, recipe: str, *arguments: str) -> None:
+    command = ["-m", module, "--config", recipe, *arguments]
     print(f"   $ {shlex.join(['python', *command])}", flush=True)
     if status := subprocess.run([sys.executable, *command]).returncode:
-        raise UserError(f"{recipe}: training ended with status {status}; its message is above")
+        raise UserError(f"{recipe}: {module} ended with status {status}; its message is above")
 
 
 def _answer(model_folder: Path, count: int) -> None:
@@ -107,6 +114,24 @@ def _answer(model_folder: Path, count: int) -> None:
     print(
         f"   {correct} of {len(problems)} correct when it stops by itself (95 %: {low} to {high})\n"
     )
+
+
+def _show_rescue(samples: Path, questions: Path) -> None:
+    """Print a question that is answered wrongly without Waits, and rightly with the fewest."""
+    graded: dict[int, dict[str, dict[str, Any]]] = {}
+    for line in samples.open():
+        sample = json.loads(line)
+        graded.setdefault(sample["question"], {})[sample["point"]] = sample
+    for waits in range(1, 7):
+        for number, by_point in graded.items():
+            without, with_waits = (by_point.get(f"max=400 num_waits={n}") for n in (0, waits))
+            if without and with_waits and not without["correct"] and with_waits["correct"]:
+                question = json.loads(questions.read_text().splitlines()[number])["question"]
+                print(f"   {question}, without a Wait: {without['answer']}, which is wrong")
+                lines = f"{with_waits['thinking']}\n{with_waits['answer']}".splitlines()
+                print(f"   with {waits}:\n" + "".join(f"   | {line}\n" for line in lines))
+                return
+    print("   no answer that was wrong became right by a Wait")
 
 
 if __name__ == "__main__":

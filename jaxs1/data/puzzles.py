@@ -42,6 +42,9 @@ EVALUATION_QUESTIONS = 400  # in each of dev.jsonl and test.jsonl
 BASE_MIXTURE = {"worksheet": 0.5, "compare": 0.2, "calculate": 0.15, "spot": 0.1, "express": 0.05}
 VALUES = range(-5, 48)  # every value of x*y+z and x*y-z over distinct digits lies in here
 ROTATED_WORKSHEETS = 1 / 3
+#: A page is as long as the longest trace: what the base model never saw behind its 200th token, the
+#: fine-tuned one does badly there, and each Wait leads further there.
+DOCUMENTS_A_PAGE = 2
 #: One token each: with a token per digit the verdict `yes` is hardly learnt.
 TWO_DIGITS = [str(value) for value in VALUES if value > 9]
 WORDS = "system\nuser\nassistant\nthink\nanswer\n"  # so that each becomes one token
@@ -229,7 +232,7 @@ class Teacher:
                 late = self.recheck if self.recheck_late is None else self.recheck_late
                 recheck = late if waits else self.recheck
                 while waits < self.max_waits and rng.random() < recheck:
-                    lines += ["Wait", check_line(tried[-1:], problem.target)]
+                    lines += ["Wait", lines[-1]]
                     waits += 1
                 break
         answer = tried[-1].expression
@@ -298,7 +301,10 @@ def write_corpus(
     if folder.exists():
         raise FileExistsError(f"{folder} exists: remove it or name another folder")
     base_rng, sft_rng = (np.random.default_rng([seed, stage]) for stage in (0, 1))
-    base = [{"text": base_document(base_rng)} for _ in range(base_documents)]
+    pages = range(base_documents // DOCUMENTS_A_PAGE)
+    base = [
+        {"text": "\n".join(base_document(base_rng) for _ in range(DOCUMENTS_A_PAGE))} for _ in pages
+    ]
     teacher = teacher or Teacher()
     traces = [teacher.trace(p, sft_rng) for p in sample_problems("train", sft_examples, sft_rng)]
     files = {"base": base, "sft": traces}

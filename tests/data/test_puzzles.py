@@ -145,9 +145,11 @@ def test_base_documents_are_right_and_mixed_as_designed(corpus):
     """Every sum, verdict and layout; the shares within four standard deviations."""
     counts = dict.fromkeys(["worksheet", "rotated", "spot", "hit", "compare", "calc", "express"], 0)
     compare_yes = compare_lines = 0
-    documents = [r["text"] for r in read(corpus / "base.jsonl")]
+    pages = [r["text"] for r in read(corpus / "base.jsonl")]
+    assert all(page.endswith("\n") and page.count("\n\n") == 1 for page in pages)
+    documents = [text for page in pages for text in page.split("\n\n")]
     for text in documents:
-        assert text.endswith("\n") and not re.search(r"Wait|Answer|think|<\|", text)
+        assert not re.search(r"Wait|Answer|think|<\|", text)
         head, *lines = text.splitlines()
         if " from " in head:
             target, numbers = parse_question(head)
@@ -222,10 +224,10 @@ def test_every_trace_is_an_honest_search(traces):
                 assert (previous == "Wait") == (searched > 3)
                 assert [yes for _, yes in tried[:-1]] == [False] * (len(tried) - 1)
                 last, found = tried[-1]
-                hit = last if found else None
+                hit = line if found else None
                 assert found or len(tried) == 4
-            else:  # nothing but one-line re-checks of the hit follows it
-                assert previous == "Wait" and tried == [(hit, True)]
+            else:  # nothing but the same line follows it
+                assert previous == "Wait" and line == hit
         assert lines[-1] != "Wait" and waits <= 4
         assert answer == last and trace["answer_correct"] == (hit is not None)
         assert hit is not None or 3 <= searched < 6
@@ -252,7 +254,7 @@ def test_teacher_parameters_do_what_they_say():
     assert brief["thinking_trajectories"][0].split("\n") == EXAMPLE_LINES[:5]
     assert brief["attempt"] == "Final Answer: 4*6-2" and not brief["answer_correct"]
     late = Teacher(give_up=0, recheck=0, recheck_late=1).trace(EXAMPLE, rng)
-    check = ["Wait", "4*2=8 -7=1 yes"]
+    check = ["Wait", EXAMPLE_LINES[-1]]
     assert late["thinking_trajectories"][0].split("\n") == EXAMPLE_LINES + 2 * check
     early = Teacher(recheck=0, recheck_late=1).trace(Problem((7, 4, 6, 2), 34), rng)
     assert early["thinking_trajectories"] == ["7*4=28 +6=34 yes"]
@@ -287,7 +289,7 @@ def test_teacher_statistics_are_those_of_its_parameters(traces):
 
 
 def test_teacher_statistics_are_those_of_the_design(corpus, tokenizer):
-    """The design's sample of 1,000: 67 % right, 38 % with a Wait, mean 104 tokens, longest 211."""
+    """The design: 67 % right, 38 % with a Wait. Ours: no trace longer than a page of the base."""
     records = read(corpus / "sft.jsonl")
     design = np.array([0.67, 0.38])
     # both are samples of 1,000, so their difference has twice the variance
@@ -295,9 +297,8 @@ def test_teacher_statistics_are_those_of_the_design(corpus, tokenizer):
     assert np.all(np.abs(shares(records) - design) < bound)
     chats = [chat(tokenizer, trace) for trace in records]
     lengths = [len(ids) for ids in tokenizer(chats)["input_ids"]]
-    error = np.std(lengths) * np.sqrt(2 / len(lengths))
-    assert abs(np.mean(lengths) - 104) < 0.5 + 3 * error
-    assert 200 <= max(lengths) <= 212
+    pages = tokenizer([r["text"] for r in read(corpus / "base.jsonl")])["input_ids"]
+    assert 200 <= max(lengths) < np.mean([len(ids) for ids in pages]) + 10
 
 
 def test_corpus_is_a_function_of_its_seed(corpus, tmp_path):
@@ -346,7 +347,7 @@ def test_command_prints_the_summary(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(puzzles, "write_corpus", small)
     puzzles.main([str(tmp_path / "out"), "--seed", "3"])
     printed = capsys.readouterr().out
-    assert re.search(r"base records +50\nsft records +20\ndev records +400\n", printed)
+    assert re.search(r"base records +25\nsft records +20\ndev records +400\n", printed)
     assert re.search(r"share correct +0\.\d{3}\n", printed)
 
 
