@@ -1,1 +1,1 @@
-"""GPU kernels (none yet); imports nothing of jaxs1."""
+"""The decoding step as Triton kernels; of jaxs1, only the two commands know config."""

@@ -1,0 +1,188 @@
+"""What the benchmark runs: random inputs of every kernel, and the same formula in plain jax.
+
+The plain formula is the oracle in float64 and the competitor in bfloat16, where XLA makes of it
+what it can (cuBLAS products, fusions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kernels import decode
+from kernels.attention import attention
+from kernels.gate_up import gate_up
+from kernels.head import head
+from kernels.launch import Array, Run, ceil_div
+from kernels.product import split
+from kernels.projection import projection
+from kernels.qkv import qkv
+from kernels.shapes import PAGE, Shape
+
+Tree = Any
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of a kernel.
+
+    Args:
+        fixed: inputs that a call only reads
+        state: inputs that it takes over and gives back: pages, or nothing
+        kernel: (run, fixed, state) -> output, state
+        plain: (fixed, state) -> output, state
+    """
+
+    fixed: Tree
+    state: Tree
+    kernel: Callable[[Run, Tree, Tree], tuple[Array, Tree]]
+    plain: Callable[[Tree, Tree], tuple[Array, Tree]]
+
+
+def make(name: str, shape: Shape, batch: int, context: int, seed: int, dtype: Any) -> Case:
+    """Random inputs of a kernel.
+
+    Args:
+        name: as in `kernels.shapes.kernel_work`
+        shape: of the model, or of one device's part
+        batch: sequences B
+        context: tokens that each new token attends to, itself among them
+        seed: of the random numbers; zeros would run faster than real data
+        dtype: bfloat16, or float32 where kernels are interpreted
+    """
+    D, F = shape.width, shape.mlp
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    keys = iter(jax.random.split(jax.random.key(seed), 8))
+
+    def normal(*sizes: int, inputs: int = 1) -> Array:
+        return jax.random.normal(next(keys), sizes, dtype) * jnp.asarray(inputs**-0.5, dtype)
+
+    if name == "attention":
+        return _attention(shape, batch, context, normal, dtype)
+    if name in ("out", "down"):
+        inputs = q if name == "out" else F
+        x, w = normal(batch, inputs), normal(inputs, D, inputs=inputs)
+        return Case((x, w, normal(batch, D)), (), _projection_kernel, _projection_plain)
+    x, scale = normal(batch, D), 1 + normal(D) / 8
+    if name == "qkv":
+        weights = [normal(D, width, 1, inputs=D) for width in (q, kv, kv)]
+        return Case((x, scale, *weights), (), partial(_qkv_kernel, shape.eps),
+                    partial(_qkv_plain, shape.eps))  # fmt: skip
+    if name == "gate_up":
+        gate, up = normal(D, F, inputs=D), normal(D, F, inputs=D)
+        return Case((x, scale, gate, up), (), partial(_gate_up_kernel, shape.eps),
+                    partial(_gate_up_plain, shape.eps))  # fmt: skip
+    V = shape.vocabulary
+    w = normal(*((V, D) if shape.tied else (D, V)), inputs=D)
+    return Case((x, scale, w), (), partial(_head_kernel, shape.eps, shape.tied),
+                partial(_head_plain, shape.eps, shape.tied))  # fmt: skip
+
+
+def _norm(x: Array, scale: Array, eps: float) -> Array:
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    factor = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return (wide * factor * scale.astype(wide.dtype)).astype(x.dtype)
+
+
+def _product(x: Array, w: Array) -> Array:
+    """In float32 at least, as the kernels leave a product before they round it."""
+    return jnp.matmul(x, w, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _qkv_kernel(eps: float, run: Run, fixed: Tree, state: Tree) -> tuple[Array, Tree]:
+    """The attention kernel's part of the norm is done here, so that a result can be compared."""
+    partial_sums, squares = qkv(run, *fixed)
+    factor = jax.lax.rsqrt(squares.sum(0) / fixed[0].shape[1] + eps)
+    return partial_sums.sum(0) * factor[:, None], state
+
+
+def _qkv_plain(eps: float, fixed: Tree, state: Tree) -> tuple[Array, Tree]:
+    x, scale, *weights = fixed
+    n = _norm(x, scale, eps)
+    return jnp.concatenate([_product(n, w[..., 0]) for w in weights], axis=1), state
+
+
+def _projection_kernel(run: Run, fixed: Tree, state: Tree) -> tuple[Array, Tree]:
+    return projection(run, *fixed), state
+
+
+def _projection_plain(fixed: Tree, state: Tree) -> tuple[Array, Tree]:
+    x, w, residual = fixed
+    y = _product(x, w)
+    return (residual.astype(y.dtype) + y).astype(residual.dtype), state
+
+
+def _gate_up_kernel(eps: float, run: Run, fixed: Tree, state: Tree) -> tuple[Array, Tree]:
+    return gate_up(run, *fixed, eps=eps), state
+
+
+def _gate_up_plain(eps: float, fixed: Tree, state: Tree) -> tuple[Array, Tree]:
+    x, scale, gate, up = fixed
+    n = _norm(x, scale, eps)
+    return (jax.nn.silu(_product(n, gate)) * _product(n, up)).astype(x.dtype), state
+
+
+def _head_kernel(eps: float, tied: bool, run: Run, fixed: Tree, state: Tree) -> tuple[Array, Tree]:
+    return head(run, *fixed, eps=eps, tied=tied), state
+
+
+def _head_plain(eps: float, tied: bool, fixed: Tree, state: Tree) -> tuple[Array, Tree]:
+    x, scale, w = fixed
+    return _product(_norm(x, scale, eps), w.T if tied else w), state
+
+
+def _attention(shape: Shape, batch: int, context: int, normal: Any, dtype: Any) -> Case:
+    """Pages dealt in random order; partial sums of q, k and v as the projection leaves them."""
+    K, H, D = shape.kv_heads, shape.head_dim, shape.width
+    C = (shape.heads + 2 * K) * H
+    M = ceil_div(context, PAGE)
+    slices, _ = split(D, C)
+    sums = normal(slices, batch, C, inputs=slices).astype(jnp.float32)
+    squares = jnp.full((slices, batch), D / slices, jnp.float32)
+    pages = tuple(normal(K, 1 + batch * M, PAGE, H) for _ in range(2))
+    order = jax.random.permutation(jax.random.key(0), batch * M) + 1
+    table = order.reshape(batch, M).astype(jnp.int32)
+    position = jnp.full((batch,), context - 1, jnp.int32)
+    rotation = decode.rotation(position, H, shape.theta)
+    fixed = (sums, squares, rotation, position, table)
+
+    def kernel(run: Run, fixed: Tree, pages: Tree) -> tuple[Array, Tree]:
+        sums, squares, rotation, position, table = fixed
+        out, *pages = attention(
+            run, sums, squares, (None,) * 3, (None,) * 2, rotation, position, tuple(pages), table,
+            width=D, eps=shape.eps,
+        )  # fmt: skip
+        return out, tuple(pages)
+
+    return Case(fixed, pages, kernel, partial(_attention_plain, shape))
+
+
+def _attention_plain(shape: Shape, fixed: Tree, pages: Tree) -> tuple[Array, Tree]:
+    sums, squares, (cos, sin), position, table = fixed
+    N, K, H = shape.heads, shape.kv_heads, shape.head_dim
+    dtype, wide = pages[0].dtype, sums.dtype
+    B = len(position)
+    factor = jax.lax.rsqrt(squares.sum(0) / shape.width + shape.eps)
+    heads = (sums.sum(0) * factor[:, None]).reshape(B, N + 2 * K, H)
+    heads = heads.astype(dtype).astype(wide)
+    a, b = jnp.split(heads[:, : N + K], 2, axis=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(dtype)
+    new = (turned[:, N:], heads[:, N + K :].astype(dtype))
+    page = jnp.take_along_axis(table, position[:, None] // PAGE, axis=1)[:, 0]
+    pages = tuple(
+        p.at[:, page, position % PAGE].set(x.swapaxes(0, 1))
+        for p, x in zip(pages, new, strict=True)
+    )
+    k_KBXH, v_KBXH = (p[:, table].reshape(K, B, -1, H) for p in pages)
+    q_BKGH = turned[:, :N].reshape(B, K, N // K, H)
+    scores = jnp.einsum("bkgh,kbxh->bkgx", q_BKGH, k_KBXH, preferred_element_type=wide) * H**-0.5
+    hidden = jnp.arange(scores.shape[-1]) > position[:, None, None, None]
+    weights = jax.nn.softmax(jnp.where(hidden, -jnp.inf, scores), axis=-1).astype(dtype)
+    out = jnp.einsum("bkgx,kbxh->bkgh", weights, v_KBXH, preferred_element_type=wide)
+    return out.reshape(B, N, H).astype(dtype), pages

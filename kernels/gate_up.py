@@ -1,0 +1,70 @@
+"""RMSNorm, the gate and up projections, and SwiGLU.
+
+    n = x / sqrt(mean(x^2) + eps) * scale
+    y = silu(n gate) * (n up)              silu(a) = a / (1 + exp(-a)), in float32
+
+A program owns the same columns of both weights: one half of its tile is gate, the other half up,
+so that both arrive in one stream and meet without a trip to memory. No split over k: F is wide.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kernels.launch import Array, Launch, Run, ceil_div
+from kernels.product import PROGRAMS, blocks, product_tile
+
+
+@triton.jit
+def gate_up_kernel(
+    x_ptr,
+    scale_ptr,
+    gate_ptr,
+    up_ptr,
+    y_ptr,
+    EPS: tl.constexpr,
+    K: tl.constexpr,
+    WIDTH: tl.constexpr,
+    B: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Grid (tiles of columns,)."""
+    half: tl.constexpr = COLUMNS // 2
+    first = tl.program_id(0) * half
+    place = tl.arange(0, COLUMNS)
+    column = first + place % half
+    columns_ptr = tl.where(place < half, gate_ptr + column, up_ptr + column)
+    y, squares = product_tile(
+        x_ptr, scale_ptr, columns_ptr, column < WIDTH, 0, K, WIDTH,
+        K, B, ROWS, COLUMNS, K_BLOCK, STAGES,
+    )  # fmt: skip
+    y *= tl.rsqrt(squares / K + EPS)[None, :]
+    gate, up = tl.split(tl.permute(tl.reshape(y, [2, half, ROWS]), [1, 2, 0]))
+    y = gate / (1.0 + tl.exp(-gate)) * up
+    column = first + tl.arange(0, half)
+    row = tl.arange(0, ROWS)
+    mask = (column < WIDTH)[:, None] & (row < B)[None, :]
+    target = y_ptr + row[None, :] * WIDTH + column[:, None]
+    tl.store(target, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+def gate_up(
+    run: Run, x_BD: Array, scale_D: Array, gate_DF: Array, up_DF: Array, *, eps: float
+) -> Array:
+    """The hidden layer of the MLP, [B, F] in x's dtype."""
+    B, D = x_BD.shape
+    F = gate_DF.shape[1]
+    few = F // 64 < PROGRAMS // 2  # then narrow tiles, so that every core has work
+    sizes = blocks(B, columns=64 if few else 128)
+    launch = Launch(
+        kernel=gate_up_kernel,
+        grid=(ceil_div(F, sizes["COLUMNS"] // 2),),
+        outputs=(((B, F), x_BD.dtype),),
+        constants={"EPS": eps, "K": D, "WIDTH": F, **sizes},
+    )
+    (y_BF,) = run(launch, [x_BD, scale_D, gate_DF, up_DF])
+    return y_BF

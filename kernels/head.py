@@ -1,0 +1,59 @@
+"""The final RMSNorm and the output matrix: hidden states to logits.
+
+    logits[b, v] = sum_d x[b, d] * scale[d] * W[d, v] / sqrt(mean(x[b]^2) + eps)
+
+Logits are written out in float32. They are 0.04 % of the bytes of W at batch 1, and sampling and
+the budget controller, which mask and force tokens, read them in XLA.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kernels.launch import Array, Launch, Run, ceil_div
+from kernels.product import blocks, product_tile
+
+
+@triton.jit
+def head_kernel(
+    x_ptr,
+    scale_ptr,
+    w_ptr,
+    y_ptr,
+    EPS: tl.constexpr,
+    TIED: tl.constexpr,
+    K: tl.constexpr,
+    WIDTH: tl.constexpr,
+    B: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Grid (tiles of the vocabulary,)."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    row = tl.arange(0, ROWS)
+    columns_ptr = w_ptr + (column * K if TIED else column)
+    y, squares = product_tile(
+        x_ptr, scale_ptr, columns_ptr, column < WIDTH, 0, K, 1 if TIED else WIDTH,
+        K, B, ROWS, COLUMNS, K_BLOCK, STAGES,
+    )  # fmt: skip
+    y *= tl.rsqrt(squares / K + EPS)[None, :]
+    mask = (column < WIDTH)[:, None] & (row < B)[None, :]
+    tl.store(y_ptr + row[None, :] * WIDTH + column[:, None], y, mask=mask)
+
+
+def head(run: Run, x_BD: Array, scale_D: Array, w: Array, *, eps: float, tied: bool) -> Array:
+    """Logits [B, V], float32; w is [D, V], or the embedding [V, D] where `tied`."""
+    B, D = x_BD.shape
+    V = w.shape[0 if tied else 1]
+    sizes = blocks(B)
+    launch = Launch(
+        kernel=head_kernel,
+        grid=(ceil_div(V, sizes["COLUMNS"]),),
+        outputs=(((B, V), "float32"),),
+        constants={"EPS": eps, "TIED": tied, "K": D, "WIDTH": V, **sizes},
+    )
+    (logits_BV,) = run(launch, [x_BD, scale_D, w])
+    return logits_BV

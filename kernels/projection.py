@@ -1,0 +1,99 @@
+"""A projection back to the model's width, and the residual that it is added to.
+
+    y[b, n] = residual[b, n] + sum_k x[b, k] * W[k, n]
+
+Two launches: partial sums over slices of k [slices, B, D], float32, then their sum in the order of
+the slices, which is the same in every run and every batch. Without a residual the second writes
+float32: that is one device's part, where tensor parallelism adds up the devices' parts.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kernels.launch import Array, Launch, Run, ceil_div
+from kernels.product import blocks, product_tile, split
+
+#: Columns that one program of the second launch adds up.
+SUM_COLUMNS = 256
+
+
+@triton.jit
+def projection_kernel(
+    x_ptr,
+    w_ptr,
+    partial_ptr,
+    K: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SLICE: tl.constexpr,
+    B: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Grid (tiles of columns, slices)."""
+    part = tl.program_id(1)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    y, _ = product_tile(
+        x_ptr, None, w_ptr + column, column < WIDTH, part * SLICE, (part + 1) * SLICE, WIDTH,
+        K, B, ROWS, COLUMNS, K_BLOCK, STAGES,
+    )  # fmt: skip
+    row = tl.arange(0, ROWS)
+    mask = (column < WIDTH)[:, None] & (row < B)[None, :]
+    tl.store(partial_ptr + (part * B + row[None, :]) * WIDTH + column[:, None], y, mask=mask)
+
+
+@triton.jit
+def sum_kernel(
+    partial_ptr,
+    residual_ptr,
+    y_ptr,
+    WIDTH: tl.constexpr,
+    SLICES: tl.constexpr,
+    B: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Grid (B, tiles of columns)."""
+    row = tl.program_id(0)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    mask = column < WIDTH
+    y = tl.zeros([COLUMNS], tl.float32)
+    for part in tl.static_range(SLICES):
+        y += tl.load(partial_ptr + (part * B + row) * WIDTH + column, mask=mask)
+    if residual_ptr is not None:
+        y += tl.load(residual_ptr + row * WIDTH + column, mask=mask).to(tl.float32)
+    tl.store(y_ptr + row * WIDTH + column, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+def projection(run: Run, x_BK: Array, w: Array, residual_BD: Array | None) -> Array:
+    """Residual + x W, in the residual's dtype; float32 without a residual.
+
+    Args:
+        run: who runs the launches
+        x_BK: [B, K]
+        w: [K, D]; its inputs may be several axes, e.g. [N, H, D]
+        residual_BD: [B, D] or None
+    """
+    B, K = x_BK.shape
+    D = w.shape[-1]
+    slices, length = split(K, D)
+    sizes = blocks(B)
+    constants = {"K": K, "WIDTH": D, "SLICE": length}
+    product = Launch(
+        kernel=projection_kernel,
+        grid=(ceil_div(D, sizes["COLUMNS"]), slices),
+        outputs=(((slices, B, D), "float32"),),
+        constants={**constants, **sizes},
+    )
+    (partial,) = run(product, [x_BK, w])
+    total = Launch(
+        kernel=sum_kernel,
+        grid=(B, ceil_div(D, SUM_COLUMNS)),
+        outputs=(((B, D), "float32" if residual_BD is None else residual_BD.dtype),),
+        constants={"WIDTH": D, "SLICES": slices, "B": B, "COLUMNS": SUM_COLUMNS},
+        warps=2,
+    )
+    (y,) = run(total, [partial, residual_BD])
+    return y

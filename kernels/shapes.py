@@ -1,0 +1,174 @@
+"""Published models' shapes, and what one decoding step of them must move and compute.
+
+Pure arithmetic: no jax, no torch, no Triton. A tensor that must come from or go to memory is
+counted once; partial sums, which a kernel makes for itself, are not. The floor of a kernel is the
+time for its bytes at the memory's speed, or for its products, whichever is longer. Counted by hand
+for Qwen2.5-32B in bfloat16: 63.97 GB of weights a step, 256 KiB of keys and values a token.
+
+    B sequences   D width     F width of the MLP    N query heads    K key/value heads
+    H head        V vocabulary                      L layers
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+
+#: Tokens of a page of the cache.
+PAGE = 64
+#: Batch sizes that the kernels are made for: from, to.
+BATCHES = (1, 64)
+#: Size of a bfloat16 [bytes].
+BF16 = 2
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a model, or of one device's part of it.
+
+    Args:
+        layers: L
+        width: D
+        mlp: F
+        heads: N
+        kv_heads: K
+        head_dim: H
+        vocabulary: V
+        tied: the head is the embedding
+        bias: q, k and v have biases (Qwen2)
+        qk_norm: heads of q and k are normalised (Qwen3)
+        theta: base of the rotary embedding
+        eps: of the norms
+    """
+
+    layers: int
+    width: int
+    mlp: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+    bias: bool = False
+    qk_norm: bool = False
+    theta: float = 1e6
+    eps: float = 1e-6
+
+    def split(self, devices: int) -> Shape:
+        """One device's part under tensor parallelism; ValueError where it does not divide."""
+        parts = {}
+        for name in ("heads", "kv_heads", "mlp", "vocabulary"):
+            value = getattr(self, name)
+            if value % devices:
+                raise ValueError(f"{name}={value}: must be a multiple of devices={devices}")
+            parts[name] = value // devices
+        return dataclasses.replace(self, **parts)
+
+
+_qwen2 = functools.partial(Shape, bias=True)
+_qwen3 = functools.partial(Shape, qk_norm=True)
+
+#: L, D, F, N, K, H, V of every published dense model, the same as configs/models/.
+MODELS = {
+    "qwen2.5-0.5b": _qwen2(24, 896, 4864, 14, 2, 64, 151936, tied=True),
+    "qwen2.5-1.5b": _qwen2(28, 1536, 8960, 12, 2, 128, 151936, tied=True),
+    "qwen2.5-3b": _qwen2(36, 2048, 11008, 16, 2, 128, 151936, tied=True),
+    "qwen2.5-7b": _qwen2(28, 3584, 18944, 28, 4, 128, 152064, tied=False),
+    "qwen2.5-14b": _qwen2(48, 5120, 13824, 40, 8, 128, 152064, tied=False),
+    "qwen2.5-32b": _qwen2(64, 5120, 27648, 40, 8, 128, 152064, tied=False),
+    "qwen2.5-72b": _qwen2(80, 8192, 29568, 64, 8, 128, 152064, tied=False),
+    "qwen3-0.6b": _qwen3(28, 1024, 3072, 16, 8, 128, 151936, tied=True),
+    "qwen3-1.7b": _qwen3(28, 2048, 6144, 16, 8, 128, 151936, tied=True),
+    "qwen3-4b": _qwen3(36, 2560, 9728, 32, 8, 128, 151936, tied=True),
+    "qwen3-8b": _qwen3(36, 4096, 12288, 32, 8, 128, 151936, tied=False),
+    "qwen3-14b": _qwen3(40, 5120, 17408, 40, 8, 128, 151936, tied=False),
+    "qwen3-32b": _qwen3(64, 5120, 25600, 64, 8, 128, 151936, tied=False),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What must be moved and computed, at least.
+
+    Args:
+        weights: read [bytes]
+        cache: keys and values read and written [bytes]
+        activations: read and written [bytes]
+        flops: of matrix products, two for a multiplication and an addition
+    """
+
+    weights: int = 0
+    cache: int = 0
+    activations: int = 0
+    flops: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """All that passes between memory and the chip."""
+        return self.weights + self.cache + self.activations
+
+    def times(self, n: int) -> Work:
+        """This n times."""
+        return Work(*(n * value for value in dataclasses.astuple(self)))
+
+    def plus(self, other: Work) -> Work:
+        """This and then the other."""
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Work(*(a + b for a, b in pairs))
+
+    def floor(self, bandwidth: float, peak: float = float("inf")) -> float:
+        """Least time [s] at `bandwidth` [bytes/s] and `peak` [flop/s]."""
+        return max(self.bytes / bandwidth, self.flops / peak)
+
+
+def kernel_work(shape: Shape, batch: int, context: int) -> dict[str, Work]:
+    """One call of each kernel, in bfloat16.
+
+    Args:
+        shape: of the model, or of one device's part
+        batch: sequences B
+        context: tokens that each new token attends to, itself among them
+    """
+    D, F, H, V = shape.width, shape.mlp, shape.head_dim, shape.vocabulary
+    q, kv = shape.heads * H, shape.kv_heads * H
+
+    def product(inputs: int, outputs: int, extra: int, read: int, written: int) -> Work:
+        matrix = inputs * outputs
+        moved = BF16 * batch * read + written * batch
+        return Work(BF16 * (matrix + extra), 0, moved, 2 * batch * matrix)
+
+    attention = Work(
+        weights=BF16 * (shape.bias * (q + 2 * kv) + shape.qk_norm * 2 * H),
+        cache=BF16 * batch * context * 2 * kv,
+        activations=BF16 * batch * (2 * q + 2 * kv),
+        flops=4 * batch * context * q,
+    )
+    return {
+        "qkv": product(D, q + 2 * kv, D, D, BF16 * (q + 2 * kv)),
+        "attention": attention,
+        "out": product(q, D, 0, q + D, BF16 * D),
+        "gate_up": product(D, 2 * F, D, D, BF16 * F),
+        "down": product(F, D, 0, F + D, BF16 * D),
+        "head": product(D, V, D, D, 4 * V),
+    }
+
+
+def layer_work(shape: Shape, batch: int, context: int) -> Work:
+    """One layer."""
+    kernels = kernel_work(shape, batch, context)
+    total = Work()
+    for name, work in kernels.items():
+        total = total if name == "head" else total.plus(work)
+    return total
+
+
+def step_work(shape: Shape, batch: int, context: int) -> Work:
+    """One token of every sequence: all layers and the head; embedding rows are not counted."""
+    head = kernel_work(shape, batch, context)["head"]
+    return layer_work(shape, batch, context).times(shape.layers).plus(head)
+
+
+def cache_bytes(shape: Shape) -> int:
+    """Keys and values of one token in all layers [bytes]."""
+    return BF16 * 2 * shape.layers * shape.kv_heads * shape.head_dim

@@ -1,0 +1,106 @@
+"""A whole decoding step of a model with random weights: greedy, no controller.
+
+The program has the form of the decoding loop: layers unrolled, pages in place, several tokens in
+one call. Budget forcing is timed with the real loop, which this package does not know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kernels import decode
+from kernels.launch import Array, Run
+from kernels.measure import compiled, samples
+from kernels.resources import abstract_layer
+from kernels.shapes import Shape, step_work
+
+#: Tokens of every sequence in one program.
+TOKENS = 16
+
+
+def abstract_model(
+    shape: Shape, batch: int, context: int, dtype: Any = jnp.bfloat16
+) -> tuple[Any, Any, Any]:
+    """Parameters, pages and the table of a model as shapes."""
+    layer, (_, _, pool, _, table) = abstract_layer(shape, batch, context, dtype)
+    D, V = shape.width, shape.vocabulary
+    params = {
+        "embedding": jax.ShapeDtypeStruct((V, D), dtype),
+        "layers": [layer] * shape.layers,
+        "final_norm": layer["mlp_norm"],
+    }
+    if not shape.tied:
+        params["lm_head"] = jax.ShapeDtypeStruct((D, V), dtype)
+    return params, [(pool, pool)] * shape.layers, table
+
+
+def chunk(
+    shape: Shape, run: Run, context: int, params: Any, pages: Any, table_BM: Array
+) -> tuple[Array, Any]:
+    """`TOKENS` greedy tokens of every sequence, the first at position `context` - 1.
+
+    Args:
+        shape: of the model
+        run: who runs the kernels
+        context: tokens that the first new token attends to
+        params: of all layers, as from `abstract_model`
+        pages: keys and values of all layers
+        table_BM: pages of each sequence
+
+    Returns:
+        The last tokens [B], and the pages.
+    """
+    layer = partial(decode.layer, eps=shape.eps, theta=shape.theta, run=run)
+    head = params["embedding"] if shape.tied else params["lm_head"]
+    batch = table_BM.shape[0]
+
+    def one(i: Array, carry: Any) -> Any:
+        token_B, pages = carry
+        x_BD, after = params["embedding"][token_B], []
+        position_B = jnp.full((batch,), context - 1, jnp.int32) + i
+        for weights, (k, v) in zip(params["layers"], pages, strict=True):
+            x_BD, k, v = layer(weights, x_BD, position_B, k, v, table_BM)
+            after.append((k, v))
+        scale = params["final_norm"]["scale"]
+        logits_BV = decode.logits(x_BD, scale, head, eps=shape.eps, tied=shape.tied, run=run)
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), after
+
+    return jax.lax.fori_loop(0, TOKENS, one, (jnp.zeros((batch,), jnp.int32), pages))
+
+
+def step_times(
+    shape: Shape, run: Run, batch: int, context: int, number: int, dtype: Any = jnp.bfloat16
+) -> dict[str, Any]:
+    """Seconds of a step (median, low, high), its bytes, and bytes per second."""
+    abstract, abstract_pages, table = abstract_model(shape, batch, context + TOKENS, dtype)
+
+    @jax.jit
+    def draw(key: Array) -> Any:
+        leaves, tree = jax.tree.flatten((abstract, abstract_pages))
+        keys = jax.random.split(key, len(leaves))
+        pairs = zip(keys, leaves, strict=True)
+        drawn = [jax.random.normal(k, a.shape, a.dtype) / 64 for k, a in pairs]
+        return jax.tree.unflatten(tree, drawn)
+
+    params, pages = draw(jax.random.key(0))
+    table_BM = 1 + jnp.arange(batch * table.shape[1], dtype=jnp.int32).reshape(table.shape)
+    program = compiled(
+        lambda params, pages, table_BM: chunk(shape, run, context, params, pages, table_BM),
+        params, pages, table_BM, donate_argnums=1,
+    )  # fmt: skip
+
+    def call() -> Any:
+        nonlocal pages
+        token_B, pages = program(params, pages, table_BM)
+        return token_B
+
+    times = samples(call, TOKENS, number)
+    work = step_work(shape, batch, context)
+    speed = work.bytes / times.median
+    return {"batch": batch, "context": context, **dataclasses.asdict(times),
+            "bytes": work.bytes, "bytes_per_second": speed}  # fmt: skip

@@ -1,0 +1,63 @@
+"""What the compiler makes of every kernel: no spills, wide loads, async copies, tensor cores."""
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton has wheels for Linux only")
+
+from jaxs1.config import UserError
+from kernels.resources import SHARED_LIMIT, main, survey
+from kernels.shapes import MODELS
+
+PRODUCTS = {"qkv", "projection", "gate_up", "head"}
+CORES = {80: "mma", 90: "wgmma", 100: "tcgen05"}
+
+
+@pytest.mark.parametrize(
+    ("model", "devices", "batch", "capability"),
+    [
+        ("qwen2.5-32b", 1, 1, 90),
+        ("qwen2.5-32b", 1, 32, 90),
+        ("qwen2.5-72b", 8, 64, 90),  # F / 8 = 3696 is no multiple of a tile
+        ("qwen2.5-0.5b", 1, 3, 80),  # heads of 64, tied
+        ("qwen3-4b", 1, 1, 100),
+    ],
+)
+def test_machine_code(model, devices, batch, capability):
+    shape = MODELS[model].split(devices)
+    kernels = list(survey(shape, [batch], 32768, [capability]))
+    assert {u.kernel for u in kernels} == PRODUCTS | {"attention", "join", "sum"}
+    for u in kernels:
+        assert u.spills == 0, u
+        assert 2 * u.shared <= SHARED_LIMIT[capability] or capability == 80, u  # two on a core
+        assert u.shared <= SHARED_LIMIT[86], u  # fits into the smallest generation as well
+        if u.kernel in PRODUCTS:
+            assert u.wide_loads == u.loads, u
+            assert u.async_copies > 16, u
+            assert u.tensor_core.split()[0] == CORES[capability], u
+        if u.kernel == "attention":
+            # narrow loads: positions, page numbers, sums of squares; keys and values are wide
+            assert u.async_copies >= 16 and u.wide_loads >= 24, u
+            assert u.tensor_core.startswith("mma"), u
+
+
+def test_command_prints_markdown_for_the_documents(capsys):
+    main(["--batches", "[1]", "--capabilities", "[90]", "--markdown", "true"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| kernel | sm |") and len(lines) == 2 + 8
+    assert all(line.count("|") == lines[0].count("|") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "qwen"], "model=qwen: must be one of qwen2.5-0.5b"),
+        (["--batches", "[65]"], "batches=65: must be 1 to 64"),
+        (["--capabilities", "[70]"], "capabilities=70: must be among"),
+        (["--devices", "3"], "devices=3: heads=40: must be a multiple"),
+        (["--context", "0"], "context=0: must be at least 1"),
+    ],
+)
+def test_command_refuses_in_one_line(arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        main(arguments)
+    assert "\n" not in str(error.value)
