@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 INSTALLED := $(VENV)/installed-$(VERSION)
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint install clean aot
 
 demo: $(INSTALLED)  ## train, export and check a tiny model (a few minutes on 2 cores)
 	$(BIN)/python -m jaxs1.demo
@@ -19,6 +19,10 @@ lint: $(INSTALLED)  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+aot: $(INSTALLED)  ## compile all recipes for their hardware, check what they reach, write docs/plans.md
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[plan]'
+	$(BIN)/python -m benchmarks.plans docs/plans.md
 
 install: $(INSTALLED)  ## only create the environment
 

@@ -3,8 +3,9 @@
     weights = open_weights("Qwen/Qwen2.5-0.5B")         # or a folder: Hugging Face's or ours
     params = load_params(weights, qwen.abstract(weights.architecture, compute, partition))
 
-`Weights` is what conversion and loading know of a checkpoint; a Hugging Face folder, a checkpoint
-of ours and live arrays implement it. What is in a folder decides how it is read, not its name.
+`Weights` is what conversion and loading know of a checkpoint: a Hugging Face folder or one of ours,
+live arrays (`live.py`), weights with an adapter (`adapter.py`). What is in a folder decides how it
+is read, not its name.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax import lax
 
 from convert import checkpoint, shards
+from convert.adapter import Adapter, MergedWeights
+from convert.boxes import bounds, intersect, relative
 from convert.copying import copy
 from convert.mapping import Piece, parameters, pieces, tensors
 from jaxs1.config import UserError, one_line
@@ -82,7 +84,7 @@ class HfWeights:
         redundant = self.architecture.tie_word_embeddings and "lm_head.weight" in self._entries
         head = self._entries.pop("lm_head.weight") if redundant else None
         found = {name: entry.shape for name, entry in self._entries.items()}
-        _compare(self.name, expected, found, "tensors")
+        compare(self.name, expected, found, "tensors")
         self._dtypes: dict[str, np.dtype] = {}
         for piece in pieces(self.architecture):
             dtype = self._entries[piece.hf].dtype
@@ -131,7 +133,7 @@ class OurWeights:
         self.config, self.architecture = _read_architecture(side_files)
         self._params, self._arrays = params, checkpoint.read_arrays(params)
         found = {path: array.shape for path, array in self._arrays.items()}
-        _compare(self.name, parameters(self.architecture), found, "parameters")
+        compare(self.name, parameters(self.architecture), found, "parameters")
 
     def dtype(self, path: str) -> np.dtype:
         """See `Weights`."""
@@ -146,63 +148,13 @@ class OurWeights:
         return _stamp({path for path in self._params.rglob("*") if path.is_file()}, self.config)
 
 
-class LiveWeights:
-    """Parameters in memory, on whatever devices: what training exports.
-
-    Args:
-        params: nested dictionary of arrays, as `qwen.parameters` gives it
-        config: the `config.json` of the model
-        side_files: folder with tokenizer files, if any
-    """
-
-    def __init__(
-        self, params: Mapping[str, Any], config: dict[str, Any], side_files: Path | None = None
-    ):
-        """Check names and shapes; raises `UserError` with all that is wrong."""
-        self.name, self.config, self.side_files = "parameters", config, side_files
-        self.architecture = Architecture.from_hf(config, "config")
-        self._arrays = flatten_dict(params, sep=".")
-        found = {path: tuple(array.shape) for path, array in self._arrays.items()}
-        _compare(self.name, parameters(self.architecture), found, "parameters")
-        self._dtypes = {path: np.dtype(array.dtype) for path, array in self._arrays.items()}
-        _check_dtypes(self.name, self._dtypes)
-
-    def dtype(self, path: str) -> np.dtype:
-        """See `Weights`."""
-        return self._dtypes[path]
-
-    def read(self, piece: Piece) -> np.ndarray:
-        """See `Weights`. Only the part that is asked for leaves its devices."""
-        array = self._arrays[piece.ours]
-        if not isinstance(array, jax.Array):
-            return np.asarray(array[piece.index])
-        if not array.is_fully_addressable:
-            raise UserError(
-                f"{piece.ours}: is spread over several processes; convert a saved checkpoint "
-                "with python -m convert.to_hf instead"
-            )
-        block = np.empty(piece.shape, array.dtype)
-        for shard in array.addressable_shards:
-            if shard.replica_id == 0:
-                held = _bounds(shard.index, array.shape)
-                inside = _intersect(piece.index, held)
-                if inside is not None:
-                    starts = [s.start - h.start for s, h in zip(inside, held, strict=True)]
-                    sizes = tuple(s.stop - s.start for s in inside)
-                    block[_relative(inside, piece.index)] = _cut(shard.data, starts, sizes)
-        return block
-
-    def fingerprint(self) -> None:
-        """See `Weights`: what memory held in an earlier process cannot be told."""
-        return
-
-
 def open_weights(source: str | Path) -> Weights:
     """Weights from a folder, or from the hub where there is no such folder.
 
     Args:
         source: a Hugging Face folder, a checkpoint of ours, a training run (its newest finished
-            step is taken), one step of it, or a hub id "owner/name"
+            step is taken), one step of it, or a hub id "owner/name"; where adapters were trained,
+            they are merged with the weights that they were trained on
 
     Raises:
         UserError: nothing was found (says what was looked for), or what was found is damaged.
@@ -221,12 +173,20 @@ def open_weights(source: str | Path) -> Weights:
         run = folder.parent.parent
         beside = (folder / "config.json").exists() or not (run / "model").is_dir()
         return OurWeights(folder / "params", folder if beside else run / "model")
+    if (folder / "adapter").is_dir():
+        return _merged(folder, folder.parent.parent / "model")
     if step := _newest_step(folder / "checkpoints"):
-        return OurWeights(step / "params", folder / "model")
+        return open_weights(step)
     raise UserError(
         f"{folder}: no weights; looked for {shards.SINGLE}, {shards.INDEX}, params/ and "
         "checkpoints/<step>/params"
     )
+
+
+def _merged(step: Path, model: Path) -> MergedWeights:
+    """A step that holds an adapter, with the weights that it was trained on."""
+    adapter = Adapter.from_step(step, model)
+    return MergedWeights(open_weights(adapter.config["base_model_name_or_path"]), adapter, model)
 
 
 def load_params(weights: Weights, model: qwen.Qwen, dtype: Any = None) -> dict[str, Any]:
@@ -246,7 +206,7 @@ def load_params(weights: Weights, model: qwen.Qwen, dtype: Any = None) -> dict[s
     wanted = flatten_dict(qwen.parameters(model), sep=".")
     layouts = flatten_dict(qwen.shardings(model), sep=".")
     expected = {path: tuple(array.shape) for path, array in wanted.items()}
-    _compare(weights.name, expected, parameters(weights.architecture), "parameters")
+    compare(weights.name, expected, parameters(weights.architecture), "parameters")
     by_path: dict[str, list[Piece]] = {path: [] for path in wanted}
     for piece in pieces(weights.architecture):
         by_path[piece.ours].append(piece)
@@ -278,7 +238,7 @@ def _load(
 ) -> jax.Array:
     """One parameter. Devices that hold the same part share its buffer."""
     indices = layout.addressable_devices_indices_map(shape)
-    places = {device: tuple(_bounds(index, shape)) for device, index in indices.items()}
+    places = {device: tuple(bounds(index, shape)) for device, index in indices.items()}
     keys = {device: str(place) for device, place in places.items()}
     held = {keys[device]: place for device, place in places.items()}
     buffers = {
@@ -286,45 +246,19 @@ def _load(
     }
 
     def fill(piece: Piece) -> None:
-        overlaps = {key: _intersect(piece.index, place) for key, place in held.items()}
+        overlaps = {key: intersect(piece.index, place) for key, place in held.items()}
         if not any(overlaps.values()):
             return
         block = cast(weights.read(piece), dtype, piece.ours)
         for key, inside in overlaps.items():
             if inside is not None:
-                part = block[_relative(inside, piece.index)]
-                copy(buffers[key][_relative(inside, held[key])], part)
+                part = block[relative(inside, piece.index)]
+                copy(buffers[key][relative(inside, held[key])], part)
 
     with ThreadPoolExecutor(READERS) as pool:
         list(pool.map(fill, parts))
     arrays = [jax.device_put(buffers[keys[device]], device) for device in indices]
     return jax.make_array_from_single_device_arrays(shape, layout, arrays)
-
-
-def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> list[slice]:
-    """Slices with both ends given."""
-    return [slice(*s.indices(n)[:2]) for s, n in zip(index, shape, strict=True)]
-
-
-def _intersect(a: Any, b: Any) -> tuple[slice, ...] | None:
-    """What two parts of an array share."""
-    both = [slice(max(s.start, t.start), min(s.stop, t.stop)) for s, t in zip(a, b, strict=True)]
-    return tuple(both) if all(s.start < s.stop for s in both) else None
-
-
-def _relative(inside: Any, whole: Any) -> tuple[slice, ...]:
-    """Where a part of an array lies in another part that holds it."""
-    return tuple(
-        slice(s.start - t.start, s.stop - t.start) for s, t in zip(inside, whole, strict=True)
-    )
-
-
-def _cut(array: jax.Array, starts: list[int], sizes: tuple[int, ...]) -> np.ndarray:
-    """A part of a single device's array; compiled once for all starts."""
-    return np.asarray(_dynamic_slice(array, starts, sizes))
-
-
-_dynamic_slice = jax.jit(lax.dynamic_slice, static_argnums=2)
 
 
 def _read_architecture(folder: Path) -> tuple[dict[str, Any], Architecture]:
@@ -338,7 +272,7 @@ def _read_architecture(folder: Path) -> tuple[dict[str, Any], Architecture]:
         raise UserError(f"{path}: corrupt ({error}); copy it again") from None
 
 
-def _compare(name: str, expected: Mapping[str, Any], found: Mapping[str, Any], noun: str) -> None:
+def compare(name: str, expected: Mapping[str, Any], found: Mapping[str, Any], noun: str) -> None:
     """Raise one error that lists every missing, extra and misshapen name."""
     wrong = []
     if missing := [path for path in expected if path not in found]:
@@ -356,18 +290,10 @@ def _compare(name: str, expected: Mapping[str, Any], found: Mapping[str, Any], n
         raise UserError(f"{name}: {noun} do not fit the architecture: {'; '.join(wrong)}")
 
 
-def _check_dtypes(name: str, dtypes: dict[str, np.dtype]) -> None:
-    known = list(shards.DTYPES.values())
-    if wrong := [f"{path} is {dtype}" for path, dtype in dtypes.items() if dtype not in known]:
-        raise UserError(
-            f"{name}: {', '.join(wrong)}; must be {', '.join(str(dtype) for dtype in known)}"
-        )
-
-
 def _newest_step(checkpoints: Path) -> Path | None:
     """A step is finished when Orbax has given it its final name, which is a number."""
-    steps = [p for p in checkpoints.glob("*/params") if p.parent.name.isdecimal() and p.is_dir()]
-    return max((p.parent for p in steps), key=lambda step: int(step.name), default=None)
+    steps = [p for p in checkpoints.glob("*") if p.name.isdecimal() and p.is_dir()]
+    return max(steps, key=lambda step: int(step.name), default=None)
 
 
 def _download(hub_id: str) -> Path:

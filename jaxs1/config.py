@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import jsonargparse
 import yaml
@@ -82,6 +82,27 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 1e-4
     clip_norm: float | None = 1.0
+
+
+#: Linear maps of a layer, as Hugging Face names them.
+LinearName = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters over frozen weights (LoRA, Hu et al. 2021): y = x W + x A B alpha / rank.
+
+    Args:
+        rank: width of A's output and B's input; 0 trains all weights instead
+        alpha: numerator of the adapters' scale
+        targets: linear maps that get an adapter
+        frozen_dtype: of the weights that are not trained
+    """
+
+    rank: int = 0
+    alpha: float = 32.0
+    targets: tuple[LinearName, ...] = get_args(LinearName)
+    frozen_dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -150,6 +171,27 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
+class DistributedConfig:
+    """How the processes of a run find each other, and how they notice that one is gone.
+
+    Args:
+        cluster: auto looks for a SLURM step, Open MPI or GKE TPU workers and is one process where
+            there are none; jax leaves it to JAX, which also asks Kubernetes and TPU metadata; none
+            is one process
+        coordinator: HOST:PORT of process 0, instead of cluster
+        num_processes: of the run; with coordinator
+        process_id: of this process, from 0; with coordinator
+        lost_after: seconds of silence after which a process counts as lost and the run ends
+    """
+
+    cluster: Literal["auto", "jax", "none"] = "auto"
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    lost_after: int = 30
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Supervised fine-tuning of a Qwen2, Qwen2.5 or Qwen3 model.
 
@@ -169,10 +211,12 @@ class TrainConfig:
         resume: auto goes on from the newest checkpoint in `output`; never refuses a used `output`
         data: what is trained on
         optimizer: how parameters move
+        lora: train adapters instead of all weights
         mesh: how the work is spread over devices
         compute: how the model is computed
         checkpoint: what is kept
         log: what is reported
+        distributed: how the processes of a run find each other
     """
 
     model: str | None = None
@@ -189,10 +233,12 @@ class TrainConfig:
     resume: Literal["auto", "never"] = "never"
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     def __post_init__(self) -> None:
         """Refuse what no model and no machine could make sense of."""
@@ -222,18 +268,35 @@ class TrainConfig:
             "data.rows": 1 if self.data.rows is None else self.data.rows,
             "data.limit": 1 if self.data.limit is None else self.data.limit,
             "optimizer.learning_rate": self.optimizer.learning_rate,
+            "lora.alpha": self.lora.alpha,
+            "distributed.lost_after": self.distributed.lost_after,
         }
         for name, value in positive.items():
             if not value > 0:
                 raise UserError(f"{name}={value}: must be positive; give a value above 0")
-        if self.checkpoint.every < 0:
-            raise UserError(
-                f"checkpoint.every={self.checkpoint.every}: must be 0 (only at the end) or more"
-            )
+        for name, zero, value in (
+            ("checkpoint.every", "only at the end", self.checkpoint.every),
+            ("lora.rank", "train all weights", self.lora.rank),
+        ):
+            if value < 0:
+                raise UserError(f"{name}={value}: must be 0 ({zero}) or more")
         for name in ("warmup_ratio", "final_ratio"):
             value = getattr(self.optimizer, name)
             if not 0 <= value <= 1:
                 raise UserError(f"optimizer.{name}={value}: is a share of 1; give 0 to 1")
+        self._check_lora()
+
+    def _check_lora(self) -> None:
+        targets = self.lora.targets
+        if not targets or len(set(targets)) < len(targets):
+            raise UserError(
+                f"lora.targets={list(targets)}: must name one linear map or more, each once; "
+                f"known: {', '.join(get_args(LinearName))}"
+            )
+        if self.lora.rank and self.model is None:
+            raise UserError("model=null: adapters need weights to adapt; give --model DIR")
+        if self.lora.rank and self.optimizer.name == "muon":
+            raise UserError("optimizer.name=muon: is for whole matrices; adapters need adamw")
 
 
 def parse(

@@ -12,18 +12,21 @@ import logging
 import math
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import flatten_dict
 
+from convert.adapter import CONFIG as ADAPTER_CONFIG
+from convert.adapter import Adapter, MergedWeights, peft_config
+from convert.live import LiveWeights, on_host
 from convert.to_hf import to_hf
 from convert.transfer import copy_side_files
-from convert.weights import LiveWeights, Weights, load_params, open_weights
+from convert.weights import Weights, load_params, open_weights
 from jaxs1.config import TrainConfig, UserError, parse, run_command, to_yaml
 from jaxs1.data import chat
 from jaxs1.data.batches import Batches, BatchStats, fit_to_block
@@ -33,6 +36,8 @@ from jaxs1.model import ops, qwen
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.model.qwen import Qwen
 from jaxs1.model.sharding import Partition, check_divisible, make_partition
+from jaxs1.planning.estimate import check_fits
+from jaxs1.training import distributed
 from jaxs1.training.checkpoint import Checkpoints, latest_step
 from jaxs1.training.optimizer import make_optimizer, make_schedule
 from jaxs1.training.progress import Report, peak_flops
@@ -55,11 +60,13 @@ class Job:
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is meant to be so
-    return train(parse(TrainConfig, argv, command="python -m jaxs1.train"))
+    config = parse(TrainConfig, argv, command="python -m jaxs1.train")
+    with distributed.session(config.distributed):
+        return train(config)
 
 
 def train(config: TrainConfig) -> int:
-    """Train, keep checkpoints, export to `config.output`/hf.
+    """Train, keep checkpoints, export to `config.output`/hf, an adapter also to .../peft.
 
     Returns:
         0, or 128 + the signal's number where a signal ended the run after a checkpoint.
@@ -68,7 +75,7 @@ def train(config: TrainConfig) -> int:
         UserError: anything the user can mend, before the first step; a non-finite loss.
     """
     run = Path(config.output)
-    start = latest_step(run)
+    start = distributed.from_first(latest_step(run))
     if start and config.resume == "never":
         raise UserError(
             f"output={run}: already holds a run, up to step {start}; --resume auto goes on with "
@@ -76,25 +83,60 @@ def train(config: TrainConfig) -> int:
         )
     job = prepare(config)
     _describe(job, start)
-    _write_side_files(job, run)
+    if distributed.is_first():
+        _write_side_files(job, run)
     optimizer = make_optimizer(config.optimizer, job.steps)
     with closing(Checkpoints(run, config.checkpoint)) as checkpoints:
-        state = init_state(job.model, optimizer, _initial_params(job))
+        state = init_state(job.model, optimizer, *_initial_params(job))
         if start:
             state = checkpoints.restore(start, state, config)
         step = make_train_step(job.model, optimizer, loss_chunk=config.compute.loss_chunk)
         state, stopped = _run_steps(job, step, state, checkpoints, run)
     if stopped:
         at = int(state.step)
-        print(f"stopped by {signal.Signals(stopped).name}; checkpoint at step {at} of {job.steps}")
-        print("go on with the same command and --resume auto")
+        name = signal.Signals(stopped).name
+        distributed.say(f"stopped by {name}; checkpoint at step {at} of {job.steps}")
+        distributed.say("go on with the same command and --resume auto")
         return 128 + stopped
-    exported = run / "hf"
-    if not exported.exists():
-        live = LiveWeights(state.params, job.hf_config, run / "model")
-        to_hf(live, exported, config.export_dtype)
-    print(f"exported to {exported}: transformers' from_pretrained loads it")
+    if state.frozen is None:
+        _export(job, state.params, run)
+    else:
+        _export_adapter(job, state.params, run)
+    distributed.from_first(0)  # none leaves before all is written
     return 0
+
+
+def _export(job: Job, params: Any, run: Path) -> None:
+    """Write RUN/hf. All processes take part; the first one writes."""
+    folder = run / "hf"
+    if not distributed.from_first(folder.exists()):
+        live = LiveWeights(params, job.hf_config, run / "model")
+        if distributed.is_first():
+            to_hf(live, folder, job.config.export_dtype)
+        else:
+            live.take_part()
+    distributed.say(f"exported to {folder}: transformers' from_pretrained loads it")
+
+
+def _export_adapter(job: Job, params: Any, run: Path) -> None:
+    """Write RUN/peft, the adapter for PEFT, and RUN/hf with the adapter merged in. As `_export`."""
+    folder, merged = run / "peft", run / "hf"
+    arrays = {path: on_host(x) for path, x in flatten_dict(params, sep=".").items()}
+    if not distributed.is_first():
+        return
+    assert job.weights is not None  # the recipe was refused otherwise
+    adapter = Adapter.from_arrays(_peft_config(job), arrays)
+    if not folder.exists():
+        adapter.write(folder)
+    if not merged.exists():
+        weights = MergedWeights(job.weights, adapter, run / "model")
+        to_hf(weights, merged, job.config.export_dtype)
+    distributed.say(f"exported to {folder}: PEFT's PeftModel.from_pretrained loads it")
+    distributed.say(f"      and to {merged}, merged: transformers' from_pretrained loads it")
+
+
+def _peft_config(job: Job) -> dict[str, Any]:
+    return peft_config(job.config.lora, str(job.config.model))
 
 
 def prepare(config: TrainConfig) -> Job:
@@ -127,11 +169,20 @@ def prepare(config: TrainConfig) -> Job:
     check_divisible(architecture, partition)
     _check_batch(config, partition)
     batches = _read_data(config, tokenizer, architecture, partition)
-    platform = jax.devices()[0].platform
-    impl: Any = ops.resolve_attention(config.compute.attention, platform, config.compute.dtype)
+    device = jax.devices()[0]
+    major, minor = getattr(device, "compute_capability", "9.0").split(".")  # of a GPU
+    impl: Any = ops.resolve_attention(
+        config.compute.attention,
+        device.platform,
+        config.compute.dtype,
+        (int(major), int(minor)),
+    )
     compute = dataclasses.replace(config.compute, attention=impl)
-    model = qwen.abstract(architecture, compute, partition, max_segments=config.batch_size)
+    model = qwen.abstract(
+        architecture, compute, partition, max_segments=config.batch_size, lora=config.lora
+    )
     steps = config.steps or config.epochs * batches.steps_per_epoch
+    check_fits(model, config, batches, steps, jax.local_devices()[0])
     return Job(config, weights, tokenizer, hf_config, model, batches, steps)
 
 
@@ -157,7 +208,7 @@ def _read_data(
     examples = chat.encode(records, tokenizer)
     kept, dropped = fit_to_block(examples, config.data.block_size, config.data.on_too_long)
     tokens = sum(len(e.tokens) for e in kept)
-    print(
+    distributed.say(
         f"data      {len(kept):,} {kind} examples, {tokens:,} tokens; {dropped:,} too long: dropped"
     )
     a = architecture
@@ -181,17 +232,26 @@ def _describe(job: Job, start: int) -> None:
     mesh = ", ".join(f"{k} {v}" for k, v in job.model.partition.mesh.shape.items())
     device = jax.devices()[0].device_kind
     origin = config.model or f"random weights, {config.architecture}"
-    c = job.model.compute
-    print(f"model     {a.num_parameters:,} parameters ({origin})")
-    print(f"devices   {jax.device_count()} x {device}: {mesh}; attention {c.attention}, {c.dtype}")
+    c, say = job.model.compute, distributed.say
+    say(f"model     {a.num_parameters:,} parameters ({origin})")
+    if config.lora.rank:
+        adapters = jax.tree.leaves(qwen.parameters(job.model, qwen.Adapter))
+        count = sum(x.size for x in adapters)
+        say(f"adapters  {count:,} parameters, rank {config.lora.rank}; the model's are frozen")
+    if jax.process_count() > 1:
+        say(f"processes {jax.process_count()}, each with {jax.local_device_count()} devices")
+    say(f"devices   {jax.device_count()} x {device}: {mesh}; attention {c.attention}, {c.dtype}")
     packed = f"{config.accumulate} x {b.rows} rows"
-    print(f"steps     {job.steps:,} of {config.batch_size} sequences packed into {packed}")
+    say(f"steps     {job.steps:,} of {config.batch_size} sequences packed into {packed}")
     if start:
-        print(f"resuming  after step {start:,}")
+        say(f"resuming  after step {start:,}")
 
 
 def _write_side_files(job: Job, run: Path) -> None:
-    """config.yaml, and in model/ all of a Hugging Face folder but the weights."""
+    """config.yaml, and in model/ all of a Hugging Face folder but the weights.
+
+    Of a run that trains adapters, also PEFT's description: it says where the weights are.
+    """
     folder = run / "model"
     folder.mkdir(parents=True, exist_ok=True)
     (run / "config.yaml").write_text(to_yaml(job.config))
@@ -203,21 +263,27 @@ def _write_side_files(job: Job, run: Path) -> None:
         else:
             job.tokenizer.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(job.hf_config, indent=2) + "\n")
+    if job.config.lora.rank:
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(_peft_config(job), indent=2) + "\n")
 
 
-def _initial_params(job: Job) -> Any:
-    """Parameters on their devices: read from the weights, or random by the recipe's seed."""
-    model, dtype = job.model, jnp.dtype(job.config.compute.param_dtype)
-    if job.weights is not None:
-        return load_params(job.weights, model, dtype)
+def _initial_params(job: Job) -> tuple[Any, Any]:
+    """What is trained and what is frozen, on their devices.
+
+    Weights are read, or random by the recipe's seed where there are none to read; adapters are
+    always random.
+    """
+    model, kind = job.model, qwen.trained(job.model)
 
     def random() -> Any:
-        fresh = Qwen(
-            model.architecture, model.compute, model.partition, rngs=nnx.Rngs(job.config.seed)
-        )
-        return qwen.parameters(fresh)
+        rngs, lora = nnx.Rngs(job.config.seed), job.config.lora
+        fresh = Qwen(model.architecture, model.compute, model.partition, rngs=rngs, lora=lora)
+        return qwen.parameters(fresh, kind)
 
-    return jax.jit(random, out_shardings=qwen.shardings(model))()
+    if job.weights is not None and kind is nnx.Param:
+        return load_params(job.weights, model), None
+    frozen = load_params(job.weights, model) if job.weights is not None else None
+    return jax.jit(random, out_shardings=qwen.shardings(model, kind))(), frozen
 
 
 def _run_steps(
@@ -233,10 +299,13 @@ def _run_steps(
     settings = dataclasses.asdict(config)
     shapes: set[tuple[int, ...]] = set()
     pending: tuple[int, StepMetrics, BatchStats, bool] | None = None
-    with (
-        _stop_requests() as stop,
-        Report(run, config.log, first=first, total=job.steps, settings=settings) as report,
-    ):
+    agree = distributed.Agreement()
+    report = (
+        Report(run, config.log, first=first, total=job.steps, settings=settings)
+        if distributed.is_first()
+        else None
+    )
+    with _stop_requests() as stop, report or nullcontext():
         for number in range(first, job.steps):
             batch, stats = job.batches.batch(number)
             compiled = batch.tokens.shape not in shapes
@@ -247,18 +316,19 @@ def _run_steps(
             pending = (number + 1, metrics, stats, compiled)
             every = config.checkpoint.every
             due = bool(every) and (number + 1) % every == 0
-            if due or stop or number + 1 == job.steps:
+            stopped = agree(stop[0] if stop else 0)
+            if due or stopped or number + 1 == job.steps:
                 _report(job, report, schedule, *pending)
                 pending = None
                 checkpoints.save(state, config)
-            if stop:
-                return state, stop[0]
+            if stopped:
+                return state, stopped
     return state, 0
 
 
 def _report(
     job: Job,
-    report: Report,
+    report: Report | None,
     schedule: Any,
     step: int,
     metrics: StepMetrics,
@@ -272,6 +342,8 @@ def _report(
             f"examples {', '.join(map(str, stats.examples))}; the last checkpoint is kept; lower "
             "optimizer.learning_rate or look at these examples"
         )
+    if report is None:
+        return
     seconds = report.lap()
     values = {
         "loss": loss,
@@ -296,7 +368,7 @@ def _stop_requests() -> Iterator[list[int]]:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)
-        print(f"\n{signal.Signals(number).name}: finishing the step, then a checkpoint", flush=True)
+        distributed.say(f"\n{signal.Signals(number).name}: finishing the step, then a checkpoint")
 
     previous = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
     try:

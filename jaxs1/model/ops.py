@@ -193,38 +193,41 @@ IMPLS: dict[str, dict[str, Callable[..., jax.Array]]] = {
     "attention": {"xla": attention_xla, "cudnn": attention_cudnn, "splash": attention_splash},
 }
 
-#: Training attention -> the platform and the dtypes that it needs; xla runs everywhere.
+#: Training attention -> the platform, its name in words, dtypes, and the least CUDA compute
+#: capability: cuDNN takes packed rows from Hopper on.
 ATTENTION_NEEDS = {
-    "cudnn": ("gpu", "NVIDIA GPU", ("bfloat16",)),
-    "splash": ("tpu", "TPU", ("bfloat16", "float32")),
+    "cudnn": ("gpu", "NVIDIA GPU of Hopper or later", ("bfloat16",), (9, 0)),
+    "splash": ("tpu", "TPU", ("bfloat16", "float32"), (0, 0)),
 }
 
 
-def resolve_attention(name: str, platform: str, dtype: str) -> str:
+def resolve_attention(
+    name: str, platform: str, dtype: str, capability: tuple[int, int] = (9, 0)
+) -> str:
     """The implementation of training attention that a recipe's compute.attention stands for.
 
     Args:
         name: a name in `IMPLS["attention"]`, or auto: the fastest that the platform and dtype allow
         platform: of the devices: cpu, gpu or tpu
         dtype: compute dtype
+        capability: CUDA compute capability of a GPU
 
     Raises:
         UserError: a named implementation that cannot run here.
     """
+    can = {
+        impl: platform == needed and dtype in dtypes and (platform != "gpu" or capability >= least)
+        for impl, (needed, _, dtypes, least) in ATTENTION_NEEDS.items()
+    }
     if name == "auto":
-        fitting = (
-            impl
-            for impl, (needed, _, dtypes) in ATTENTION_NEEDS.items()
-            if needed == platform and dtype in dtypes
+        return next((impl for impl, works in can.items() if works), "xla")
+    if not can.get(name, True):
+        _, words, dtypes, _ = ATTENTION_NEEDS[name]
+        here = f"{platform} {'.'.join(map(str, capability))}" if platform == "gpu" else platform
+        raise UserError(
+            f"compute.attention={name}: needs an {words} and compute.dtype "
+            f"{' or '.join(dtypes)}, this run has {here} and {dtype}; use auto"
         )
-        return next(fitting, "xla")
-    if name in ATTENTION_NEEDS:
-        needed, words, dtypes = ATTENTION_NEEDS[name]
-        if platform != needed or dtype not in dtypes:
-            raise UserError(
-                f"compute.attention={name}: needs an {words} and compute.dtype "
-                f"{' or '.join(dtypes)}, this run has {platform} and {dtype}; use auto"
-            )
     return name
 
 

@@ -11,6 +11,7 @@ The model knows token ids only: no text, no loss, no optimizer. Legend of the le
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,13 +23,19 @@ from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxs1.config import ComputeConfig
+from jaxs1.config import ComputeConfig, LoraConfig
 from jaxs1.model import ops
 from jaxs1.model.architecture import Architecture
 from jaxs1.model.sharding import Axes, Partition
 
+NO_LORA = LoraConfig(rank=0)
+
 #: (q_BTNH, k_BTKH, v_BTKH) -> out_BTNH. What a layer needs to know of segments and caches.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+class Adapter(nnx.Variable):
+    """A parameter of an adapter: where there are any, training changes them and no `nnx.Param`."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,8 @@ class Builder:
     param_dtype: Any
     dtype: Any
     partition: Partition
+    lora: LoraConfig
+    adapter_dtype: Any
 
     def normal(self, rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, depth: int = 1) -> Any:
         """Normal with the architecture's `initializer_range`, divided by sqrt(`depth`)."""
@@ -67,10 +76,35 @@ class RMSNorm(nnx.Module):
         return ops.rms_norm(x, self.scale[...], self.eps)
 
 
+class LowRank(nnx.Module):
+    """LoRA's x A B alpha / rank (Hu et al. 2021, section 4.1), computed beside a frozen kernel.
+
+    W + A B never exists. A starts uniform within 1 / sqrt(inputs), as in PEFT; B starts at 0.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], axes: Axes, *, build: Builder, rngs: nnx.Rngs, inputs: int
+    ):
+        rank, dtype = build.lora.rank, build.adapter_dtype
+        bound = math.prod(shape[:inputs]) ** -0.5
+        ends = (*shape[:inputs], rank), (rank, *shape[inputs:])
+        a = jax.random.uniform(rngs.params(), ends[0], jnp.float32, -bound, bound).astype(dtype)
+        self.a = Adapter(a, logical=(*axes[:inputs], None))
+        self.b = Adapter(jnp.zeros(ends[1], dtype), logical=(None, *axes[inputs:]))
+        self.build, self.inputs = build, inputs
+
+    def __call__(self, x: jax.Array, *, flat: bool) -> jax.Array:
+        """[B, T, inputs...] -> [B, T, outputs...]."""
+        lora = self.build.lora
+        low = ops.linear(x, self.build.use(self.a), self.inputs, flat=flat)
+        return ops.linear(low * (lora.alpha / lora.rank), self.build.use(self.b), 1, flat=flat)
+
+
 class Linear(nnx.Module):
     """Contract the last axes of x with the first of the kernel; add a bias.
 
     Args:
+        name: without Hugging Face's "_proj"; decides whether there is an adapter
         shape: of the kernel, inputs before outputs
         axes: its logical axes
         build: shared by all modules
@@ -82,6 +116,7 @@ class Linear(nnx.Module):
 
     def __init__(
         self,
+        name: str,
         shape: tuple[int, ...],
         axes: Axes,
         *,
@@ -94,11 +129,16 @@ class Linear(nnx.Module):
         self.build, self.inputs = build, inputs
         self.kernel = build.normal(rngs, shape, axes, depth)
         self.bias = build.constant(0.0, shape[inputs:], axes[inputs:]) if bias else None
+        adapted = build.lora.rank and f"{name}_proj" in build.lora.targets
+        low_rank = partial(LowRank, build=build, rngs=rngs, inputs=inputs)
+        self.adapter = low_rank(shape, axes) if adapted else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, inputs...] -> [B, T, outputs...]."""
         whole_rows = self.build.partition.size("sequence") == 1
         y = ops.linear(x, self.build.use(self.kernel), self.inputs, flat=whole_rows)
+        if self.adapter is not None:
+            y = y + self.adapter(x, flat=whole_rows)
         return y if self.bias is None else y + self.build.use(self.bias)
 
 
@@ -110,11 +150,11 @@ class Attention(nnx.Module):
         D, N, K, H = a.hidden_size, a.num_heads, a.num_kv_heads, a.head_dim
         linear = partial(Linear, build=build, rngs=rngs)
         head = partial(linear, bias=a.qkv_bias)
-        self.q = head((D, N, H), ("embed", "heads", None))
-        self.k = head((D, K, H), ("embed", "kv_heads", None))
-        self.v = head((D, K, H), ("embed", "kv_heads", None))
+        self.q = head("q", (D, N, H), ("embed", "heads", None))
+        self.k = head("k", (D, K, H), ("embed", "kv_heads", None))
+        self.v = head("v", (D, K, H), ("embed", "kv_heads", None))
         out = partial(linear, inputs=2, depth=2 * a.num_layers)
-        self.o = out((N, H, D), ("heads", None, "embed"))
+        self.o = out("o", (N, H, D), ("heads", None, "embed"))
         self.q_norm = RMSNorm(H, (None,), build=build) if a.qk_norm else None
         self.k_norm = RMSNorm(H, (None,), build=build) if a.qk_norm else None
 
@@ -133,9 +173,9 @@ class MLP(nnx.Module):
         a = build.architecture
         D, F = a.hidden_size, a.intermediate_size
         linear = partial(Linear, build=build, rngs=rngs)
-        self.gate = linear((D, F), ("embed", "mlp"))
-        self.up = linear((D, F), ("embed", "mlp"))
-        self.down = linear((F, D), ("mlp", "embed"), depth=2 * a.num_layers)
+        self.gate = linear("gate", (D, F), ("embed", "mlp"))
+        self.up = linear("up", (D, F), ("embed", "mlp"))
+        self.down = linear("down", (F, D), ("mlp", "embed"), depth=2 * a.num_layers)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x_BTD -> [B, T, D]."""
@@ -170,6 +210,7 @@ class Qwen(nnx.Module):
         partition: the mesh and the table of layouts
         rngs: seeds the random weights
         max_segments: upper bound of the sequences packed into one row (cuDNN needs one)
+        lora: which linear maps have adapters
     """
 
     def __init__(
@@ -180,10 +221,12 @@ class Qwen(nnx.Module):
         *,
         rngs: nnx.Rngs,
         max_segments: int = 64,
+        lora: LoraConfig = NO_LORA,
     ):
-        a = architecture
-        dtypes = (jnp.dtype(compute.param_dtype), jnp.dtype(compute.dtype))
-        build = Builder(a, *dtypes, partition)
+        a, trained_dtype = architecture, jnp.dtype(compute.param_dtype)
+        param_dtype = jnp.dtype(lora.frozen_dtype) if lora.rank else trained_dtype
+        dtype = jnp.dtype(compute.dtype)
+        build = Builder(a, param_dtype, dtype, partition, lora, trained_dtype)
         self.architecture, self.compute, self.partition = a, compute, partition
         self.build, self.max_segments = build, max_segments
         V, D = a.vocab_size, a.hidden_size
@@ -207,8 +250,8 @@ class Qwen(nnx.Module):
             hidden_BTD after the final norm, in the compute dtype.
         """
         a, pin = self.architecture, self.partition.constrain
-        table_VD = self.embedding[...].astype(self.build.dtype)
-        x = pin(jnp.take(table_VD, tokens_BT, axis=0), "rows", "sequence", None)
+        table_VD, dtype = self.embedding[...], self.build.dtype
+        x = pin(ops.embed(table_VD, tokens_BT, dtype, self.partition), "rows", "sequence", None)
         rope = ops.rope_table(positions_BT, a.head_dim, a.rope_theta)
         attend = partial(self._attend, segments_BT=segments_BT)
         graph, stacked = nnx.split(self.layers)
@@ -235,14 +278,7 @@ class Qwen(nnx.Module):
     def _attend(
         self, q: jax.Array, k: jax.Array, v: jax.Array, *, segments_BT: jax.Array
     ) -> jax.Array:
-        """Exchange "a part of every sequence" for "a part of the heads", attend, exchange back."""
-        pin, parts = self.partition.constrain, self.partition.size("attention_heads")
-        repeat = next(r for r in range(1, parts + 1) if k.shape[2] * r % parts == 0)
-        if repeat > 1:  # fewer key/value heads than devices that share a row
-            k, v = jnp.repeat(k, repeat, axis=2), jnp.repeat(v, repeat, axis=2)
-        q, k, v = (pin(x, "rows", None, "attention_heads", None) for x in (q, k, v))
-        q, k, v = (checkpoint_name(x, "qkv") for x in (q, k, v))
-        out = ops.attention(
+        return ops.attention(
             q,
             k,
             v,
@@ -251,9 +287,6 @@ class Qwen(nnx.Module):
             partition=self.partition,
             max_segments=self.max_segments,
         )
-        if self.compute.attention == "xla":  # the others' primitives keep their own outputs
-            out = checkpoint_name(out, "attention_out")
-        return pin(out, "rows", "sequence", "heads", None)
 
 
 def _saveable_attention(prim: Any, *args: Any, **params: Any) -> Any:
@@ -284,33 +317,46 @@ def abstract(
     )
 
 
-def parameters(model: Qwen) -> dict[str, Any]:
+#: Which variables of a model: `nnx.Param`, its weights, or `Adapter`.
+Kind = type[nnx.Variable]
+
+
+def trained(model: Qwen) -> Kind:
+    """The kind of variables that training changes: adapters where there are any, else weights."""
+    return Adapter if model.build.lora.rank else nnx.Param
+
+
+def parameters(model: Qwen, kind: Kind = nnx.Param) -> dict[str, Any]:
     """The weights as a nested dictionary of arrays: the pytree that everything else passes on."""
-    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    return nnx.to_pure_dict(nnx.state(model, kind))
 
 
-def with_parameters(model: Qwen, params: dict[str, Any]) -> Qwen:
-    """A model of the same kind with these weights; pure, usable under `jit` and `grad`."""
+def with_parameters(model: Qwen, *params: dict[str, Any]) -> Qwen:
+    """A model of the same kind with these weights, and adapters where it has any.
+
+    Pure, usable under `jit` and `grad`.
+    """
     graph, state = nnx.split(model)
     state = jax.tree.map(lambda x: x, state)
-    nnx.replace_by_pure_dict(state, params)
+    for tree in params:
+        nnx.replace_by_pure_dict(state, tree)
     return nnx.merge(graph, state)
 
 
-def logical_axes(model: Qwen) -> dict[str, Any]:
-    """For every parameter the names of its axes, as a tree like `parameters(model)`."""
+def logical_axes(model: Qwen, kind: Kind = nnx.Param) -> dict[str, Any]:
+    """For every parameter the names of its axes, as a tree like `parameters(model, kind)`."""
 
     def axes(path: Any, parameter: Any) -> Axes:
         stacked = path[0] == "layers"
         return (None, *parameter.logical) if stacked else parameter.logical
 
-    state = nnx.state(model, nnx.Param)
+    state = nnx.state(model, kind)
     leaves = {path: axes(path, leaf) for path, leaf in nnx.to_flat_state(state)}
     return nnx.traversals.unflatten_mapping(leaves)
 
 
-def shardings(model: Qwen) -> dict[str, Any]:
-    """For every parameter where it lives, as a tree like `parameters(model)`."""
+def shardings(model: Qwen, kind: Kind = nnx.Param) -> dict[str, Any]:
+    """For every parameter where it lives, as a tree like `parameters(model, kind)`."""
     return jax.tree.map(
-        model.partition.sharding, logical_axes(model), is_leaf=lambda x: isinstance(x, tuple)
+        model.partition.sharding, logical_axes(model, kind), is_leaf=lambda x: isinstance(x, tuple)
     )

@@ -7,6 +7,7 @@ axes. Changing a layout is changing a row here or the mesh in the recipe, nothin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import numpy as np
@@ -28,7 +29,6 @@ TABLE: dict[str, tuple[str, ...]] = {
     # activations
     "rows": ("data", "fsdp"),
     "sequence": ("context",),
-    "attention_heads": ("context", "tensor"),
 }
 
 Axes = tuple[str | None, ...]
@@ -63,13 +63,34 @@ class Partition:
     def gather(self, w: jax.Array, axes: Axes) -> jax.Array:
         """A parameter whole along its FSDP axes, as the matrix product needs it.
 
-        Called after the cast to the compute dtype, so that half as many bytes travel; its
-        transpose is the reduce-scatter of the gradient.
+        Called after the cast to the compute dtype, so that half as many bytes travel. The gradient
+        is pinned to the parameter's own layout, which makes it a reduce-scatter; the constraint's
+        own transpose would be an all-reduce.
         """
         if self.mesh.size == 1:
             return w
-        spec = self.spec(axes, without=("embed",))
-        return jax.lax.with_sharding_constraint(w, NamedSharding(self.mesh, spec))
+        whole = NamedSharding(self.mesh, self.spec(axes, without=("embed",)))
+        return _gather(w, whole, self.sharding(axes))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(w: jax.Array, whole: NamedSharding, split: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(w, whole)
+
+
+def _gather_forward(
+    w: jax.Array, whole: NamedSharding, split: NamedSharding
+) -> tuple[jax.Array, None]:
+    return _gather(w, whole, split), None
+
+
+def _gather_backward(
+    whole: NamedSharding, split: NamedSharding, _: None, gradient: jax.Array
+) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(gradient, split),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def make_partition(config: MeshConfig, devices: list[jax.Device] | None = None) -> Partition:

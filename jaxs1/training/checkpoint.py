@@ -1,5 +1,8 @@
 """Checkpoints of a training run: RUN/checkpoints/STEP with parameters, optimizer state and meta.
 
+Where adapters are trained, these are the parameters: the item is `adapter` instead of `params`, and
+the weights they go with stay where the recipe's `model` says.
+
 Orbax writes them in the background under a temporary name and renames them when they are complete,
 so a killed run leaves the last complete one. `params` has the layout that `convert` reads and
 writes, so every checkpoint is also a model that any command takes. The position in the data needs
@@ -9,6 +12,7 @@ no state of its own: batch n is a function of n.
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +20,19 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxs1.config import CheckpointConfig, TrainConfig, UserError
-from jaxs1.training.step import TrainState
+from jaxs1.training.step import TrainState, put_scalar
 
 #: Fields that may differ between a run and its continuation; all others would change the result.
-FREE_TO_CHANGE = ("output", "resume", "export_dtype", "mesh", "compute", "checkpoint", "log")
+FREE_TO_CHANGE = (
+    "output",
+    "resume",
+    "export_dtype",
+    "mesh",
+    "compute",
+    "checkpoint",
+    "log",
+    "distributed",
+)
 
 #: Arrays are written in chunks of at most this many bytes, layer by layer where they are stacked:
 #: a reader, as the conversion, then needs little memory.
@@ -46,6 +59,7 @@ class Checkpoints:
             self.folder,
             item_handlers={
                 "params": ocp.PyTreeCheckpointHandler(use_ocdbt=False),
+                "adapter": ocp.PyTreeCheckpointHandler(use_ocdbt=False),
                 "optimizer": ocp.PyTreeCheckpointHandler(use_ocdbt=False),
                 "meta": ocp.JsonCheckpointHandler(),
             },
@@ -65,9 +79,9 @@ class Checkpoints:
         self.manager.save(
             step,
             args=ocp.args.Composite(
-                params=_save_args(state.params),
                 optimizer=_save_args(_by_name(state.opt_state)),
                 meta=ocp.args.JsonSave(meta),
+                **{_item(state): _save_args(state.params)},
             ),
         )
 
@@ -78,26 +92,33 @@ class Checkpoints:
             UserError: the run was made with other settings that matter, each named.
         """
         meta = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        _check_same(meta["meta"]["config"], dataclasses.asdict(config), self.folder.parent)
+        now = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists
+        _check_same(meta["meta"]["config"], now, self.folder.parent)
         opt_state = _by_name(like.opt_state)
         restored = self.manager.restore(
             step,
             args=ocp.args.Composite(
-                params=_restore_args(like.params), optimizer=_restore_args(opt_state)
+                optimizer=_restore_args(opt_state),
+                **{_item(like): _restore_args(like.params)},
             ),
         )
         treedef = jax.tree.structure(like.opt_state)
         leaves = [restored["optimizer"][name] for name in opt_state]
         return TrainState(
-            jax.device_put(jax.numpy.int32(step), like.step.sharding),
-            restored["params"],
+            put_scalar(step, like.step.sharding),
+            restored[_item(like)],
             jax.tree.unflatten(treedef, leaves),
+            like.frozen,
         )
 
     def close(self) -> None:
         """Wait until everything is on disk."""
         self.manager.wait_until_finished()
         self.manager.close()
+
+
+def _item(state: TrainState) -> str:
+    return "params" if state.frozen is None else "adapter"
 
 
 def _by_name(opt_state: Any) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from flax import nnx
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -19,11 +21,18 @@ from jaxs1.training.loss import batch_loss
 
 
 class TrainState(NamedTuple):
-    """All that training changes. step: int32, number of finished steps."""
+    """All that a step reads and that a run keeps.
+
+    step: int32, number of finished steps
+    params: what is trained: the weights, or adapters
+    opt_state: the optimizer's moments of params
+    frozen: the weights that adapters go with, which no step changes; else None
+    """
 
     step: Any
     params: Any
     opt_state: Any
+    frozen: Any = None
 
 
 class StepMetrics(NamedTuple):
@@ -35,7 +44,9 @@ class StepMetrics(NamedTuple):
 
 def state_shardings(model: Qwen, optimizer: optax.GradientTransformation) -> TrainState:
     """Where the state lives; the optimizer's moments lie beside their parameters."""
-    shardings = qwen.shardings(model)
+    kind = qwen.trained(model)
+    shardings = qwen.shardings(model, kind)
+    frozen = None if kind is nnx.Param else qwen.shardings(model)
     whole = NamedSharding(model.partition.mesh, PartitionSpec())
     by_path = {_dict_keys(path): s for path, s in jax.tree.leaves_with_path(shardings)}
 
@@ -46,20 +57,27 @@ def state_shardings(model: Qwen, optimizer: optax.GradientTransformation) -> Tra
         return next((by_path[ending] for ending in endings if ending in by_path), whole)
 
     opt_state = jax.tree.map_with_path(
-        beside_parameter, jax.eval_shape(optimizer.init, qwen.parameters(model))
+        beside_parameter, jax.eval_shape(optimizer.init, qwen.parameters(model, kind))
     )
-    return TrainState(whole, shardings, opt_state)
+    return TrainState(whole, shardings, opt_state, frozen)
 
 
 def _dict_keys(path: Any) -> tuple[str, ...]:
     return tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
 
 
-def init_state(model: Qwen, optimizer: optax.GradientTransformation, params: Any) -> TrainState:
-    """The state before the first step."""
+def init_state(
+    model: Qwen, optimizer: optax.GradientTransformation, params: Any, frozen: Any = None
+) -> TrainState:
+    """The state before the first step, of what is trained and what is not."""
     shardings = state_shardings(model, optimizer)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
-    return TrainState(jax.device_put(jnp.int32(0), shardings.step), params, opt_state)
+    return TrainState(put_scalar(0, shardings.step), params, opt_state, frozen)
+
+
+def put_scalar(number: int, sharding: NamedSharding) -> jax.Array:
+    """An int32 on the devices of all processes."""
+    return jax.make_array_from_callback((), sharding, lambda _: np.int32(number))
 
 
 def batch_sharding(partition: Partition) -> NamedSharding:
@@ -86,27 +104,28 @@ def make_train_step(
     shardings = state_shardings(model, optimizer)
     whole = shardings.step
 
-    def micro_loss(params: Any, micro: Batch) -> jax.Array:
-        return batch_loss(qwen.with_parameters(model, params), micro, chunk=loss_chunk)
+    def micro_loss(params: Any, frozen: Any, micro: Batch) -> jax.Array:
+        weights = [params] if frozen is None else [frozen, params]
+        return batch_loss(qwen.with_parameters(model, *weights), micro, chunk=loss_chunk)
 
     gradient = jax.value_and_grad(micro_loss)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         if batch.tokens.shape[0] == 1:
-            loss, grads = gradient(state.params, Batch(*(x[0] for x in batch)))
+            loss, grads = gradient(state.params, state.frozen, Batch(*(x[0] for x in batch)))
         else:
 
             def add(total: Any, micro: Batch) -> tuple[Any, None]:
-                return jax.tree.map(jnp.add, total, gradient(state.params, micro)), None
+                found = gradient(state.params, state.frozen, micro)
+                return jax.tree.map(jnp.add, total, found), None
 
             zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), state.params)
             (loss, grads), _ = lax.scan(add, (jnp.zeros((), jnp.float32), zeros), batch)
         grads = lax.with_sharding_constraint(grads, shardings.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), StepMetrics(
-            loss, optax.tree.norm(grads)
-        )
+        after = TrainState(state.step + 1, params, opt_state, state.frozen)
+        return after, StepMetrics(loss, optax.tree.norm(grads))
 
     return jax.jit(
         train_step,

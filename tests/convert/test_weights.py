@@ -10,8 +10,9 @@ from flax.traverse_util import flatten_dict
 
 from convert import mapping
 from convert.from_hf import from_hf
+from convert.live import LiveWeights
 from convert.to_hf import to_hf
-from convert.weights import LiveWeights, load_params, open_weights
+from convert.weights import load_params, open_weights
 from jaxs1.config import MeshConfig, UserError
 from jaxs1.model import qwen
 from jaxs1.model.sharding import make_partition

@@ -1,0 +1,157 @@
+"""Low-rank adapters on disk and on the host, and merged with the weights that they go with.
+
+    ADAPTER/adapter_config.json         PEFT's: rank, alpha, targets, where the base is
+    ADAPTER/adapter_model.safetensors   PEFT's: lora_A [rank, in] and lora_B [out, rank] of each map
+
+In a step of a run they lie as Orbax saved them, `adapter/<path>.adapter.a` [L, in..., rank] and
+`.b` [L, rank, out...], with PEFT's adapter_config.json in the run's model/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from convert import checkpoint
+from convert.mapping import TABLE, Piece
+from jaxs1.config import LoraConfig
+from jaxs1.model.architecture import Architecture, read_config
+
+if TYPE_CHECKING:  # weights.py opens what this file merges
+    from convert.weights import Weights
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+
+#: Hugging Face tensor of each linear map that may have an adapter, by our path without "kernel".
+MAPS = {
+    row.ours.removesuffix(".kernel"): row.hf
+    for row in TABLE
+    if row.ours.startswith("layers.") and row.ours.endswith(".kernel")
+}
+
+
+def peft_config(lora: LoraConfig, base: str) -> dict[str, Any]:
+    """PEFT's adapter_config.json.
+
+    Args:
+        lora: rank, alpha, targets
+        base: the weights that the adapter goes with: a folder, then given in full, or a hub id
+    """
+    whole = int(lora.alpha) == lora.alpha
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(Path(base).resolve()) if Path(base).exists() else base,
+        "r": lora.rank,
+        "lora_alpha": int(lora.alpha) if whole else lora.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": list(lora.targets),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter in host memory.
+
+    Args:
+        config: PEFT's adapter_config.json
+        pairs: for each adapted map, by our path, A [L, in, rank] and B [L, rank, out]
+    """
+
+    config: dict[str, Any]
+    pairs: dict[str, tuple[np.ndarray, np.ndarray]]
+
+    @classmethod
+    def from_arrays(cls, config: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Adapter:
+        """From our parameters by dotted path; every axis of inputs or outputs becomes one."""
+        rank = config["r"]
+        pairs = {}
+        for path in MAPS:
+            if f"{path}.adapter.a" in arrays:
+                a, b = (arrays[f"{path}.adapter.{end}"] for end in "ab")
+                layers = a.shape[0]
+                pairs[path] = a.reshape(layers, -1, rank), b.reshape(layers, rank, -1)
+        return cls(config, pairs)
+
+    @classmethod
+    def from_step(cls, step: Path, model: Path) -> Adapter:
+        """From a step of a training run and the run's model/; raises `UserError`."""
+        arrays = checkpoint.read_arrays(step / "adapter")
+        whole = {
+            path: array.read(tuple(slice(0, n) for n in array.shape))
+            for path, array in arrays.items()
+        }
+        return cls.from_arrays(read_config(model / CONFIG), whole)
+
+    def product(self, path: str, layer: int) -> np.ndarray:
+        """A B alpha / rank of one layer, float32 [in, out]."""
+        a, b = (x[layer].astype(np.float32) for x in self.pairs[path])
+        return (a * np.float32(self.config["lora_alpha"] / self.config["r"])) @ b
+
+    def write(self, dst: Path) -> None:
+        """Write the folder that PEFT's `PeftModel.from_pretrained` loads; whole or not at all."""
+        partial = dst.with_name(dst.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        (partial / CONFIG).write_text(json.dumps(self.config, indent=2) + "\n")
+        tensors = {}
+        for path, pair in self.pairs.items():
+            for name, stacked in zip("AB", pair, strict=True):
+                for layer, matrix in enumerate(stacked):
+                    module = MAPS[path].format(i=layer).removesuffix(".weight")
+                    key = f"base_model.model.{module}.lora_{name}.weight"
+                    tensors[key] = np.ascontiguousarray(matrix.T)
+        save_file(tensors, partial / TENSORS, metadata={"format": "pt"})
+        os.rename(partial, dst)
+
+    def fingerprint(self) -> str:
+        """Differs where the content differs."""
+        stamp = hashlib.sha256(json.dumps(self.config).encode())
+        for pair in self.pairs.values():
+            for array in pair:
+                stamp.update(np.ascontiguousarray(array).view(np.uint8).data)
+        return stamp.hexdigest()
+
+
+class MergedWeights:
+    """Weights with an adapter added in, piece by piece, in float32; see `weights.Weights`."""
+
+    def __init__(self, base: Weights, adapter: Adapter, side_files: Path | None = None):
+        """`side_files` where the tokenizer is not the base's."""
+        self.name = f"{base.name} with an adapter"
+        self.config: dict[str, Any] = base.config
+        self.architecture: Architecture = base.architecture
+        self.side_files: Path | None = side_files or base.side_files
+        self._base, self._adapter = base, adapter
+
+    def dtype(self, path: str) -> np.dtype:
+        """See `Weights`: the sum is not rounded to the base's dtype."""
+        return np.dtype(np.float32)
+
+    def read(self, piece: Piece) -> np.ndarray:
+        """See `Weights`."""
+        block = self._base.read(piece)
+        path = piece.ours.removesuffix(".kernel")
+        if path not in self._adapter.pairs:
+            return block.astype(np.float32)
+        total = self._adapter.product(path, piece.index[0].start).reshape(piece.shape)
+        total += block
+        return total
+
+    def fingerprint(self) -> str | None:
+        """See `Weights`."""
+        base = self._base.fingerprint()
+        return base and base + self._adapter.fingerprint()

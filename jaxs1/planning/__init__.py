@@ -1,0 +1,1 @@
+"""Compile and estimate a training run for hardware that is not here."""

@@ -1,0 +1,163 @@
+"""One recipe on one target: the model and the rows that it stands for, estimated or compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import optax
+
+from jaxs1.config import TrainConfig, UserError
+from jaxs1.model import ops, qwen
+from jaxs1.model.architecture import Architecture
+from jaxs1.model.qwen import Qwen
+from jaxs1.model.sharding import check_divisible, make_partition
+from jaxs1.planning.compile import Compiled, compile_step
+from jaxs1.planning.estimate import (
+    Memory,
+    Seconds,
+    abstract_state,
+    estimate_memory,
+    estimate_seconds,
+)
+from jaxs1.planning.targets import Target
+from jaxs1.planning.workload import Workload, draw_lengths, fixed_workload, make_workload
+from jaxs1.training.optimizer import make_optimizer
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What is trained on. length: of every row, or None to pack sequences of drawn lengths."""
+
+    mean: float
+    examples: int
+    length: int | None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe with the devices it is planned for."""
+
+    config: TrainConfig
+    target: Target
+    model: Qwen  # abstract
+    workload: Workload
+
+    @cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """As training makes it."""
+        return make_optimizer(self.config.optimizer, self.workload.steps)
+
+    @cached_property
+    def state(self) -> Any:
+        """Shapes and layouts of the training state."""
+        return abstract_state(self.model, self.optimizer)
+
+    @property
+    def available(self) -> float:
+        """Bytes of one device that the step may take."""
+        return self.target.accelerator.memory - self.target.accelerator.reserve
+
+    @property
+    def typical(self) -> int:
+        """The row length that stands for the average step."""
+        return self.workload.typical(self.config.data.row_multiple)
+
+    def memory(self, length: int) -> Memory:
+        """Closed-form estimate for rows of a length."""
+        return estimate_memory(self.model, self.state, length=length, **self._sizes)
+
+    def compile(self, length: int) -> Compiled:
+        """The real step for rows of a length; takes seconds to minutes."""
+        return compile_step(self.model, self.optimizer, self.target, length=length, **self._sizes)
+
+    def seconds(self, compiled: Compiled | None = None) -> Seconds:
+        """Time of an average step: of the closed form, or with a compiled step's own figures."""
+        accelerator = self.target.accelerator
+        if compiled is None or compiled.refusal:
+            return estimate_seconds(self.model, accelerator, self.workload)
+        shorter = self.workload.mean / self.typical
+        received = {kind: c.received for kind, c in compiled.collectives.items()}
+        if "all-to-all" in received:  # parts of sequences; what else travels are weights
+            received["all-to-all"] *= shorter
+        return estimate_seconds(
+            self.model,
+            accelerator,
+            self.workload,
+            products=compiled.products * shorter,
+            received=sum(received.values()),
+        )
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {
+            "accumulate": self.config.accumulate,
+            "rows": self.workload.rows,
+            "loss_chunk": self.config.compute.loss_chunk,
+        }
+
+
+def make_case(
+    config: TrainConfig,
+    architecture: Architecture,
+    target: Target,
+    devices: list[jax.Device],
+    sequences: Sequences,
+) -> Case:
+    """Put a recipe on a target.
+
+    Raises:
+        UserError: a mesh, a number of rows or a length that cannot be.
+    """
+    partition = make_partition(config.mesh, devices)
+    check_divisible(architecture, partition)
+    parts, context = partition.size("rows"), partition.size("sequence")
+    rows = config.data.rows or parts
+    if rows % parts:
+        raise UserError(
+            f"rows={rows}: must be a multiple of mesh.data x mesh.fsdp={parts}, which split the "
+            f"rows; give --rows {-(-rows // parts) * parts}"
+        )
+    for name, size in (("length", sequences.length), ("row_multiple", config.data.row_multiple)):
+        if size is not None and size % context:
+            raise UserError(
+                f"{name}={size}: must be a multiple of mesh.context={context}, whose devices "
+                "share a row"
+            )
+    if sequences.length is None:
+        lengths = draw_lengths(
+            sequences.mean, config.data.block_size, examples=sequences.examples
+        ).tolist()
+        workload = make_workload(
+            lengths,
+            batch_size=config.batch_size,
+            epochs=config.epochs,
+            steps=config.steps,
+            accumulate=config.accumulate,
+            rows=rows,
+            multiple=config.data.row_multiple,
+        )
+    else:
+        workload = fixed_workload(
+            sequences.mean,
+            batch_size=config.batch_size,
+            steps=config.steps or config.epochs * -(-sequences.examples // config.batch_size),
+            accumulate=config.accumulate,
+            rows=rows,
+            length=sequences.length,
+        )
+    device = target.accelerator
+    impl: Any = ops.resolve_attention(
+        config.compute.attention, device.platform, config.compute.dtype, device.capability
+    )
+    model = qwen.abstract(
+        architecture,
+        dataclasses.replace(config.compute, attention=impl),
+        partition,
+        max_segments=config.batch_size,
+        lora=config.lora,
+    )
+    return Case(config, target, model, workload)

@@ -1,0 +1,207 @@
+"""The real decode chunk, compiled for devices that are not here: what it holds, what it copies.
+
+python -m jaxs1.plan --decode --target h200:1x1 --impl triton --sequences 8 --context 4096
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxs1.config import ComputeConfig, MeshConfig, UserError, parse
+from jaxs1.decoding.completion import Sampling
+from jaxs1.decoding.loop import Programs
+from jaxs1.decoding.pages import pages_for
+from jaxs1.decoding.presets import Thinking
+from jaxs1.decoding.sampling import Kinds
+from jaxs1.decoding.script import Script
+from jaxs1.decoding.slots import Start, rows_of
+from jaxs1.model import kv_cache, qwen, unrolled
+from jaxs1.model.architecture import Architecture, read_config
+from jaxs1.model.sharding import check_divisible, make_partition
+from jaxs1.planning.estimate import local_bytes
+from jaxs1.planning.hlo import Collective, collectives
+from jaxs1.planning.targets import Target, parse_target
+from jaxs1.planning.topology import make_devices
+
+#: A copy of so many bytes in a step is one of weights or of pages.
+LARGE = 1 << 20
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """Plan decoding for hardware that is not here; all devices share one copy of the model.
+
+    Args:
+        target: accelerators: h100, h200, a100 or rtx4090:NODESxGPUS, v5p:2x2x4, v6e:4x8, cpu:8
+        architecture: a config.json in Hugging Face form
+        impl: of the decode step
+        sequences: decoded at the same time
+        context: tokens that each of them can hold
+        steps: of a chunk
+        layers: compile only so many layers; null for all
+        output: JSON file for all figures
+    """
+
+    target: str = "h200:1x1"
+    architecture: str = "configs/models/qwen2.5-32b.json"
+    impl: Literal["xla", "triton", "pallas"] = "xla"
+    sequences: int = 8
+    context: int = 4096
+    steps: int = 32
+    layers: int | None = None
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no plan could be made of."""
+        for name in ("sequences", "context", "steps", "layers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class DecodeProgram:
+    """What the compiler says of one chunk on one device; sizes in bytes.
+
+    Args:
+        weights, cache: arguments that stay
+        in_place: outputs that take over an argument's memory
+        temporaries: what else lives within a chunk
+        large_copies: copies of at least `LARGE` bytes in the program's text
+        collectives: of one step, by kind
+        floor: least seconds of a step: weights, and all sequences' full contexts, at the memory's
+            data-sheet speed
+    """
+
+    weights: float
+    cache: float
+    in_place: float
+    temporaries: float
+    large_copies: list[str]
+    collectives: dict[str, Collective]
+    floor: float
+
+
+def compile_chunk(
+    a: Architecture, target: Target, plan: DecodePlan, devices: list[jax.Device]
+) -> DecodeProgram:
+    """Compile the chunk that `jaxs1.generate` would run."""
+    cpu = target.accelerator.platform == "cpu"
+    dtype: Any = "float32" if cpu else "bfloat16"
+    partition = make_partition(MeshConfig(fsdp=1, tensor=len(devices)), devices)
+    check_divisible(a, partition)
+    compute = ComputeConfig(dtype=dtype, param_dtype=dtype, remat="none", attention="xla")
+    model = qwen.abstract(a, compute, partition)
+    pages = pages_for(plan.context)
+    pool = (a.num_kv_heads, plan.sequences * pages + 1, kv_cache.PAGE, a.head_dim)
+    where = partition.sharding(kv_cache.AXES)
+    layer: Any = jax.ShapeDtypeStruct(pool, jnp.dtype(dtype), sharding=where)
+    cache = kv_cache.KVCache([layer] * a.num_layers, [layer] * a.num_layers)
+    params = _abstract_params(model)
+    whole = partition.sharding(())
+    slots, is_newline_V = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=whole),
+        _slots(a, plan, pages),
+    )
+    chunk: Any = Programs(model, plan.impl, plan.steps).chunk
+    program = chunk.lower(
+        params,
+        cache,
+        slots,
+        is_newline_V,
+        rows=plan.sequences,
+        pages=pages,
+        kinds=Kinds(sampled=False, filtered=False, penalised=False),
+    ).compile()
+    memory, text = program.memory_analysis(), program.as_text()
+    weights, held = local_bytes(params), local_bytes(cache)
+    # of an embedding that is not the head only a few rows are read
+    unread = 0 if a.tie_word_embeddings else local_bytes(params["embedding"])
+    return DecodeProgram(
+        weights=weights,
+        cache=held,
+        in_place=memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        large_copies=large_copies(text),
+        collectives=collectives(text),
+        floor=(weights - unread + held) / target.accelerator.bandwidth,
+    )
+
+
+def large_copies(text: str) -> list[str]:
+    """Copies of at least `LARGE` bytes in an optimized HLO module, by their result types."""
+    found = re.findall(r"= \(?(\w+)\[([\d,]*)\]\S* copy(?:-start)?\(", text)
+    bits = {"pred": 8, "bf16": 16}
+    copies = []
+    for kind, shape in found:
+        width = bits.get(kind) or int(re.sub(r"\D", "", kind) or 0)
+        if np.prod([int(n) for n in shape.split(",") if n], dtype=float) * width / 8 >= LARGE:
+            copies.append(f"{kind}[{shape}]")
+    return copies
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; 1 where it does not fit."""
+    plan = parse(DecodePlan, argv, command="python -m jaxs1.plan --decode")
+    target = parse_target(plan.target)
+    a = Architecture.from_hf(read_config(plan.architecture), plan.architecture)
+    if plan.layers:
+        a = dataclasses.replace(a, num_layers=plan.layers)
+    program = compile_chunk(a, target, plan, make_devices(target))
+    accelerator = target.accelerator
+    used = program.weights + program.cache + program.temporaries
+    room = accelerator.memory - accelerator.reserve
+    print(f"model       {a.num_parameters:,} parameters, {plan.architecture}")
+    print(f"target      {target}: {target.devices} x {accelerator.device_kind}, {plan.impl}")
+    print(f"work        {plan.sequences} sequences of {plan.context:,} tokens, {plan.steps} steps")
+    print(f"weights     {program.weights / 1e9:8.2f} GB a device")
+    print(f"cache       {program.cache / 1e9:8.2f} GB, of which in place {_in_place(program):.0%}")
+    print(f"temporaries {program.temporaries / 2**20:8.2f} MiB")
+    print(f"copies      {len(program.large_copies)} of 1 MiB and more  {program.large_copies[:3]}")
+    for kind, (times, received) in program.collectives.items():
+        print(f"{kind:11} {times:8} x, {received / 1e6:.2f} MB in a chunk, once through the loop")
+    print(f"fits        {'yes' if used <= room else 'NO'}: {used / 1e9:.1f} of {room / 1e9:.1f} GB")
+    print(f"floor       {program.floor * 1e3:8.2f} ms a step: weights and full contexts, once read")
+    if plan.output:
+        Path(plan.output).write_text(json.dumps(dataclasses.asdict(program), indent=2) + "\n")
+    return 0 if used <= room else 1
+
+
+def _in_place(program: DecodeProgram) -> float:
+    return min(1.0, program.in_place / program.cache)
+
+
+def _abstract_params(model: qwen.Qwen) -> Any:
+    """Shapes and layouts of `unrolled.unstack`'s result."""
+    stacked, layouts = qwen.parameters(model), unrolled.shardings(model)
+    layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked["layers"])
+    tree = {**stacked, "layers": [layer] * model.architecture.num_layers}
+    return jax.tree.map(
+        lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), tree, layouts
+    )
+
+
+def _slots(a: Architecture, plan: DecodePlan, pages: int) -> Any:
+    """Slots of the right shapes, without a tokenizer, and the table of line breaks."""
+    is_newline_V = np.zeros(a.vocab_size, bool)
+    thinking = Thinking(max=0, max_answer=1, min_answer=1)
+    asked = Script(
+        thinking, start=(), ends=((0,),), resume=(1,), stops=((0,),), reopen=(), line_break=(),
+        close=(0,), cue=(), waits=((0,),),
+    )  # fmt: skip
+    start = Start(asked, [0], [1], Sampling(), seed=0, sample=0)
+    context = max(plan.context, 8)
+    rows = rows_of(
+        [start], plan.sequences, context=context, max_pages=pages, is_newline_V=is_newline_V
+    )
+    return rows, is_newline_V

@@ -1,0 +1,84 @@
+"""Other ways to run a recipe on the same devices, the fastest first."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from jaxs1.config import TrainConfig, UserError
+from jaxs1.planning.case import Case
+from jaxs1.planning.estimate import MARGIN
+from jaxs1.planning.targets import Target
+
+#: What one change may change.
+ASPECTS = ("remat", "layout", "accumulate")
+
+REMATS: tuple[Literal["none", "attention", "full"], ...] = ("none", "attention", "full")
+Make = Callable[[TrainConfig], Case]
+
+
+def describe(config: TrainConfig) -> str:
+    """The part of a recipe that is searched, as arguments of the command line."""
+    mesh = config.mesh
+    return (
+        f"--mesh.fsdp {mesh.fsdp} --mesh.context {mesh.context} --data.rows {config.data.rows} "
+        f"--accumulate {config.accumulate} --compute.remat {config.compute.remat}"
+    )
+
+
+def alternatives(case: Case, make: Make, *, aspects: int) -> list[Case]:
+    """Cases that might fit by the closed form, by their estimated time.
+
+    Args:
+        case: what they are alternatives to
+        make: a recipe to a case
+        aspects: how many of `ASPECTS` may differ
+    """
+    found = []
+    for config in _configs(case.config, case.target, case.model.partition.mesh.shape["fsdp"]):
+        if not 0 < len(_changes(case, config)) <= aspects:
+            continue
+        try:
+            other = make(config)
+        except UserError:  # widths that the mesh does not divide
+            continue
+        if other.memory(other.workload.longest).total <= MARGIN * other.available:
+            found.append(other)
+    return sorted(found, key=lambda other: other.seconds().total)
+
+
+def _changes(case: Case, config: TrainConfig) -> set[str]:
+    """Aspects in which a recipe differs from a case's."""
+    mesh, rows = case.model.partition.mesh.shape, case.workload.rows
+    pairs = {
+        "remat": (config.compute.remat, case.config.compute.remat),
+        "layout": (
+            (config.mesh.fsdp, config.mesh.context, config.data.rows),
+            (mesh["fsdp"], mesh["context"], rows),
+        ),
+        "accumulate": (config.accumulate, case.config.accumulate),
+    }
+    return {name for name, (here, there) in pairs.items() if here != there}
+
+
+def _configs(config: TrainConfig, target: Target, fsdp: int) -> Iterator[TrainConfig]:
+    """Recipes with another split of the devices that share weights, rows and recomputation."""
+    shared = fsdp * config.mesh.context
+    # a row is shared where links are fast: in a node of GPUs, anywhere in a TPU slice
+    fast = target.shape[-1] if target.accelerator.platform == "gpu" else target.devices
+    for context in (n for n in range(1, min(shared, fast) + 1) if shared % n == 0):
+        mesh = dataclasses.replace(config.mesh, fsdp=shared // context, context=context)
+        parts = mesh.data * mesh.fsdp
+        for rows in (parts * k for k in (1, 2, 4, 8, 16)):
+            for accumulate in (1, 2, 4, 8, 16):
+                if rows * accumulate > config.batch_size:
+                    break
+                for remat in REMATS:
+                    yield dataclasses.replace(
+                        config,
+                        mesh=mesh,
+                        accumulate=accumulate,
+                        data=dataclasses.replace(config.data, rows=rows),
+                        compute=dataclasses.replace(config.compute, remat=remat),
+                    )
