@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from jaxs1.config import UserError, one_line, parse, run_command
 from jaxs1.decoding import budget
@@ -21,10 +21,29 @@ from jaxs1.decoding.completer import Event
 from jaxs1.decoding.completion import Completion, Request, Sampling
 from jaxs1.decoding.opening import EngineConfig, open_engine
 from jaxs1.decoding.presets import Thinking
+from jaxs1.decoding.prompt import prompt_ids
 
 DIM, FORCED, PLAIN = "\x1b[2m", "\x1b[33m", "\x1b[0m"
+COMMAND = "python -m jaxs1.generate"
 #: What a line of a prompts file may hold, beside columns of its own.
 PROMPT_COLUMNS = ("prompt", "question", "problem")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a line of a prompts file may ask for itself.
+
+    Args:
+        thinking: how long it thinks
+        sampling: how tokens are drawn
+        n: completions of each prompt, which share its prefill
+        seed: of the draws
+    """
+
+    thinking: Thinking = field(default_factory=Thinking)
+    sampling: Sampling = field(default_factory=Sampling)
+    n: int = 1
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,20 +77,35 @@ class GenerateConfig(EngineConfig):
         """Refuse what asks for nothing, or would lose something."""
         if (self.prompt is None) == (self.prompts is None):
             raise UserError("prompt: give either --prompt TEXT or --prompts FILE.jsonl")
+        if self.prompt is not None and not self.prompt.strip():
+            raise UserError(f"prompt={self.prompt!r}: is empty; give a question")
         if self.n < 1:
             raise UserError(f"n={self.n}: must be at least 1")
         if self.output and Path(self.output).exists():
             raise UserError(f"output={self.output}: exists; remove it or give another name")
 
 
+class Prompt(NamedTuple):
+    """One prompt of the command.
+
+    where: it stands, for messages; content: a text, or a conversation; asked: its settings;
+    columns: all of its line
+    """
+
+    where: str
+    content: str | list[dict[str, str]]
+    asked: Asked
+    columns: dict[str, Any]
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit status: 1 where some prompt could not be completed."""
-    config = parse(GenerateConfig, argv, command="python -m jaxs1.generate")
-    lines = list(_read_prompts(config))
+    config = parse(GenerateConfig, argv, command=COMMAND)
+    prompts = list(_read_prompts(config))
     opened = open_engine(config)
     _say(opened.description)
     engine = opened.engine
-    requests = [_request(config, line, engine.tokenizer) for line in lines]
+    requests = [_request(config, prompt, engine.tokenizer) for prompt in prompts]
     streams = len(requests) == 1 and requests[0].n == 1
     start, failed, tokens = time.monotonic(), 0, 0
     with _writer(config.output) as write:
@@ -82,7 +116,7 @@ def main(argv: Sequence[str]) -> int:
             done = event.completion
             if done is None:
                 continue
-            write(event.request, lines[event.request], done)
+            write(event.request, prompts[event.request].columns, done)
             tokens += len(done.tokens)
             failed += done.error is not None
             if not streams and not config.output:
@@ -94,67 +128,100 @@ def main(argv: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def chat_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
-    """A conversation in the model's chat template, up to where the assistant begins."""
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-
-
-def _read_prompts(config: GenerateConfig) -> Iterator[dict[str, Any]]:
-    """One dictionary a prompt, with `messages`, or `prompt` for a text as it is."""
+def _read_prompts(config: GenerateConfig) -> Iterator[Prompt]:
+    """The prompt of the command, or those of its file."""
     if config.prompts is None:
-        yield {"prompt": config.prompt}
+        yield Prompt("prompt", config.prompt or "", _own_settings(config, {}), {})
         return
     try:
         lines = Path(config.prompts).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts={config.prompts}: cannot be read ({one_line(error)})") from None
+    if not any(line.strip() for line in lines):
+        raise UserError(f"prompts={config.prompts}: is empty; give one JSON object a line")
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
         where = f"{config.prompts}, line {number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where}: is not valid JSON ({error})") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{where}: must be a JSON object, is a {type(record).__name__}")
-        if not isinstance(record.get("messages"), list):
-            found = [c for c in PROMPT_COLUMNS if isinstance(record.get(c), str)]
-            if not found:
-                raise UserError(
-                    f"{where}: has no prompt; give one of {', '.join(PROMPT_COLUMNS)} or messages"
-                )
-            record["prompt"] = record[found[0]]
-        record["where"] = where
-        yield record
+        if line.strip():
+            try:
+                yield _read_line(config, line, where)
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from None
 
 
-def _request(config: GenerateConfig, line: dict[str, Any], tokenizer: Any) -> Request:
-    """A line in token ids, with its own settings over those of the command."""
-    where = line.pop("where", "prompt")
-    asked = {}
-    for name in ("thinking", "sampling"):
-        own = line.get(name, {})
-        group = getattr(config, name)
-        known = [f.name for f in dataclasses.fields(group)]
-        if not isinstance(own, dict) or (unknown := sorted(set(own) - set(known))):
-            what = unknown[0] if isinstance(own, dict) else own
-            raise UserError(f"{where}: {name}.{what}: no such field; there are {', '.join(known)}")
-        try:
-            asked[name] = dataclasses.replace(group, **own)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
-    messages = line.get("messages")
-    if messages is None and config.chat:
-        messages = [{"role": "user", "content": line["prompt"]}]
-    if messages is None:
-        ids = tokenizer(line["prompt"], add_special_tokens=False)["input_ids"]
+def _read_line(config: GenerateConfig, line: str, where: str) -> Prompt:
+    """One line of a prompts file; raises `UserError`."""
+    try:
+        columns = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"is not valid JSON ({error}); give one object a line") from None
+    if not isinstance(columns, dict):
+        raise UserError(f"is a {type(columns).__name__}; give a JSON object")
+    texts = [columns[c] for c in PROMPT_COLUMNS if isinstance(columns.get(c), str)]
+    content = columns.get("messages", texts[0] if texts else None)
+    if content is None:
+        raise UserError(f"has no prompt; give one of {', '.join(PROMPT_COLUMNS)}, or messages")
+    if "messages" in columns and not _is_conversation(content):
+        raise UserError('messages: must be [{"role": "user", "content": "..."}, ...]; change it')
+    return Prompt(where, content, _own_settings(config, columns), columns)
+
+
+def _is_conversation(messages: Any) -> bool:
+    return (
+        isinstance(messages, list)
+        and bool(messages)
+        and all(
+            isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m
+            for m in messages
+        )
+    )
+
+
+def _own_settings(config: GenerateConfig, columns: dict[str, Any]) -> Asked:
+    """The settings of a line over those of the command."""
+    names = [f.name for f in dataclasses.fields(Asked)]
+    own = {name: columns[name] for name in names if name in columns}
+    if not own:
+        return Asked(config.thinking, config.sampling, config.n, config.seed)
+    argv = []
+    for name in names:
+        given = getattr(config, name)
+        if isinstance(given, int):
+            argv += _arguments({name: own.get(name, given)})
+            continue
+        argv += _arguments({name: dataclasses.asdict(given)})
+        fields = own.get(name, {})
+        if not isinstance(fields, dict):
+            raise UserError(
+                f"{name}: must be an object, of fields as {COMMAND} --help lists them; "
+                "a column of your own needs another name"
+            )
+        argv += _arguments({f"{name}.{key}": value for key, value in fields.items()})
+    asked = parse(Asked, argv, command=COMMAND)
+    if asked.n < 1:
+        raise UserError(f"n={asked.n}: must be at least 1")
+    return asked
+
+
+def _arguments(values: dict[str, Any]) -> list[str]:
+    """Values as a command line gives them."""
+    return [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items()]
+
+
+def _request(config: GenerateConfig, prompt: Prompt, tokenizer: Any) -> Request:
+    """A prompt in token ids; an empty one has none, which the engine refuses."""
+    asked, content = prompt.asked, prompt.content
+    if isinstance(content, str) and not content.strip():
+        ids = []
+    elif isinstance(content, str) and not config.chat:
+        ids = tokenizer(content, add_special_tokens=False)["input_ids"]
     else:
-        if config.system is not None:
-            messages = [{"role": "system", "content": config.system}, *messages]
-        ids = chat_ids(tokenizer, messages)
-    n, seed = line.get("n", config.n), line.get("seed", config.seed)
-    return Request(ids, asked["thinking"], asked["sampling"], n=n, seed=seed)
+        system = [] if config.system is None else [{"role": "system", "content": config.system}]
+        messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
+        try:
+            ids = prompt_ids([*system, *messages], asked.thinking, tokenizer)
+        except UserError as error:
+            raise UserError(f"{prompt.where}: {error}") from None
+    return Request(ids, asked.thinking, asked.sampling, n=asked.n, seed=asked.seed)
 
 
 class Printer:
@@ -226,10 +293,10 @@ class _writer:
         if self._file:
             self._file.close()
 
-    def _write(self, number: int, line: dict[str, Any], done: Completion) -> None:
+    def _write(self, number: int, columns: dict[str, Any], done: Completion) -> None:
         if self._file:
             record = {"request": number, **done.as_json()}
-            own = {k: v for k, v in line.items() if k not in record and k != "prompt"}
+            own = {k: v for k, v in columns.items() if k not in record}
             self._file.write(json.dumps({**record, **own}, ensure_ascii=False) + "\n")
             self._file.flush()
 

@@ -78,6 +78,11 @@ class Request:
     n: int = 1
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse what asks for nothing."""
+        if self.n < 1:
+            raise UserError(f"n={self.n}: must be at least 1")
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -177,7 +182,8 @@ def complete(
         answer_ids = _without_end(answer_ids, asked.stops)
     # s1_readme leaves the end of thinking to the model: ids of the answer, but not of its text
     close = tokenizer(delimiters_of(request.thinking).close, add_special_tokens=False)["input_ids"]
-    begun = answer_ids[len(close) :] if answer_ids[: len(close)] == close else answer_ids
+    closes = request.thinking.mode == "s1_readme" and answer_ids[: len(close)] == close
+    begun = answer_ids[len(close) :] if closes else answer_ids
     return Completion(
         prompt_ids=prompt,
         thinking_ids=thinking_ids,

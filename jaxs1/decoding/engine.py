@@ -36,6 +36,9 @@ from jaxs1.decoding.slots import Slots, Start, kinds_of, rows_of, table
 from jaxs1.model.kv_cache import PADDING, PAGE, init_cache
 from jaxs1.model.qwen import Qwen
 
+#: Prompt tokens of a row that are run at a time, at least: shorter pieces share one shape.
+SHORTEST = 16
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -125,9 +128,10 @@ class Engine(Completer):
         self._slots: list[_Sequence | None] = [None] * limits.max_sequences
         self._refused: list[Event] = []
         self._written: Written | None = None
-        # rows without pages are empty slots
-        thinking = Thinking(mode="off", min_answer=1)
-        nobody = _Sequence(0, 0, Request([0], thinking), self._script(thinking), [0], None, None, 0)
+        # rows without pages are empty slots; their script takes nothing from the tokenizer
+        thinking, no = Thinking(mode="off", min_answer=1), ()
+        asks_nothing = Script(thinking, no, no, no, no, no, no, no, no, no)
+        nobody = _Sequence(0, 0, Request([0], thinking), asks_nothing, [0], None, None, 0)
         self._rows = jax.device_put(
             self._new_rows([nobody], limits.max_sequences), model.partition.sharding(())
         )
@@ -176,8 +180,6 @@ class Engine(Completer):
 
     def _sequences(self, number: int, request: Request, longest: int | None) -> list[_Sequence]:
         """The n sequences of a request; raises `UserError` where it can never run."""
-        if request.n < 1:
-            raise UserError(f"n={request.n}: must be at least 1")
         if not len(request.prompt_ids):
             raise UserError("prompt: is empty; give at least one token")
         top = len(self.tokenizer)
@@ -258,7 +260,7 @@ class Engine(Completer):
             if not self._prefilling:
                 return
             left = [len(s.prompt) - 1 - s.prefilled for s in self._prefilling]
-            width = min(self.limits.prefill, _bucket(left[0]))
+            width = min(self.limits.prefill, max(SHORTEST, _bucket(left[0])))
             batch = self._prefilling[: max(1, self.limits.prefill // width)]
             rows = _bucket(len(batch))
             tokens_RT = np.zeros((rows, width), np.int32)

@@ -127,9 +127,9 @@ def draw_from(p_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
 
 def _pass(p_BV: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Where the running sum first exceeds the target, and the target less what comes before."""
-    sums_BV = jnp.cumsum(p_BV, axis=-1)
-    # rounding must not push the target beyond the last sum
-    target_B = jnp.minimum(target_B, jnp.nextafter(sums_BV[:, -1], jnp.float32(0)))
+    # running sums are rounded, each in its own way: they can rise by a hair where p is 0, and fall
+    sums_BV = jnp.where(p_BV > 0, jnp.cumsum(p_BV, axis=-1), 0)
+    target_B = jnp.minimum(target_B, jnp.nextafter(sums_BV.max(axis=-1), jnp.float32(0)))
     at_B = jnp.argmax(sums_BV > target_B[:, None], axis=-1)
     before_B = jnp.take_along_axis(sums_BV - p_BV, at_B[:, None], axis=-1)[:, 0]
     return at_B, jnp.maximum(target_B - before_B, 0)

@@ -90,7 +90,8 @@ def script(thinking: Thinking, tokenizer: Any) -> Script:
             end of several tokens in a mode of s1's.
     """
     texts = delimiters_of(thinking)
-    _require_special_tokens(texts, thinking.delimiters, tokenizer)
+    if thinking.mode != "off":  # which neither begins nor ends any thinking
+        _require_special_tokens(texts, thinking.delimiters, tokenizer)
     start = _encode(texts.start, "delimiters.start", tokenizer)
     reopen = _encode((texts.start or "").strip(), "delimiters.start", tokenizer)
     line_break = tuple(_plain(texts.line_break or "", tokenizer))

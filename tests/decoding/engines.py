@@ -1,0 +1,114 @@
+"""Tiny model folders with a real tokenizer, and engines on them.
+
+Compiled programs are kept on disk: the engines of all tests, and of the next run, share them.
+"""
+
+import dataclasses
+import functools
+import os
+import tempfile
+
+import jax
+import torch
+
+from jaxs1.data.tokenizer import load_tokenizer, train_tokenizer
+from jaxs1.decoding.completion import Sampling
+from jaxs1.decoding.engine import Limits
+from jaxs1.decoding.opening import EngineConfig, Parallel, open_engine
+from tests.tiny_models import hf_model
+
+TEXTS = [
+    "Wait, the answer is in the question. Hmm, think again!\nFinal Answer: 42\n\n",
+    "Alternatively, let us add 12 and 30.\nWait, that is the same. So the answer is 42.\n",
+]
+PROGRAMS = os.path.join(tempfile.gettempdir(), f"jaxs1-test-programs-{os.getuid()}")
+jax.config.update("jax_compilation_cache_dir", PROGRAMS)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+torch.set_num_threads(1)  # threads cost more than they give to so small a model
+#: Ids of the model; the tokenizer has fewer.
+VOCAB = 336
+LIMITS = Limits(max_sequences=16, kv_tokens=2048, context=64, chunk=8, prefill=32)
+
+#: All that a draw can ask for; with greedy ones these are the only two kinds that are compiled.
+HOT = Sampling(temperature=1.2, answer_temperature=1, top_k=200, top_p=0.98, min_p=0.01,
+               repetition_penalty=1.1)  # fmt: skip
+
+
+@functools.cache
+def tokenizer_folder():
+    """A byte-level BPE with s1's special tokens, and <think>, </think> of one token each."""
+    folder = tempfile.mkdtemp(prefix="jaxs1-tokenizer-")
+    train_tokenizer(TEXTS, folder, vocabulary=320, words=("<think>", "</think>"))
+    return folder
+
+
+@functools.cache
+def tokenizer():
+    return load_tokenizer(tokenizer_folder())
+
+
+def encode(text):
+    return tokenizer()(text, add_special_tokens=False)["input_ids"]
+
+
+def lean(model, likes):
+    """Add to the logits of some ids about what `likes` says, in every context.
+
+    One dimension carries a constant from the embedding to the head: no layer writes to it.
+    """
+    with torch.no_grad():
+        inner = model.model
+        inner.embed_tokens.weight.normal_()  # large, or all tokens of a context look alike
+        inner.embed_tokens.weight[:, 0] = 1
+        for layer in inner.layers:
+            layer.self_attn.o_proj.weight[0] = 0
+            layer.mlp.down_proj.weight[0] = 0
+        inner.norm.weight[0] = 1
+        model.lm_head.weight[:, 0] = 0
+        for token, amount in likes.items():
+            model.lm_head.weight[token, 0] = amount
+
+
+def write_model(folder, likes=None, *, kind="qwen2-untied-4-4", seed=0, context=None):
+    """A folder as users have them; returns the transformers model in it, as the oracle."""
+    model = hf_model(kind, vocab=VOCAB, layers=2, seed=seed)
+    model.config.max_position_embeddings = context or model.config.max_position_embeddings
+    lean(model, likes or {})
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return model
+
+
+def open_tiny(folder, *, tensor=1, replicas=1, **limits):
+    """An engine on a folder."""
+    return open_engine(
+        EngineConfig(
+            model=str(folder),
+            dtype="float32",
+            limits=dataclasses.replace(LIMITS, **limits),
+            parallel=Parallel(tensor, replicas),
+        )
+    ).engine
+
+
+def complete_all(engine, requests):
+    """For every request its completions, in order."""
+    done = dict(engine.run(requests))
+    assert sorted(done) == list(range(len(requests)))
+    return [done[i] for i in range(len(requests))]
+
+
+def new_tokens(model, prompt, *, ends, max_tokens, min_tokens=0):
+    """Greedy ids behind a prompt from transformers' generate, none beyond the tokenizer."""
+    with torch.no_grad():
+        out = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones((1, len(prompt)), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=max_tokens,
+            min_new_tokens=min_tokens,
+            eos_token_id=sorted(ends),
+            pad_token_id=0,
+            suppress_tokens=list(range(len(tokenizer()), VOCAB)),
+        )
+    return out[0, len(prompt) :].tolist()

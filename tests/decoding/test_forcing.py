@@ -1,0 +1,268 @@
+"""Mixed batches through a real engine keep to what was asked: every request, every token.
+
+Greedy requests are replayed: one run of the model over the finished ids gives its choice at every
+step, the overwritten ones too, and the plain-Python oracle must make the same completion of them.
+"""
+
+import collections
+import dataclasses
+import functools
+import random
+
+import jax
+import numpy as np
+import pytest
+
+from convert.weights import load_params, open_weights
+from jaxs1.decoding import budget
+from jaxs1.decoding.completion import Request, Sampling, Transcript
+from jaxs1.decoding.presets import Delimiters, Thinking
+from jaxs1.decoding.script import capacity, fit, script
+from jaxs1.model import qwen
+from jaxs1.model.kv_cache import PAGE
+from tests.decoding.cases import KINDS
+from tests.decoding.engines import HOT, LIMITS, encode, open_tiny, tokenizer, write_model
+from tests.decoding.oracle import Case, Oracle
+from tests.tiny_models import FLOAT32, one_device
+
+REQUESTS = 1100
+CONTEXT = LIMITS.context
+#: Tokens that models of this test like, so that an end of two of them is met by chance.
+SPELLED = ("!", "?")
+WAITS = [("Wait",), ("Wait", "Hmm"), ("\nAlternatively, let us", "Wait", "Hmm,")]
+
+
+@functools.cache
+def delimiters():
+    own = Delimiters(ends=("".join(SPELLED), "<|im_start|>"))
+    back = Delimiters(start="<think>")
+    return [("s1", Delimiters()), ("think_tags", Delimiters()), ("s1", own), ("think_tags", back)]
+
+
+def random_request(rng):
+    mode = rng.choice(["strict"] * 7 + ["s1_readme", "s1_harness", "off"])
+    preset, own = rng.choice(delimiters()[: 4 if mode in ("strict", "off") else 2])
+    most = rng.choice([-1, 0, 1, 2, 5, 9, 16, 25, 1000])
+    thinking = Thinking(
+        mode=mode,
+        preset=preset,
+        delimiters=own,
+        max=most,
+        min=rng.choice([0, 0, 0, 1, 4, 9]) if most < 0 else min(rng.choice([0, 0, 2, 9]), most),
+        num_waits=rng.choice([0, 0, 1, 2, 5]),
+        wait_strings=rng.choice(WAITS),
+        cue=rng.choice([None, "", "\nFinal Answer:"]),
+        max_answer=rng.choice([1, 3, 8, -1]),
+        min_answer=rng.choice([1, 3]),
+    )
+    sampling = rng.choice([Sampling(), HOT])
+    length = rng.choice([1, 3, 8, 14, 25])  # so long that contexts become tiny
+    prompt = [rng.randrange(4, len(tokenizer()) - 2) for _ in range(length)]
+    return Request(prompt, thinking, sampling, n=rng.choice([1, 1, 1, 2]), seed=rng.randrange(99))
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """(request, script, completion, transcript) of every sequence, and the model."""
+    folder = tmp_path_factory.mktemp("forcing")
+    texts = {"<|im_start|>": 3.0, "</think>": 3.0, "<|im_end|>": 2.4, "<|endoftext|>": 2.0}
+    texts |= {"\n": 2.5, "<think>": 2.2, SPELLED[0]: 3.2, SPELLED[1]: 3.2}
+    write_model(folder, {encode(text)[0]: amount for text, amount in texts.items()})
+    engine = open_tiny(folder)
+    rng = random.Random(0)
+    requests = [random_request(rng) for _ in range(REQUESTS)]
+    written, done = collections.defaultdict(Transcript), {}
+    for event in engine.stream(requests):
+        written[event.request, event.sample].extend(event.written)
+        if event.completion is not None:
+            done[event.request, event.sample] = event.completion
+    assert len(done) == sum(r.n for r in requests)
+    runs = []
+    for (i, sample), completion in sorted(done.items()):
+        assert completion.error is None and completion.index == sample
+        asked = script(requests[i].thinking, tokenizer())
+        runs.append((requests[i], asked, completion, written[i, sample]))
+    weights = open_weights(str(folder))
+    shape = qwen.abstract(weights.architecture, FLOAT32, one_device())
+    return runs, qwen.with_parameters(shape, load_params(weights, shape))
+
+
+def room_of(asked, prompt_length):
+    """Tokens behind the prompt that context and pages hold, and the clamped budget."""
+    limit, _ = fit(asked, prompt_length, CONTEXT)
+    pages = -(-min(CONTEXT, prompt_length + capacity(asked, limit, CONTEXT)) // PAGE)
+    return min(CONTEXT, pages * PAGE) - prompt_length, limit
+
+
+def strict(runs):
+    return [run for run in runs if run[0].thinking.mode == "strict"]
+
+
+def test_thinking_keeps_to_its_budget_and_reaches_its_minimum(ran):
+    runs = strict(ran[0])
+    assert len(runs) > 700
+    ends = collections.Counter()
+    for request, asked, done, _ in runs:
+        used = len(done.thinking_ids)
+        room, limit = room_of(asked, len(done.prompt_ids))
+        assert limit < 0 or used <= limit
+        assert used >= request.thinking.min
+        assert used + asked.reserve <= room
+        clamped = limit != request.thinking.max
+        assert clamped == (done.note is not None)
+        if clamped:
+            assert done.note.startswith(f"thinking.max={request.thinking.max}: clamped to {limit}")
+        if done.thinking_ended_by == "budget":
+            assert used == limit
+        ends[done.thinking_ended_by, clamped] += 1
+    assert min(ends[by, False] for by in ("model", "budget", "context")) > 20, ends
+    assert ends["budget", True] > 20, ends
+
+
+def test_waits_are_what_was_asked_or_did_not_fit(ran):
+    seen = collections.Counter()
+    for request, asked, done, written in strict(ran[0]):
+        thinking = request.thinking
+        room, limit = room_of(asked, len(done.prompt_ids))
+        waits = [entry for entry in done.interventions if entry.kind == "wait"]
+        assert len(waits) <= thinking.num_waits
+        assert [w.string for w in waits] == [i % len(asked.waits) for i in range(len(waits))]
+        used = 0
+        for position, kind in enumerate(written.kinds):
+            closed = kind == budget.CLOSE and written.kinds[position - 1] != budget.CLOSE
+            said = sum(w.position < position for w in waits)
+            if (closed or position == 0 == kind) and said < thinking.num_waits:
+                text = asked.waits[said % len(asked.waits)]
+                narrow = position + len(text) + 1 > room - asked.reserve
+                short = 0 <= limit < used + len(text) + 1
+                assert narrow or short or used == limit, (request, done)
+                seen["no room" if narrow else "no budget"] += 1
+            used += kind in (budget.THINKING, budget.WAIT)
+        seen["all" if len(waits) == thinking.num_waits else "fewer"] += thinking.num_waits > 0
+    assert min(seen[x] for x in ("no room", "no budget", "all", "fewer")) > 20, seen
+
+
+def test_what_a_completion_says_is_in_its_tokens(ran):
+    for request, asked, done, written in ran[0]:
+        parts = collections.Counter(written.kinds)
+        assert (done.tokens, done.forced) == (written.tokens, written.forced)
+        assert budget.PASSED not in parts
+        assert done.prompt_ids == [*request.prompt_ids, *asked.start]
+        assert len(done.prompt_ids) + len(done.tokens) <= CONTEXT
+        assert max(done.tokens) < len(tokenizer())
+        usage = done.usage
+        assert usage["prompt_tokens"] == len(done.prompt_ids)
+        assert usage["completion_tokens"] == len(done.tokens)
+        assert usage["thinking_tokens"] == len(done.thinking_ids)
+        assert usage["thinking_tokens"] == parts[budget.THINKING] + parts[budget.WAIT]
+        assert usage["answer_tokens"] == len(done.answer_ids)
+        stopped = done.finish_reason == "stop"
+        assert parts[budget.ANSWERING] - usage["answer_tokens"] == stopped
+        assert usage["forced_tokens"] == sum(done.forced)
+        assert done.thinking == tokenizer().decode(done.thinking_ids).strip()
+        answer = tokenizer().decode(done.answer_ids, skip_special_tokens=True)
+        assert answer.strip().endswith(done.answer)
+        if request.thinking.mode != "s1_readme":
+            assert done.answer == answer.strip()
+        assert done.settings["thinking"] == dataclasses.asdict(request.thinking)
+        assert (done.seed, done.finish_reason in ("stop", "length")) == (request.seed, True)
+        if request.thinking.max_answer >= 0:
+            assert parts[budget.ANSWERING] <= request.thinking.max_answer
+
+
+def test_interventions_point_at_what_was_written(ran):
+    """From each entry's position stand its text's tokens, forced; together they are all forced."""
+    for _, asked, done, written in ran[0]:
+        explained = 0
+        for position, kind, string in done.interventions:
+            if kind == "wait":
+                texts = [asked.waits[string]]
+            elif kind == "cue":
+                texts = [asked.cue]
+            else:  # whole, without its line break, or the rest of what the model began
+                whole = asked.line_break + asked.close
+                texts = [whole[i:] for i in range(len(whole))]
+            length = 0
+            while done.forced[position + length : position + length + 1] == [True] and (
+                written.kinds[position + length] == written.kinds[position]
+            ):
+                length += 1
+            length = min(length, max(map(len, texts)))
+            assert length > 0
+            found = tuple(done.tokens[position : position + length])
+            cut = position + length == len(done.tokens) or kind == "wait"
+            assert any(found == text or (cut and text[:length] == found) for text in texts)
+            assert not done.forced[position - 1] or position == 0 or kind != "wait" or (
+                written.kinds[position - 1] != budget.THINKING
+            )  # fmt: skip
+            explained += length
+        assert explained == sum(done.forced)
+
+
+def case_of(request, asked, done):
+    """The request for the oracle."""
+    room, limit = room_of(asked, len(done.prompt_ids))
+    thinking = request.thinking
+    lists = functools.partial(map, list)
+    whole = [
+        list(ids)
+        for ids, follows in zip(asked.ends, asked.resume, strict=True)
+        if follows == len(asked.close) and asked.close[: len(ids)] != ids
+    ]
+    harness = thinking.mode == "s1_harness"
+    return Case(
+        mode="s1_readme" if thinking.mode == "off" else thinking.mode,
+        max_thinking=limit,
+        min_thinking=max(thinking.min, int(harness and thinking.num_waits > 0)),
+        num_waits=thinking.num_waits,
+        max_answer=thinking.max_answer,
+        min_answer=asked.reserve - len(asked.cut),
+        room=room,
+        last=done.prompt_ids[-1],
+        ends=[*lists(e for e in asked.ends if e not in asked.stops)],
+        whole=whole,
+        stops=[*lists(asked.stops)],
+        reopen=list(asked.reopen),
+        close=list(asked.close),
+        lead=list(asked.line_break),
+        cue=list(asked.cue),
+        waits=[*lists(asked.waits)],
+        newlines=newlines(),
+    )
+
+
+@functools.cache
+def newlines():
+    return {i for i in range(len(tokenizer())) if tokenizer().decode([i]).endswith("\n")}
+
+
+def test_greedy_completions_are_the_oracles(ran):
+    runs, model = ran
+    runs = [run for run in runs if run[0].sampling.is_greedy]
+    assert len(runs) > 300
+    forward = jax.jit(lambda model, *batch: model.logits(model(*batch)))
+    modes = collections.Counter()
+    for start in range(0, len(runs), 64):
+        batch = runs[start : start + 64]
+        tokens = np.zeros((64, CONTEXT), np.int32)
+        for row, (_, _, done, _) in zip(tokens, batch, strict=False):
+            whole = done.prompt_ids + done.tokens
+            row[: len(whole)] = whole
+        positions = np.broadcast_to(np.arange(CONTEXT), tokens.shape)
+        logits = np.array(forward(model, tokens, positions, np.ones_like(tokens)))
+        logits = logits[:, :, : len(tokenizer())]
+        for logits_TV, (request, asked, done, written) in zip(logits, batch, strict=False):
+            oracle = Oracle(case_of(request, asked, done))
+            at = len(done.prompt_ids) - 1
+            while not oracle.over:
+                now = logits_TV[at + len(oracle.tokens)].copy()
+                now[list(oracle.banned)] = -np.inf
+                oracle.choose(int(now.argmax()))
+            assert oracle.tokens == done.tokens, (request, asked)
+            assert oracle.forced == done.forced
+            assert oracle.kinds == [KINDS[kind] for kind in written.kinds]
+            assert oracle.log == [tuple(entry) for entry in done.interventions]
+            assert done.thinking_ended_by == (oracle.ended_by or "open")
+            assert done.finish_reason == oracle.finish
+            modes[request.thinking.mode] += 1
+    assert min(modes.values()) > 10 and len(modes) == 4, modes

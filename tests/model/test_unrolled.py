@@ -1,0 +1,145 @@
+"""Prefill and decode over pages give what one run over whole sequences gives, in float32."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from convert.weights import load_params, open_weights
+from jaxs1.config import MeshConfig
+from jaxs1.model import kv_cache, qwen, unrolled
+from jaxs1.model.kv_cache import PADDING, PAGE, TRASH
+from jaxs1.model.sharding import make_partition
+from tests.numerics import assert_close
+from tests.tiny_models import FLOAT32, hf_model, one_device, ours
+
+VOCAB = 96
+#: Tokens of the sequences, and how many of them are the prompt: around the edges of pages.
+LENGTHS = [(150, 130), (70, 63), (72, 64), (68, 65), (30, 1), (129, 64)]
+REUSE = [(66, 40), (140, 128), (9, 3), (65, 64), (64, 62), (20, 19)]
+PAGES_EACH, NUM_PAGES = 3, 24
+WIDTH, ROWS = 37, 4
+run_whole = jax.jit(lambda model, *batch: model.logits(model(*batch)))
+
+
+class Paged:
+    """The model over a cache full of NaN, driven call by call."""
+
+    def __init__(self, folder, partition):
+        weights = open_weights(str(folder))
+        self.model = qwen.abstract(weights.architecture, FLOAT32, partition)
+        params = load_params(weights, self.model, jnp.dtype("float32"))
+        self.params = unrolled.unstack(params, unrolled.shardings(self.model))
+        cache = kv_cache.init_cache(weights.architecture, NUM_PAGES, jnp.float32, partition)
+        self.cache = jax.tree.map(lambda pages: jnp.full_like(pages, jnp.nan), cache)
+        self._run = jax.jit(functools.partial(self._logits, self.model))
+
+    @staticmethod
+    def _logits(model, params, cache, *batch):
+        x_BTD, cache = unrolled.forward(model, params, cache, *batch)
+        x_BD = x_BTD.reshape(-1, x_BTD.shape[-1])
+        return unrolled.logits(model, params, x_BD).reshape(*x_BTD.shape[:2], -1), cache
+
+    def call(self, tokens_BT, positions_BT, table_BM):
+        batch = [np.asarray(x, np.int32) for x in (tokens_BT, positions_BT, table_BM)]
+        logits_BTV, self.cache = self._run(self.params, self.cache, *batch)
+        return np.asarray(logits_BTV)
+
+
+def run_paged(paged, sequences, prompts, tables, rng):
+    """Logits of every token, by calls in random order: pieces of prompts, and single tokens."""
+    done = [0] * len(sequences)
+    logits = [np.full((len(s), VOCAB), np.nan) for s in sequences]
+
+    def call(rows, width, batch):
+        tokens = rng.integers(0, VOCAB, (rows, width))
+        positions = np.full((rows, width), PADDING)
+        table = np.full((rows, PAGES_EACH), TRASH)
+        for r, (b, count) in batch.items():
+            start = done[b]
+            tokens[r, :count] = sequences[b][start : start + count]
+            positions[r, :count] = np.arange(start, start + count)
+            table[r] = tables[b]
+        out = paged.call(tokens, positions, table)
+        for r, (b, count) in batch.items():
+            logits[b][done[b] : done[b] + count] = out[r, :count]
+            done[b] += count
+
+    while True:
+        filling = [b for b in range(len(sequences)) if done[b] < prompts[b]]
+        decoding = [b for b in range(len(sequences)) if prompts[b] <= done[b] < len(sequences[b])]
+        if not filling and not decoding:
+            return logits
+        if filling and (rng.random() < 0.5 or not decoding):
+            chosen = rng.permutation(filling)[: rng.integers(1, ROWS + 1)]
+            most = {b: min(WIDTH, prompts[b] - done[b]) for b in chosen}
+            pieces = {r: (b, rng.integers(1, most[b] + 1)) for r, b in enumerate(chosen)}
+            call(ROWS, WIDTH, pieces)
+        else:  # rows stay where they are, as slots do; those that do not run are padding
+            call(len(sequences), 1, {b: (b, 1) for b in decoding if rng.random() < 0.8})
+
+
+@pytest.mark.parametrize(
+    ("kind", "tensor"),
+    [
+        ("qwen2-tied-14-2", 1),
+        ("qwen3-untied-6-3", 1),
+        ("qwen2-untied-10-2", 2),
+    ],
+)
+def test_equals_the_whole_forward(kind, tensor, tmp_path):
+    whole = ours(hf_model(kind, vocab=VOCAB), tmp_path)
+    mesh = make_partition(MeshConfig(tensor=tensor), jax.devices()[:tensor])
+    paged = Paged(tmp_path, mesh)
+    rng = np.random.default_rng(0)
+    # the second batch takes pages that the first has used, in another order
+    for lengths in (LENGTHS, REUSE):
+        free = 1 + rng.permutation(NUM_PAGES - 1)
+        tables = [[int(page) for page in free[i::6][:PAGES_EACH]] for i in range(len(lengths))]
+        for table, (n, _) in zip(tables, lengths, strict=True):
+            table[-(-n // PAGE) :] = [TRASH] * (PAGES_EACH - -(-n // PAGE))
+        sequences = [rng.integers(0, VOCAB, n) for n, _ in lengths]
+        logits = run_paged(paged, sequences, [p for _, p in lengths], tables, rng)
+        T = max(n for n, _ in lengths)
+        tokens = np.stack([np.pad(s, (0, T - len(s))) for s in sequences])
+        positions = np.broadcast_to(np.arange(T), tokens.shape)
+        expected = np.asarray(run_whole(whole, tokens, positions, np.ones_like(tokens)))
+        for mine, theirs in zip(logits, expected, strict=True):
+            assert_close(mine, theirs[: len(mine)], "prefill + decode = whole forward")
+
+
+def test_unstacked_layers_are_those_of_the_model(tmp_path):
+    whole = ours(hf_model("qwen3-tied-8-2"), tmp_path)
+    weights = open_weights(str(tmp_path))
+    model = qwen.abstract(weights.architecture, FLOAT32, one_device())
+    stacked = load_params(weights, model, jnp.dtype("float32"))
+    params = unrolled.unstack(stacked, unrolled.shardings(model))
+    assert len(params["layers"]) == weights.architecture.num_layers
+    for i, layer in enumerate(params["layers"]):
+        expected = jax.tree.map(lambda x, i=i: x[i], qwen.parameters(whole)["layers"])
+        assert jax.tree.all(jax.tree.map(jnp.array_equal, layer, expected))
+    assert all(array.is_deleted() for array in jax.tree.leaves(stacked["layers"]))
+
+
+def test_append_and_copy_page():
+    """Against a dictionary from (sequence, position) to value."""
+    rng = np.random.default_rng(1)
+    K, H, B, T = 2, 3, 3, 5
+    table = np.array([[4, 2], [1, 5], [3, 0]], np.int32)
+    positions = np.array([[62, 63, 64, 65, -1], [0, -1, -1, -1, -1], [7, 8, 9, 63, 10]], np.int32)
+    x = rng.normal(size=(B, T, K, H)).astype(np.float32)
+    pages = jnp.full((K, 6, PAGE, H), jnp.nan)
+    pages = np.asarray(jax.jit(kv_cache.append)(pages, x, table, positions))
+    written = np.zeros((6, PAGE), bool)
+    for b, t in np.argwhere(positions != PADDING):
+        page, slot = table[b, positions[b, t] // PAGE], positions[b, t] % PAGE
+        assert (pages[:, page, slot] == x[b, t]).all()
+        written[page, slot] = True
+    assert np.isnan(pages[:, ~written][:, PAGE:]).all()  # but for page 0, which is anybody's
+    cache = kv_cache.KVCache([jnp.asarray(pages)], [jnp.asarray(-pages)])
+    copied = kv_cache.copy_page(cache, np.int32(4), np.int32(1))
+    assert np.array_equal(copied.k[0][:, 1], pages[:, 4], equal_nan=True)
+    assert np.array_equal(copied.v[0][:, 1], -pages[:, 4], equal_nan=True)
+    assert np.array_equal(copied.k[0][:, 2:], pages[:, 2:], equal_nan=True)
