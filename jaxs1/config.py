@@ -401,8 +401,10 @@ def _explain(message: str, schema: type, command: str) -> str:
         hint = f"did you mean {near[0]}? " if near else ""
         return f"{unknown}: no such field; {hint}see {command} --help"
     if match := re.search(r'Parser key "([\w.]+)": (.*)', message):
-        wanted = match[2].replace("<class '", "").replace("'>", "").replace("typing.", "")
-        if union := re.search(r"Subtypes: \[(.*?)\].*Given value: (.*)", wanted):
+        wanted = re.sub(r"<class '(\w+)'>", r"\1", match[2]).replace("tuple[str, ...]", "tuple")
+        wanted = wanted.replace("tuple", "a list")
+        wanted = re.sub(r"typing\.Literal\[(.*?)\]", lambda m: m[1].replace("'", ""), wanted)
+        if union := re.search(r"Subtypes: \[(.*)\] Errors.*Given value: (.*)", wanted):
             kinds = union[1].replace("NoneType", "null").replace(", ", " or ")
             return f"{match[1]}={union[2]}: must be {kinds}; see {command} --help"
         if got := re.search(r"Expected an? (.*?)\.? Got value: (.*)", wanted):
