@@ -98,6 +98,7 @@ def contamination(name: str) -> str:
 def write_pool(path: Path, rows: int, words: int, trace: int) -> None:
     """Rows with all features; one in 1,000 repeats a question, one in 1,000 a benchmark's."""
     rng = np.random.default_rng(0)
+    rare = min(4e-4, 400 / rows)  # of each source that makes seeds, of which 1,000 rows hold few
     vocabulary = np.array([f"word{i}" for i in range(20_000)])
     writer = None
     for first in range(0, rows, BATCH):
@@ -111,7 +112,7 @@ def write_pool(path: Path, rows: int, words: int, trace: int) -> None:
             {
                 "question": questions,
                 "solution": ["1"] * n,
-                "source_type": SOURCES[rng.choice(4, size=n, p=[4e-4, 4e-4, 4e-4, 0.9988])],
+                "source_type": SOURCES[rng.choice(4, size=n, p=[rare, rare, rare, 1 - 3 * rare])],
                 "thinking_trajectories": [["x" * trace]] * n,
                 "attempt": ["an attempt"] * n,
                 "length": rng.integers(100, 30_000, size=n),

@@ -1,8 +1,8 @@
 """Many questions to few: `python -m jaxs1.curate --config configs/curate_s1k.yaml --input POOL`.
 
 The way through: pool -> features that it lacks -> table -> filters -> selection -> rows and report.
-Only features are heavy; `--shard i/n` computes a part of them and ends. The output is a new folder
-that is whole or not there at all:
+Only features are heavy; `--shard i/n` computes a part of them and ends, `--ray n` all of them as n
+Ray tasks. The output is a new folder that is whole or not there at all:
 
     selected.jsonl    ready for jaxs1.train (or selected.parquet)
     funnel.json       what every stage kept and dropped, and why
@@ -15,48 +15,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from jaxs1.config import UserError, parse, run_command, to_yaml
 from jaxs1.curation import features as feats
-from jaxs1.curation import filters, selection
 from jaxs1.curation.decontaminate import read_benchmarks
-from jaxs1.curation.endpoint import Endpoint
 from jaxs1.curation.features import Feature, Tally
+from jaxs1.curation.models import Model, ModelConfig
+from jaxs1.curation.on_ray import run_on_ray
 from jaxs1.curation.output import write_output
 from jaxs1.curation.pool import Pool
+from jaxs1.curation.recipe import RECIPES, Recipe, select
 from jaxs1.curation.report import Story
 from jaxs1.curation.table import NAMES, Scan, Table, read_table
 from jaxs1.data.tokenizer import load_tokenizer
 
-CLEAN = ("duplicates", "decontamination", "missing", "format")
-#: Recipe -> its stages. s1k: section 2.2 of the paper; the rest: its ablations (section 5.1), which
-#: start from the quality-filtered pool; `all` keeps whatever can be trained on.
-RECIPES = {
-    "s1k": (*CLEAN, "difficulty", "seeds", "diversity"),
-    "random": (*CLEAN, "diversity"),
-    "longest": (*CLEAN, "diversity"),
-    "diverse": (*CLEAN, "diversity"),
-    "all": ("duplicates", "decontamination", "missing"),
-}
-#: Recipe -> the columns that its draw looks at.
-DRAWN_BY = {
-    "s1k": ("source_type", "length", "subject"),
-    "random": ("question",),
-    "longest": ("length",),
-    "diverse": ("subject",),
-}
 #: Column -> how to have it computed.
 REMEDIES = {
     "length": "compute it with --features.tokenizer DIR",
     "correct": "compute it with --features.grade true",
-    "solved_small": "compute it with --features.small.url URL --features.small.model NAME",
-    "solved_large": "compute it with --features.large.url URL --features.large.model NAME",
-    "subject": "compute it with --features.classifier.url URL --features.classifier.model NAME",
+    "solved_small": "compute it with --features.small.model MODEL",
+    "solved_large": "compute it with --features.large.model MODEL",
+    "subject": "compute it with --features.classifier.model MODEL",
 }
 
 
@@ -115,9 +97,9 @@ class FeaturesConfig:
     cache: str = "runs/features"
     tokenizer: str | None = None
     grade: bool = False
-    small: Endpoint = field(default_factory=Endpoint)
-    large: Endpoint = field(default_factory=Endpoint)
-    classifier: Endpoint = field(default_factory=Endpoint)
+    small: ModelConfig = field(default_factory=ModelConfig)
+    large: ModelConfig = field(default_factory=ModelConfig)
+    classifier: ModelConfig = field(default_factory=ModelConfig)
     allow_failed: bool = False
 
 
@@ -140,6 +122,8 @@ class CurateConfig:
         columns: our column -> the pool's, where names differ, e.g. '{"subject": "domain"}'
         solved: columns that say whether a reference model solves the question
         shard: i/n computes the i-th of n parts of the features and ends
+        ray: compute the features as so many Ray tasks; all machines must see input, weights and
+            features.cache at the same paths; 0 computes them here
         stages: which stages run
         sources: which sources rules name
         features: how columns are computed that the pool lacks
@@ -159,6 +143,7 @@ class CurateConfig:
     columns: dict[str, str] = field(default_factory=dict)
     solved: list[str] = field(default_factory=lambda: ["solved_small", "solved_large"])
     shard: str | None = None
+    ray: int = 0
     stages: StagesConfig = field(default_factory=StagesConfig)
     sources: SourcesConfig = field(default_factory=SourcesConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
@@ -167,7 +152,7 @@ class CurateConfig:
         """Refuse what no pool could make sense of."""
         if not self.input:
             raise UserError("input='': must name the pool; give --input FILE.jsonl or a hub id")
-        for name, least in (("size", 1), ("uniform_until", 0), ("seed", 0)):
+        for name, least in (("size", 1), ("uniform_until", 0), ("seed", 0), ("ray", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)}: must be {least} or more")
         if unknown := set(self.columns) - {*NAMES, "solution"}:
@@ -179,7 +164,7 @@ class CurateConfig:
             raise UserError(f"solved={self.solved}: must be solved_small, solved_large or both")
         for name in ("small", "large", "classifier"):
             getattr(self.features, name).check(f"features.{name}")
-        if self.features.classifier.url and self.subjects is None:
+        if self.features.classifier.model and self.subjects is None:
             raise UserError(
                 "subjects=null: features.classifier must know the subjects; give --subjects FILE"
             )
@@ -188,12 +173,26 @@ class CurateConfig:
                 "benchmarks={}: decontamination needs at least one file; give --benchmarks "
                 """'{"FILE.jsonl": "COLUMN"}', or --stages.decontamination false"""
             )
-        _ = self.part
+        if self.part and self.ray:
+            raise UserError(f"ray={self.ray}: makes shards itself; leave out --shard")
 
     @property
     def active(self) -> list[str]:
         """Stages of the recipe that are not switched off, in order."""
         return [name for name in RECIPES[self.recipe] if getattr(self.stages, name)]
+
+    @property
+    def rules(self) -> Recipe:
+        """The recipe with what was asked for."""
+        return Recipe(
+            self.recipe,
+            self.active,
+            self.solved,
+            self.size,
+            self.uniform_until,
+            self.min_math_length,
+            self.seed,
+        )
 
     @property
     def part(self) -> tuple[int, int] | None:
@@ -225,97 +224,26 @@ def curate(config: CurateConfig) -> int:
     titles = feats.read_subjects(config.subjects) if config.subjects else {}
     features = _features(config, titles)
     _check_columns(config, pool, features)
+    if config.ray and features:
+        run_on_ray(
+            lambda shard: curate(replace(config, ray=0, shard=shard)), config.ray, _gpus(config)
+        )
     tallies = {f.name: _compute(config, pool, f) for f in features}
     if config.shard is not None:
         print(f"shard {config.shard} of the features is in {config.features.cache}")
         return 0
-    table = _read(config, pool, features, titles)
-    story = select(table, config, tallies, titles)
-    lookups = _lookups(config, features)
+    lookups = {f.name: feats.lookup(f, Path(config.features.cache)) for f in features}
+    table = _read(config, pool, lookups, titles)
+    chosen = select(table, config.rules)
+    settings = {name: getattr(config, name) for name in ("input", "recipe", "size", "seed")}
+    story = Story(settings, table, chosen, tallies, titles)
     write_output(story, pool, lookups, output, kind=config.format, settings=to_yaml(config))
-    for stage in story.stages:
+    for stage in chosen.stages:
         print(f"{stage.name:16} {stage.kept:>10,} left, {len(stage.row_D):,} dropped")
-    print(*story.notes, sep="\n", end="\n" * bool(story.notes))
-    print(f"wrote {output}: {int(story.selected_N.sum()):,} of {len(table):,} questions")
+    for note in chosen.notes:
+        print(note)
+    print(f"wrote {output}: {int(chosen.selected_N.sum()):,} of {len(table):,} questions")
     return 0
-
-
-def select(
-    table: Table, config: CurateConfig, tallies: dict[str, Tally], titles: dict[str, str]
-) -> Story:
-    """Filter a table and draw from what is left.
-
-    Raises:
-        UserError: too few rows are left, too many are seeds, a row lacks what the draw looks at.
-    """
-    left, stages = filters.apply_filters(table, config.active)
-    chosen, seeds, notes = np.ones(len(left), bool), 0, list[str]()
-    if "diversity" in config.active:
-        _check_drawable(config, left, [(s.name, s.kept) for s in stages])
-        seeds_N = np.zeros(len(left), bool)
-        if "seeds" in config.active:
-            seeds_N = filters.seeds(left, config.min_math_length)
-        seeds = int(seeds_N.sum())
-        if seeds > config.size:
-            raise UserError(
-                f"size={config.size}: {seeds:,} rows are seeds, selected for sure; raise --size or "
-                "--min_math_length, or give --stages.seeds false"
-            )
-        chosen, notes = _draw(config, left, seeds_N)
-        verdict = np.where(chosen, -1, 0), ("not drawn",)
-        stages.append(filters.drop(left, "diversity", *verdict))
-    elif not len(left):
-        raise UserError(f"input={config.input}: no row is left after {', '.join(config.active)}")
-    selected_N = np.zeros(len(table), bool)
-    selected_N[left.row_N[chosen]] = True
-    settings = {k: getattr(config, k) for k in ("input", "recipe", "size", "seed")}
-    return Story(settings, table, stages, selected_N, seeds, tallies, notes, titles)
-
-
-def _draw(config: CurateConfig, left: Table, seeds_N: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """True where a row is drawn, and what to tell the user about it."""
-    key_N, size, seed = left.key_N, config.size, config.seed
-    if config.recipe == "random":
-        return selection.random(key_N, size=size, seed=seed), []
-    if config.recipe == "longest":
-        return selection.longest(key_N, left.length_N, size=size), []
-    if config.recipe == "diverse":
-        return selection.diverse(key_N, left.subject_N, size=size, seed=seed), []
-    aime_N, gpqa_N = left.is_family("aime"), left.is_family("gpqa")
-    weights = selection.benchmark_weights(left.subject_N, aime_N, gpqa_N)
-    chosen, alike = selection.diversity(
-        key_N,
-        left.subject_N,
-        left.length_N,
-        seeds_N,
-        weights,
-        size=size,
-        uniform_until=config.uniform_until,
-        seed=seed,
-    )
-    if not alike:
-        return chosen, []
-    return chosen, [
-        f"{alike:,} rows were drawn from all subjects alike: those of AIME and GPQA questions "
-        "had no rows left."
-    ]
-
-
-def _check_drawable(config: CurateConfig, left: Table, kept: list[tuple[str, int]]) -> None:
-    """Refuse a draw from too few rows, or from rows without what it looks at."""
-    if len(left) < config.size:
-        counts = ", ".join(f"{name} {n:,}" for name, n in kept) or f"{len(left):,} in the pool"
-        raise UserError(
-            f"size={config.size}: only {len(left):,} rows are left to draw from ({counts}); lower "
-            "--size, give a larger pool, or switch a stage off"
-        )
-    for name, column_N in (("subject", left.subject_N), ("length", left.length_N)):
-        lacking = int((column_N < 0).sum())
-        if lacking and name in DRAWN_BY[config.recipe]:
-            raise UserError(
-                f"stages.missing=false: {lacking:,} rows have no {name}, which stage diversity "
-                "needs; leave the stage on"
-            )
 
 
 def _features(config: CurateConfig, titles: dict[str, str]) -> list[Feature]:
@@ -323,15 +251,29 @@ def _features(config: CurateConfig, titles: dict[str, str]) -> list[Feature]:
     settings, wanted = config.features, []
     if settings.tokenizer:
         tokenizer = load_tokenizer(settings.tokenizer)
-        wanted.append(feats.length_feature(tokenizer, settings.tokenizer))
+        wanted.append(feats.length_feature(tokenizer))
     if settings.grade:
         wanted.append(feats.correct_feature())
-    if settings.classifier.url:
-        wanted.append(feats.subject_feature(settings.classifier, titles))
-    for name, model in (("solved_small", settings.small), ("solved_large", settings.large)):
-        if model.url:
-            wanted.append(feats.solved_feature(name, model))
+    if settings.classifier.model:
+        model = _open("classifier", settings.classifier)
+        wanted.append(feats.subject_feature(model, titles))
+    for size, model_config in (("small", settings.small), ("large", settings.large)):
+        if model_config.model:
+            wanted.append(feats.solved_feature(f"solved_{size}", _open(size, model_config)))
     return wanted
+
+
+def _gpus(config: CurateConfig) -> int:
+    """The most devices that a model in our own engine takes."""
+    models = (config.features.small, config.features.large, config.features.classifier)
+    return max(m.tensor * m.replicas if m.model and not m.url else 0 for m in models)
+
+
+def _open(name: str, config: ModelConfig) -> Model:
+    try:
+        return config.open()
+    except UserError as error:
+        raise UserError(f"features.{name}.model: {error}") from None
 
 
 def _check_columns(config: CurateConfig, pool: Pool, features: Sequence[Feature]) -> None:
@@ -339,11 +281,11 @@ def _check_columns(config: CurateConfig, pool: Pool, features: Sequence[Feature]
     if config.shard is not None and not features:
         raise UserError(
             f"shard={config.shard}: there is nothing to compute; give --features.tokenizer, "
-            "--features.small.url, ..."
+            "--features.small.model, ..."
         )
     needs: list[tuple[str, Sequence[str]]] = [(f"feature {f.name}", f.needs) for f in features]
     if config.shard is None:
-        needs += [(f"stage {s}", _needs(config, s)) for s in config.active]
+        needs += [(f"stage {s}", config.rules.needs(s)) for s in config.active]
     computed = {f.name for f in features}
     for who, names in needs:
         for name in names:
@@ -356,24 +298,6 @@ def _check_columns(config: CurateConfig, pool: Pool, features: Sequence[Feature]
                 )
 
 
-def _needs(config: CurateConfig, stage: str) -> Sequence[str]:
-    """The columns that a stage looks at."""
-    return {
-        "duplicates": ("question",),
-        "decontamination": ("question",),
-        "missing": _known(config),
-        "format": ("question", "source_type"),
-        "difficulty": config.solved,
-        "seeds": ("source_type", "length", "correct"),
-        "diversity": DRAWN_BY.get(config.recipe, ()),
-    }[stage]
-
-
-def _known(config: CurateConfig) -> list[str]:
-    """All columns but those of a reference model that is not asked for."""
-    return [n for n in NAMES if not n.startswith("solved_") or n in config.solved]
-
-
 def _compute(config: CurateConfig, pool: Pool, feature: Feature) -> Tally:
     tally = feats.compute(feature, pool, Path(config.features.cache), config.part)
     print(
@@ -384,7 +308,7 @@ def _compute(config: CurateConfig, pool: Pool, feature: Feature) -> Tally:
     if tally.failed and (tally.fatal or not config.features.allow_failed):
         drop = "" if tally.fatal else ", or --features.allow_failed true to drop these rows"
         raise UserError(
-            f"feature {feature.name}: {feature.where} left {tally.failed:,} questions unanswered "
+            f"feature {feature.name}: {tally.failed:,} unanswered by {feature.where} "
             f"({tally.reason}); all {tally.computed + tally.cached:,} other values are kept in "
             f"{config.features.cache}; run the same command again to go on{drop}"
         )
@@ -392,20 +316,16 @@ def _compute(config: CurateConfig, pool: Pool, feature: Feature) -> Tally:
 
 
 def _read(
-    config: CurateConfig, pool: Pool, features: Sequence[Feature], titles: dict[str, str]
+    config: CurateConfig, pool: Pool, lookups: dict[str, Any], titles: dict[str, str]
 ) -> Table:
     cleaned = "decontamination" in config.active
     scan = Scan(
-        columns=tuple(n for n in _known(config) if n in pool.names | {f.name for f in features}),
+        columns=tuple(n for n in config.rules.columns if n in pool.names | lookups.keys()),
         benchmarks=read_benchmarks(config.benchmarks if cleaned else {}),
         families=vars(config.sources),
         subjects=frozenset(titles) or None,
     )
-    return read_table(pool, scan, _lookups(config, features))
-
-
-def _lookups(config: CurateConfig, features: Sequence[Feature]) -> dict[str, Any]:
-    return {f.name: feats.lookup(f, Path(config.features.cache)) for f in features}
+    return read_table(pool, scan, lookups)
 
 
 if __name__ == "__main__":

@@ -52,12 +52,18 @@ def read_benchmarks(files: Mapping[str, str]) -> Benchmarks:
         files: path of a JSONL or Parquet file (or hub id) -> the column of its questions
 
     Raises:
-        UserError: an unreadable file; a row whose column is not a string.
+        UserError: an unreadable or empty file; no such column; a row where it is not a string.
     """
     questions = {}
     for path, column in files.items():
-        texts = []
-        for wheres, values in Pool(path, setting="benchmarks").batches([column]):
+        texts: list[str] = []
+        pool = Pool(path, setting="benchmarks")
+        if column not in pool.names:
+            raise UserError(
+                f"benchmarks: {path} has no column {column!r}, only "
+                f"{', '.join(sorted(pool.names))}; name the right one"
+            )
+        for wheres, values in pool.batches([column]):
             for where, (text,) in zip(wheres, values, strict=True):
                 if not isinstance(text, str):
                     raise UserError(
@@ -65,5 +71,7 @@ def read_benchmarks(files: Mapping[str, str]) -> Benchmarks:
                         f"is {type(text).__name__}; name the right column in --benchmarks"
                     )
                 texts.append(text)
+        if not texts:
+            raise pool.is_empty()
         questions[path] = texts
     return Benchmarks(questions)

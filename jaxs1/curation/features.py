@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from itertools import islice
@@ -19,7 +19,7 @@ from typing import Any
 
 from jaxs1.config import UserError
 from jaxs1.curation.cache import Cache
-from jaxs1.curation.endpoint import Model, NoAnswer, ask_all
+from jaxs1.curation.models import Model, NoAnswer, ask_all
 from jaxs1.curation.pool import Pool
 from jaxs1.curation.table import COLUMNS, read_text, read_value
 from jaxs1.data import grading
@@ -29,6 +29,8 @@ Item = tuple[str, tuple[str, ...]]
 #: Key, value and details for the cache; or why there is no value.
 Result = tuple[str, Any, dict[str, Any]] | tuple[str, NoAnswer, dict[str, Any]]
 TOKENIZED_AT_ONCE = 64
+#: Questions one after the other that a model leaves unanswered before it is given up, at least.
+PATIENCE = 4
 SECONDS_BETWEEN_LINES = 30
 
 
@@ -42,13 +44,14 @@ class Feature:
         how: all else that the value depends on
         run: items to results, in any order
         where: who answers, for messages
-        patience: failures one after the other that end the work
+        patience: failures one after the other that end the work; a question that was refused
+            counts only as long as none was answered
     """
 
     name: str
     needs: tuple[str, ...]
     how: str
-    run: Callable[[Iterator[Item]], Iterator[Result]]
+    run: Callable[[Iterator[Item]], Generator[Result]]
     where: str = ""
     patience: int = 1
 
@@ -60,7 +63,7 @@ class Feature:
         """The item of a row; None where a column that it needs is missing."""
         values = []
         for name in self.needs:
-            value = row[name]
+            value = row.get(name)
             text = read_value(where, name, value) if name in COLUMNS else read_text(value)
             if text is None:
                 return None
@@ -89,22 +92,26 @@ class Tally:
     fatal: bool = False
 
 
-def length_feature(tokenizer: Any, name: str) -> Feature:
+def length_feature(tokenizer: Any) -> Feature:
     """Tokens of the trace."""
 
-    def run(items: Iterator[Item]) -> Iterator[Result]:
+    def run(items: Iterator[Item]) -> Generator[Result]:
         while batch := list(islice(items, TOKENIZED_AT_ONCE)):
-            ids = tokenizer([trace for _, (trace,) in batch], add_special_tokens=False)["input_ids"]
+            # no tokenizer reads half a surrogate pair
+            traces = [trace.encode(errors="replace").decode() for _, (trace,) in batch]
+            ids = tokenizer(traces, add_special_tokens=False)["input_ids"]
             for (key, _), tokens in zip(batch, ids, strict=True):
                 yield key, len(tokens), {}
 
-    return Feature("length", ("thinking_trajectories",), f"tokenizer {name}", run)
+    # of BPE the vocabulary in its order is all: the same tokenizer may lie in another folder
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda x: x[1]))
+    return Feature("length", ("thinking_trajectories",), f"tokenizer {_digest(vocabulary)}", run)
 
 
 def correct_feature() -> Feature:
     """Is the attempt right; None where the solution has no final answer."""
 
-    def run(items: Iterator[Item]) -> Iterator[Result]:
+    def run(items: Iterator[Item]) -> Generator[Result]:
         for key, (attempt, solution) in items:
             yield key, grading.is_correct(attempt, solution), {}
 
@@ -115,13 +122,17 @@ def solved_feature(name: str, model: Model) -> Feature:
     """Does a model solve the question; None where the solution has no final answer."""
     prompt = read_prompt("solve")
 
-    def run(items: Iterator[Item]) -> Iterator[Result]:
+    def run(items: Iterator[Item]) -> Generator[Result]:
         solutions: dict[str, str] = {}
+        proofs: list[str] = []
 
         def prompts() -> Iterator[tuple[str, str]]:
             for key, (question, solution) in items:
-                solutions[key] = solution
-                yield key, prompt.replace("{question}", question)
+                if grading.final_answer(solution) is None:
+                    proofs.append(key)  # no answer could be graded: the model is not asked
+                else:
+                    solutions[key] = solution
+                    yield key, prompt.replace("{question}", question)
 
         for key, answer in ask_all(model, prompts()):
             solution = solutions.pop(key)
@@ -129,9 +140,13 @@ def solved_feature(name: str, model: Model) -> Feature:
                 yield key, answer, {}
             else:
                 yield key, grading.is_correct(answer, solution), {"answer": answer}
+        for key in proofs:
+            yield key, None, {}
 
     how = f"{model.identity} {prompt} {grading.VERSION}"
-    return Feature(name, ("question", "solution"), how, run, model.where, model.parallel)
+    return Feature(
+        name, ("question", "solution"), how, run, model.where, max(PATIENCE, model.parallel)
+    )
 
 
 def subject_feature(model: Model, subjects: Mapping[str, str]) -> Feature:
@@ -144,7 +159,7 @@ def subject_feature(model: Model, subjects: Mapping[str, str]) -> Feature:
     listing = "\n".join(f"{code}: {text}" for code, text in subjects.items())
     prompt = read_prompt("subject").replace("{subjects}", listing)
 
-    def run(items: Iterator[Item]) -> Iterator[Result]:
+    def run(items: Iterator[Item]) -> Generator[Result]:
         prompts = ((key, prompt.replace("{question}", question)) for key, (question,) in items)
         for key, answer in ask_all(model, prompts):
             if isinstance(answer, NoAnswer):
@@ -153,7 +168,7 @@ def subject_feature(model: Model, subjects: Mapping[str, str]) -> Feature:
                 yield key, parse_subject(answer, subjects), {"answer": answer}
 
     how = f"{model.identity} {prompt}"
-    return Feature("subject", ("question",), how, run, model.where, model.parallel)
+    return Feature("subject", ("question",), how, run, model.where, max(PATIENCE, model.parallel))
 
 
 def parse_subject(answer: str, subjects: Iterable[str]) -> str | None:
@@ -203,24 +218,25 @@ def compute(feature: Feature, pool: Pool, folder: Path, shard: tuple[int, int] |
     tally, in_a_row, last = Tally(), 0, time.monotonic()
 
     def todo() -> Iterator[Item]:
-        seen = set()
+        seen = set[int]()
         for item in _lacking(feature, pool):
-            key = item[0]
-            if (shard and int(key, 16) % shard[1] != shard[0] - 1) or key in seen:
+            key, number = item[0], int(item[0], 16)
+            if (shard and number % shard[1] != shard[0] - 1) or number in seen:
                 continue
-            seen.add(key)
-            if key in cache.values:
+            seen.add(number)
+            if key in cache:
                 tally.cached += 1
-                tally.unusable += cache.values[key] is None
+                tally.unusable += cache.get(key) is None
             elif tally.fatal:
                 return
             else:
                 yield item
 
+    results = feature.run(todo())
     try:
-        for key, value, details in feature.run(todo()):
+        for key, value, details in results:
             if isinstance(value, NoAnswer):
-                in_a_row += 1
+                in_a_row += not (value.refused and tally.computed + tally.cached)
                 tally.failed += 1
                 tally.reason = str(value)
                 tally.fatal |= value.fatal or in_a_row >= feature.patience
@@ -233,6 +249,7 @@ def compute(feature: Feature, pool: Pool, folder: Path, shard: tuple[int, int] |
                 last = time.monotonic()
                 print(f"{feature.name:13} {tally.computed:,} computed so far", flush=True)
     finally:
+        results.close()  # a model stops here, not when Python gets round to it
         cache.close()
     return tally
 
@@ -251,11 +268,11 @@ def _lacking(feature: Feature, pool: Pool) -> Iterator[Item]:
 
 def lookup(feature: Feature, folder: Path) -> Callable[[Mapping[str, Any]], Any]:
     """A function of a row that gives the value in the cache; None where there is none."""
-    values = Cache(feature.cache_folder(folder), writable=False).values
+    cache = Cache(feature.cache_folder(folder), writable=False)
 
     def find(row: Mapping[str, Any]) -> Any:
         item = feature.item(feature.name, row)
-        return None if item is None else values.get(item[0])
+        return None if item is None else cache.get(item[0])
 
     return find
 

@@ -16,7 +16,7 @@ from jaxs1.curation.filters import Stage
 from jaxs1.curation.pool import Pool, write_rows
 from jaxs1.curation.report import Story, write_report
 from jaxs1.curation.table import COLUMNS
-from jaxs1.data.records import Row
+from jaxs1.data.sources import Row
 
 Lookups = Mapping[str, Callable[[Mapping[str, Any]], Any]]
 WRITTEN_AT_ONCE = 1 << 20
@@ -51,7 +51,7 @@ def write_output(
         questions: dict[int, str] = {}
         rows = _selected_rows(story, pool, lookups, questions)
         write_rows(rows, partial / f"selected.{kind}", kind)
-        _write_dropped(story.stages, partial / "dropped.parquet")
+        _write_dropped(story.chosen.stages, partial / "dropped.parquet")
         write_report(story, questions, partial)
         partial.rename(output)
     except OSError as error:
@@ -78,7 +78,7 @@ def _selected_rows(
     The questions of the report's extremes are put into `questions` on the way.
     """
     extremes = {i for rows in story.extremes().values() for i in rows}
-    for number, row in pool.rows(np.flatnonzero(story.selected_N)):
+    for number, row in pool.take(np.flatnonzero(story.chosen.selected_N)):
         if number in extremes:
             questions[number] = row.get("question") or ""
         for name, find in lookups.items():

@@ -1,4 +1,4 @@
-"""A pool of questions as it lies on disk or on the hub, read in batches of a few columns.
+"""A pool of questions: a source read in batches of a few columns, by our names.
 
 A pool may be far larger than memory: nothing here holds more than one batch. What the columns mean
 is not known here.
@@ -7,7 +7,6 @@ is not known here.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,44 +18,20 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from jaxs1.config import UserError
-from jaxs1.data.records import Row, read_jsonl
-
-BATCH = 1024
+from jaxs1.config import UserError, one_line
+from jaxs1.data.sources import BATCH, Row, Source, read_jsonl
 
 
 @dataclass(frozen=True)
-class Pool:
-    """Rows in one file or hub dataset.
+class Pool(Source):
+    """Rows in one file or hub dataset, under our names of their columns.
 
     Args:
-        path: a JSONL or Parquet file, or the id of a hub dataset (owner/name)
-        split: which split of a hub dataset
+        path, split, setting: see `Source`
         columns: our name of a column -> its name in the pool, where they differ
-        setting: what the user calls `path`, for messages
     """
 
-    path: str
-    split: str = "train"
     columns: dict[str, str] = field(default_factory=dict)
-    setting: str = "input"
-
-    @cached_property
-    def kind(self) -> Literal["jsonl", "parquet", "hub"]:
-        """How the pool is stored; raises `UserError` where there is none."""
-        path = Path(self.path)
-        if path.is_file():
-            with path.open("rb") as file:
-                return "parquet" if file.read(4) == b"PAR1" else "jsonl"
-        if path.exists():
-            raise UserError(
-                f"{self.setting}={path}: is a folder; give a .jsonl or .parquet file or a hub id"
-            )
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", self.path) and not path.parent.exists():
-            return "hub"
-        raise UserError(
-            f"{self.setting}={path}: no such file; give a .jsonl or .parquet file or a hub id"
-        )
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -66,10 +41,8 @@ class Pool:
             if not first:
                 raise self.is_empty()
             theirs = {name for _, row in first for name in row}
-        elif self.kind == "parquet":
-            theirs = set(self._parquet_file().schema_arrow.names)
         else:
-            theirs = set(self._hub().column_names)
+            theirs = self.arrow_names()
         for ours, name in self.columns.items():
             if name not in theirs:
                 has = ", ".join(sorted(theirs))
@@ -98,15 +71,15 @@ class Pool:
                 )
             return
         number = 0
-        for table in self._arrow(theirs):
+        for table in self.arrow(theirs):
             has = set(table.schema.names)
             nothing = [None] * table.num_rows
             values = [table.column(n).to_pylist() if n in has else nothing for n in theirs]
-            wheres = [f"{self.path}:{number + i + 1}" for i in range(table.num_rows)]
+            wheres = [self.where(number + i) for i in range(table.num_rows)]
             number += table.num_rows
             yield wheres, list(zip(*values, strict=True)) if values else [()] * table.num_rows
 
-    def rows(self, chosen: np.ndarray) -> Iterator[tuple[int, Row]]:
+    def take(self, chosen: np.ndarray) -> Iterator[tuple[int, Row]]:
         """Whole rows, as they are, with columns that were renamed under our name too.
 
         Args:
@@ -130,58 +103,17 @@ class Pool:
                     target = next(wanted, None)
             return
         first = 0
-        for table in self._arrow(None):
+        for table in self.arrow(None):
             low, high = np.searchsorted(chosen, [first, first + table.num_rows])
             numbers = chosen[low:high]
             yield from zip(numbers.tolist(), table.take(numbers - first).to_pylist(), strict=True)
             first += table.num_rows
-
-    def _arrow(self, names: list[str] | None) -> Iterator[pa.RecordBatch]:
-        """Batches of a Parquet file or hub dataset; no other columns are read than `names`."""
-        if self.kind == "hub":
-            dataset = self._hub()
-            if names is not None:
-                dataset = dataset.select_columns([n for n in names if n in dataset.column_names])
-            for table in dataset.with_format("arrow").iter(BATCH):
-                yield from table.combine_chunks().to_batches()
-            return
-        try:
-            yield from self._parquet_file().iter_batches(BATCH, columns=names)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise self._unreadable(error) from None
-
-    def _parquet_file(self) -> parquet.ParquetFile:
-        try:
-            return parquet.ParquetFile(self.path, pre_buffer=False)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise self._unreadable(error) from None
 
     def is_empty(self) -> UserError:
         """What to tell the user about a pool without rows."""
         return UserError(
             f"{self.setting}={self.path}: holds no rows; give a pool with at least one question"
         )
-
-    def _unreadable(self, error: Exception) -> UserError:
-        reason = str(error).splitlines()[0]
-        return UserError(f"{self.setting}={self.path}: is not a readable Parquet file ({reason})")
-
-    def _hub(self) -> Any:
-        try:
-            import datasets
-        except ImportError:
-            raise UserError(
-                f"{self.setting}={self.path}: no such file; as a hub dataset it needs the package "
-                "datasets; pip install 'jaxs1[hub]'"
-            ) from None
-        try:
-            return datasets.load_dataset(self.path, split=self.split)
-        except Exception as error:  # whatever the hub, the network or the loader say
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"{self.setting}={self.path}: neither a local file nor loadable from the hub "
-                f"({reason})"
-            ) from None
 
 
 def write_rows(rows: Iterable[Row], path: Path, kind: Literal["jsonl", "parquet"]) -> None:
@@ -203,8 +135,8 @@ def write_rows(rows: Iterable[Row], path: Path, kind: Literal["jsonl", "parquet"
             tables.append(pa.table(columns))
         table = pa.concat_tables(tables, promote_options="permissive")
         parquet.write_table(table, path)
-    except (pa.ArrowException, UnicodeEncodeError) as error:
-        reason = str(error).splitlines()[0]
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
+        reason = one_line(error)[:200]
         raise UserError(
             f"format=parquet: the selected rows do not fit into a table ({reason}); "
             "give --format jsonl"

@@ -6,6 +6,7 @@ Letters: N rows of the pool.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxs1.curation.features import Tally
-from jaxs1.curation.filters import Stage
+from jaxs1.curation.recipe import Selection
 from jaxs1.curation.table import Table
 
 EXTREMES = 10
@@ -30,26 +31,20 @@ class Story:
     Args:
         settings: what was asked for: input, recipe, seed, ...
         table: the whole pool
-        stages: what each did, in order
-        selected_N: True where a row was selected
-        seeds: rows that were selected for sure
+        chosen: what became of it
         tallies: what happened to the features that were computed
-        notes: choices that were made for the user, one sentence each
         titles: subject -> what it stands for
     """
 
     settings: dict[str, Any]
     table: Table
-    stages: Sequence[Stage]
-    selected_N: np.ndarray
-    seeds: int
+    chosen: Selection
     tallies: dict[str, Tally]
-    notes: Sequence[str]
     titles: dict[str, str]
 
     def extremes(self) -> dict[str, list[int]]:
         """Rows (positions in the table) of the longest and the shortest selected traces."""
-        rows = np.flatnonzero(self.selected_N & (self.table.length_N >= 0))
+        rows = np.flatnonzero(self.chosen.selected_N & (self.table.length_N >= 0))
         order = np.lexsort((self.table.key_N[rows], -self.table.length_N[rows]))
         ranked = rows[order].tolist()
         return {"longest": ranked[:EXTREMES], "shortest": ranked[::-1][:EXTREMES]}
@@ -76,26 +71,34 @@ def funnel(story: Story) -> dict[str, Any]:
         "read": len(story.table),
         "stages": [
             {"name": s.name, "kept": s.kept, "dropped": len(s.row_D), "reasons": s.counts()}
-            for s in story.stages
+            for s in story.chosen.stages
         ],
-        "seeds": story.seeds,
-        "selected": int(story.selected_N.sum()),
+        "seeds": story.chosen.seeds,
+        "selected": int(story.chosen.selected_N.sum()),
         "features": {name: asdict(tally) for name, tally in story.tallies.items()},
-        "notes": list(story.notes),
+        "notes": list(story.chosen.notes),
     }
 
 
 def _markdown(story: Story, questions: dict[int, str]) -> str:
     table, settings = story.table, story.settings
-    lines = [f"# {len(table):,} questions to {int(story.selected_N.sum()):,}", ""]
+    lines = [f"# {len(table):,} questions to {int(story.chosen.selected_N.sum()):,}", ""]
     lines += [", ".join(f"{k} `{v}`" for k, v in settings.items()), ""]
-    lines += [*(f"* {note}" for note in story.notes), "", "## Funnel", "", "![funnel](funnel.png)"]
+    lines += [
+        *(f"* {note}" for note in story.chosen.notes),
+        "",
+        "## Funnel",
+        "",
+        "![funnel](funnel.png)",
+    ]
     rows: list[Sequence[Any]] = [("read", f"{len(table):,}", "", "")]
-    for s in story.stages:
-        why = "; ".join(f"{reason}: {n:,}" for reason, n in s.counts().items())
+    for s in story.chosen.stages:
+        why = "; ".join(f"{_cell(reason, 1000)}: {n:,}" for reason, n in s.counts().items())
         rows.append((s.name, f"{s.kept:,}", f"{len(s.row_D):,}", why))
     lines += _table(("stage", "left", "dropped", "reasons"), rows)
-    lines += [f"Selected for sure (seeds): {story.seeds:,}. Every dropped row: dropped.parquet."]
+    lines += [
+        f"Selected for sure (seeds): {story.chosen.seeds:,}. Every dropped row: dropped.parquet."
+    ]
     if story.tallies:
         lines += ["", "## Features computed"]
         names = ("computed", "cached", "unusable", "failed")
@@ -110,7 +113,7 @@ def _markdown(story: Story, questions: dict[int, str]) -> str:
         ("Subjects", table.subject_N, titled),
         ("Sources", table.source_N, table.sources),
     ):
-        lines += ["", f"## {title}", *_shares(column_N, labels, story.selected_N)]
+        lines += ["", f"## {title}", *_shares(column_N, labels, story.chosen.selected_N)]
     for which, positions in story.extremes().items():
         lines += ["", f"## The {which} traces"]
         lines += _table(
@@ -138,7 +141,7 @@ def _lengths(story: Story) -> tuple[np.ndarray, np.ndarray]:
     """Known trace lengths of the pool and of what was selected."""
     known_N = story.table.length_N >= 0
     lengths_N = story.table.length_N
-    return lengths_N[known_N], lengths_N[known_N & story.selected_N]
+    return lengths_N[known_N], lengths_N[known_N & story.chosen.selected_N]
 
 
 def _counts(column_N: np.ndarray, n: int, selected_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -174,16 +177,20 @@ def _extreme(table: Table, i: int, question: str) -> Sequence[Any]:
     return f"{table.length_N[i]:,}", key, _cell(subject), _cell(source), _cell(question)
 
 
-def _cell(text: str) -> str:
-    """The start of a text, harmless in a Markdown table."""
-    line = " ".join(text.split())
-    short = line if len(line) <= 100 else line[:99] + "…"
-    return short.replace("|", "\\|").replace("$", "\\$").encode(errors="replace").decode()
+def _cell(text: str, most: int = 100) -> str:
+    """The start of a text, as it is: not as Markdown, not as HTML."""
+    return re.sub(r"[\\|$*`<!\[]", r"\\\g<0>", _start(text, most))
+
+
+def _start(text: str, most: int) -> str:
+    """The start of a text on one line, at most so many characters."""
+    line = " ".join(text.split()).encode(errors="replace").decode()
+    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def _draw_funnel(story: Story, path: Path) -> None:
-    names = ["read", *(s.name for s in story.stages)]
-    counts = [len(story.table), *(s.kept for s in story.stages)]
+    names = ["read", *(s.name for s in story.chosen.stages)]
+    counts = [len(story.table), *(s.kept for s in story.chosen.stages)]
     figure = Figure(figsize=(8, 0.45 * len(names) + 1), layout="constrained")
     axes = figure.add_subplot()
     bars = axes.barh(names, counts, color="tab:blue")
@@ -194,10 +201,16 @@ def _draw_funnel(story: Story, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def _label(subject: str, titles: dict[str, str]) -> str:
+    """A subject with the beginning of its title, for a picture."""
+    title = titles.get(subject, "").partition(" (")[0]
+    return _start(f"{subject} {title}", 32).replace("$", "\\$")
+
+
 def _draw_distributions(story: Story, path: Path) -> None:
     """Subjects and trace lengths, before and after."""
     table = story.table
-    before, after = _counts(table.subject_N, len(table.subjects), story.selected_N)
+    before, after = _counts(table.subject_N, len(table.subjects), story.chosen.selected_N)
     order = np.lexsort((-before, -after))[:MOST_LINES]
     figure = Figure(figsize=(12, 0.16 * len(order) + 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -205,7 +218,8 @@ def _draw_distributions(story: Story, path: Path) -> None:
     for offset, counts, name in ((-0.2, before, "pool"), (0.2, after, "selected")):
         share = 100 * counts[order] / max(counts.sum(), 1)
         left.barh(at + offset, share, 0.4, label=name)
-    left.set_yticks(at, [_cell(table.subjects[i])[:30] for i in order], fontsize=7)
+    left.set_yticks(at, [_label(table.subjects[i], story.titles) for i in order], fontsize=7)
+    left.margins(y=0.01)
     left.invert_yaxis()
     left.set_xlabel("share of rows [%]")
     left.set_title("subjects")

@@ -1,4 +1,4 @@
-"""What the stages need to know of every question, as numpy columns: 30 bytes a row.
+"""What the stages need to know of every question, as numpy columns: 36 bytes a row.
 
 `read_table` reads a pool once, looks at each text and keeps only what was found: 10 million
 questions with their traces would not fit into memory, these columns do.
@@ -56,7 +56,8 @@ def read_count(value: Any) -> int | None:
     """A whole number >= 0; pandas' NaN is None."""
     if value is None or value != value:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+    whole = value.is_integer() if isinstance(value, float) else isinstance(value, int)
+    if isinstance(value, bool) or not whole:
         raise UserError(f"must be a whole number of tokens, is {value!r:.40}")
     if not 0 <= value < 2**31:
         raise UserError(f"must be from 0 to 2^31-1, is {value}")
@@ -145,7 +146,6 @@ class Scan:
         benchmarks: looked for in questions
         families: family -> parts of names of sources that make a source belong to it
         subjects: known codes; None: any
-        computed: column -> function of a row's values that gives what was computed for it
     """
 
     columns: tuple[str, ...]
@@ -202,8 +202,7 @@ def read_table(
         UserError: an empty pool; a value of the wrong kind, an unknown subject (file, line and
             column are named).
     """
-    extra = [name for name in ("solution",) if lookups]
-    names = [*scan.columns, *extra]
+    names = [*scan.columns, *(["solution"] if lookups else [])]
     columns = {name: array(code) for name, code in _CODES.items()}
     sources, subjects = _Labels(), _Labels()
     for wheres, rows in pool.batches(names):
@@ -255,7 +254,7 @@ def _facts(
         ("key_N", int(question_key(question), 16)),
         ("missing_N", missing),
         ("benchmark_N", scan.benchmarks.find(question)),
-        ("defect_N", find_defect(question, FAMILIES[family] == "aime" and family >= 0)),
+        ("defect_N", find_defect(question, family == FAMILIES.index("aime"))),
         ("source_N", sources.number(source)),
         ("family_N", family),
         ("subject_N", subjects.number(v["subject"])),

@@ -1,4 +1,4 @@
-"""Training records as they lie on disk or on the hub: JSONL, Parquet, hub datasets.
+"""Training records from the rows of a file or a hub dataset.
 
 A record is either a chat (`messages`) or plain text (`text`). `FORMATS` says which columns a format
 needs and how they become a record; a new format is one function and one row there.
@@ -6,16 +6,13 @@ needs and how they become a record; a new format is one function and one row the
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from jaxs1.config import DataConfig, UserError
 from jaxs1.data.chat import Record, reasoning
-
-Row = dict[str, Any]
+from jaxs1.data.sources import Row, Source
 
 
 def _question_answer(question: str, answer: str) -> dict[str, Any]:
@@ -89,7 +86,7 @@ def load_records(config: DataConfig) -> tuple[str, list[Record]]:
     """
     name: str = config.format
     records = []
-    for where, row in _rows(config):
+    for where, row in Source(config.path, config.split, setting="data.path").rows():
         row = {
             **row,
             **{ours: row[theirs] for ours, theirs in config.fields.items() if theirs in row},
@@ -123,77 +120,6 @@ def _detect(row: Row, where: str) -> str:
         f"{where}: columns {', '.join(row)} fit no known format ({known}); "
         "map them with --data.fields"
     )
-
-
-def _rows(config: DataConfig) -> Iterator[tuple[str, Row]]:
-    path = Path(config.path)
-    if path.is_file():
-        with path.open("rb") as file:
-            is_parquet = file.read(4) == b"PAR1"
-        yield from _parquet(path) if is_parquet else read_jsonl(path)
-    elif path.exists():
-        raise UserError(f"data.path={path}: is a folder; give a .jsonl or .parquet file")
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", config.path) and not path.parent.exists():
-        yield from _hub(config)
-    else:
-        raise UserError(
-            f"data.path={path}: no such file; give a .jsonl or .parquet file or a hub id"
-        )
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
-    """Rows of a JSONL file with where each lies; raises `UserError` at a malformed line."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path}:{number}"
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{where}: is not UTF-8 (byte {error.start}); re-encode the file"
-                ) from None
-            except ValueError as error:
-                raise UserError(
-                    f"{where}: is not valid JSON ({error}); mend or remove the line"
-                ) from None
-            if not isinstance(row, dict):
-                raise UserError(f"{where}: must be a JSON object, is a {type(row).__name__}")
-            yield where, row
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
-    from pyarrow import ArrowInvalid, parquet
-
-    try:
-        number = 0
-        for batch in parquet.ParquetFile(path).iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path}:{number}", row
-    except (ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"data.path={path}: is not a readable Parquet file ({reason})") from None
-
-
-def _hub(config: DataConfig) -> Iterator[tuple[str, Row]]:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(
-            f"data.path={config.path}: no such file; as a hub dataset it needs the package "
-            "datasets; pip install 'jaxs1[hub]'"
-        ) from None
-    try:
-        rows = datasets.load_dataset(config.path, split=config.split)
-    except Exception as error:  # whatever the hub, the network or the loader say
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"data.path={config.path}: neither a local file nor loadable from the hub ({reason})"
-        ) from None
-    for number, row in enumerate(rows, start=1):
-        yield f"{config.path}[{config.split}]:{number}", row
 
 
 def _string(value: Any, name: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from jaxs1.config import UserError, one_line
 from jaxs1.data import grading, puzzles
-from jaxs1.data.records import read_jsonl
+from jaxs1.data.sources import read_jsonl
 
 Row = Mapping[str, Any]
 Kind = Literal["math", "integer", "letter", "puzzle"]

@@ -1,11 +1,17 @@
 """Whatever is wrong with pool, settings or endpoint: one line, and what was computed is kept."""
 
 import json
+import sys
+import time
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jaxs1.config import UserError
 from jaxs1.curate import main
+from jaxs1.curation.models import ModelConfig, ask_all
+from jaxs1.curation.pool import write_rows
 from tests.curation.conftest import bare_pool, command, feature_settings, reply
 from tests.curation.pools import planted_pool, write_benchmarks, write_jsonl
 from tests.curation.server import number_of, serve
@@ -51,6 +57,8 @@ def test_broken_pool(content, words, tmp_path):
     [
         ("length", -1, ["from 0 to"]),
         ("length", "long", ["whole number", "'long'"]),
+        ("length", float("inf"), ["whole number", "inf"]),
+        ("length", 1.5, ["whole number", "1.5"]),
         ("correct", "yes", ["true or false", "'yes'"]),
         ("subject", 11, ["string", "11"]),
         ("thinking_trajectories", {"a": 1}, ["string"]),
@@ -77,12 +85,19 @@ def test_value_of_the_wrong_kind(column, value, words, tmp_path):
         (["--columns", '{"subject": "domain"}'], ["columns.subject=domain", "has only"]),
         (["--columns", '{"topic": "domain"}'], ["columns.topic: no stage reads"]),
         (["--shard", "3/2"], ["shard=3/2: must be i/n"]),
+        (["--shard", "1/2", "--ray", 2], ["ray=2: makes shards itself"]),
+        (["--ray", -1], ["ray=-1: must be 0 or more"]),
         (["--shard", "1/2"], ["shard=1/2: there is nothing to compute"]),
         (["--solved", "[]"], ["solved=[]"]),
         (["--subjects", "nowhere.json"], ["subjects=nowhere.json", "cannot be read"]),
         (["--recipe", "best"], ["recipe=best"]),
         (["--features.small.url", "localhost"], ["features.small.url=localhost", "http://"]),
         (["--features.small.url", "http://x"], ["features.small.model=''"]),
+        (
+            ["--features.small.url", "http://x", "--features.small.model", "m"]
+            + ["--features.small.key_variable", "NO_SUCH_KEY"],
+            ["features.small.key_variable=NO_SUCH_KEY", "set it"],
+        ),
         (
             ["--features.classifier.url", "http://x", "--features.classifier.model", "m"],
             ["subjects=null"],
@@ -98,14 +113,16 @@ def test_impossible_setting(more, words, full_pool, tmp_path):
 def test_missing_column_is_named_with_its_stage_and_remedy(tmp_path):
     pool, _ = bare_pool(tmp_path, 5)
     message = line_of(command(pool, tmp_path))
-    assert "column 'length' is missing, which stage missing needs" in message
-    assert "--features.tokenizer" in message
-    message = line_of(command(pool, tmp_path, "--stages.missing", "false"))
     assert "column 'solved_small' is missing, which stage difficulty needs" in message
-    assert "--features.small.url" in message
+    assert "--features.small.model MODEL" in message
+    message = line_of(command(pool, tmp_path, "--stages.difficulty", "false"))
+    assert "column 'length' is missing, which stage seeds needs" in message
+    assert "--features.tokenizer" in message
     short = write_jsonl(tmp_path / "short.jsonl", [{"question": "q"}])
     message = line_of(command(short, tmp_path, "--features.grade", "true"))
     assert "column 'attempt' is missing, which feature correct needs" in message
+    message = line_of(command(short, tmp_path))
+    assert "column 'thinking_trajectories' is missing, which stage missing needs" in message
 
 
 def test_unknown_subject_is_named(full_pool, subjects, tmp_path):
@@ -114,10 +131,19 @@ def test_unknown_subject_is_named(full_pool, subjects, tmp_path):
 
 
 def test_benchmark_column_that_is_not_there(full_pool, tmp_path):
-    (first, *_) = write_benchmarks(tmp_path)
-    on = ["--stages.decontamination", "true", "--benchmarks", json.dumps({first: "prompt"})]
-    message = line_of(command(full_pool, tmp_path, *on))
-    assert "first.jsonl:1: column 'prompt' must hold a benchmark question" in message
+    (jsonl, *_) = write_benchmarks(tmp_path)
+    parquet, empty = tmp_path / "first.parquet", tmp_path / "empty.parquet"
+    write_rows([{"problem": "p"}], parquet, "parquet")
+    pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), empty)
+    number = write_jsonl(tmp_path / "number.jsonl", [{"prompt": 7}])
+    for file, words in [
+        (jsonl, f"benchmarks: {jsonl} has no column 'prompt', only problem"),
+        (parquet, f"benchmarks: {parquet} has no column 'prompt', only problem"),
+        (empty, f"benchmarks={empty}: holds no rows"),
+        (number, "number.jsonl:1: column 'prompt' must hold a benchmark question as a string"),
+    ]:
+        on = ["--stages.decontamination", "true", "--benchmarks", json.dumps({str(file): "prompt"})]
+        assert words in line_of(command(full_pool, tmp_path, *on))
 
 
 def test_used_output_is_refused_and_foreign_partial_is_kept(full_pool, tmp_path):
@@ -131,7 +157,7 @@ def test_used_output_is_refused_and_foreign_partial_is_kept(full_pool, tmp_path)
 
 
 BROKEN = {
-    "500": ((500, "oops"), "HTTP 500 Internal Server Error, 3 times"),
+    "500": ((500, "oops"), "HTTP 500 Internal Server Error: oops, 3 times"),
     "nonsense": ((200, "<html>"), "a reply that is no completion (b'<html>'), 3 times"),
     "no choices": ((200, '{"choices": []}'), "a reply that is no completion"),
     "no text": ("  ", "a completion without text, 3 times"),
@@ -154,7 +180,7 @@ def test_endpoint_that_breaks_down_loses_nothing(kind, tmp_path, tokenizer, subj
         more = feature_settings(server.url, tokenizer, subjects, tmp_path)
         message = line_of(command(pool, tmp_path, *more, "--size", 5))
         assert words in message, message
-        assert "feature subject: classifier at http://127.0.0.1" in message
+        assert "unanswered by classifier at http://127.0.0.1" in message
         assert "values are kept in" in message and "run the same command again" in message
         assert len(server.asked) < 40  # it gave up early
         kept = [
@@ -194,7 +220,8 @@ def test_failures_of_single_questions(tmp_path, tokenizer, subjects):
         more = feature_settings(server.url, tokenizer, subjects, tmp_path, parallel=2)
         arguments = command(pool, tmp_path, *more, "--size", 5)
         message = line_of(arguments)
-        assert "left 1 questions unanswered (HTTP 400 Bad Request)" in message
+        assert "feature subject: 1 unanswered by classifier" in message
+        assert "(HTTP 400 Bad Request: too long)" in message
         assert "--features.allow_failed true" in message
         assert main([str(x) for x in [*arguments, "--features.allow_failed", "true"][1:]]) == 0
     funnel = json.loads((tmp_path / "out" / "funnel.json").read_text())
@@ -205,6 +232,28 @@ def test_failures_of_single_questions(tmp_path, tokenizer, subjects):
         + missing["reasons"].get("solved_small is missing", 0)
         == 1 + 6
     )  # question 5, and six subjects that nobody could read
+
+
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_many_refused_questions_in_a_row(parallel, tmp_path, subjects):
+    """They do not end the work, unless no question was ever answered."""
+    pool, _ = bare_pool(tmp_path, 40)
+    refused = range(10, 30)
+
+    def picky(prompt):
+        return (400, "too long") if number_of(prompt) in refused else reply(prompt)
+
+    with serve(picky) as server:
+        more = feature_settings(server.url, None, subjects, tmp_path, parallel)
+        shard = command(pool, tmp_path, *more, "--shard", "1/1", "--features.allow_failed", "true")
+        assert main([str(x) for x in shard[1:]]) == 0
+        assert len(server.asked) == 3 * 40
+        refused = range(40)
+        server.asked.clear()
+        elsewhere = feature_settings(server.url, None, subjects, tmp_path / "other", parallel)
+        message = line_of([*shard, *elsewhere])
+        assert "HTTP 400" in message and "allow_failed" not in message
+        assert len(server.asked) < 10
 
 
 def test_damaged_pool_in_the_middle_keeps_answers(tmp_path, tokenizer, subjects):
@@ -218,6 +267,30 @@ def test_damaged_pool_in_the_middle_keeps_answers(tmp_path, tokenizer, subjects)
     assert "pool.jsonl:1201: is not valid JSON" in message
     (file,) = (tmp_path / "cache").rglob("*.jsonl")
     assert len(file.read_text().splitlines()) == len(server.asked) == 1024
+
+
+def test_interrupted_while_a_request_waits_for_its_next_try():
+    def prompts():
+        yield "1", "Question 1"
+        while not server.asked:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    with serve(lambda _: (500, "")) as server:
+        model = ModelConfig(url=server.url, model="m", backoff=60).open()
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            list(ask_all(model, prompts()))
+    assert time.monotonic() - start < 20
+    assert sum(server.asked.values()) == 1
+
+
+def test_ray_that_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    pool, _ = bare_pool(tmp_path, 3)
+    message = line_of(command(pool, tmp_path, "--features.grade", "true", "--ray", 3,
+                              "--recipe", "random"))  # fmt: skip
+    assert message == "ray=3: needs the package ray; pip install ray"
 
 
 def test_command_line_prints_one_line(tmp_path, run_module):

@@ -13,6 +13,7 @@ from tests.curation.conftest import command
 from tests.curation.pools import planted_pool, write_benchmarks, write_jsonl
 
 SIZE = 100
+BLANK = (None, " ", [], [""])
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,22 @@ def test_ablations(recipe, pool, tmp_path):
         assert min(r["length"] for r in selected) >= max(rows[i - 1]["length"] for i in dropped)
 
 
+@pytest.mark.parametrize("recipe", ["random", "all"])
+def test_ablations_that_need_no_feature_ask_for_none(recipe, pool, tmp_path):
+    _, rows, settings = pool
+    names = ("question", "source_type", "thinking_trajectories", "attempt")
+    path = write_jsonl(tmp_path / "bare.jsonl", [{k: row[k] for k in names} for row in rows])
+    out = curate((path, rows, settings), tmp_path, "--recipe", recipe)
+    stages = {s["name"]: s for s in json.loads((out / "funnel.json").read_text())["stages"]}
+    assert set(stages["missing"]["reasons"]) <= {f"{name} is missing" for name in names}
+    planted = planted_pool(len(rows))[1]
+    blank = {i for i in planted["missing"] if any(rows[i][k] in BLANK for k in names)}
+    assert 0 < len(blank) < len(planted["missing"])
+    left = len(rows) - len(planted["duplicates"] | planted["decontamination"] | blank)
+    assert len(read(out / "selected.jsonl")) == (SIZE if recipe == "random" else left)
+    assert "## Subjects" in (out / "report.md").read_text()
+
+
 def test_renamed_columns(pool, tmp_path):
     _, rows, settings = pool
     names = {"subject": "domain", "length": "gemini_length"}
@@ -131,7 +148,7 @@ def test_pool_reads_the_same_rows_from_jsonl_and_parquet(pool, tmp_path):
     chosen = np.array([0, 1023, 1024, 1500, 1999])
     for file in (path, tmp_path / "pool.parquet"):
         opened = Pool(str(file))
-        assert dict(opened.rows(chosen)) == {i: rows[i] for i in chosen.tolist()}
+        assert dict(opened.take(chosen)) == {i: rows[i] for i in chosen.tolist()}
         batches = opened.batches(["question", "length", "nothing"])
         assert [values for _, batch in batches for values in batch] == [
             (row["question"], row["length"], None) for row in rows

@@ -1,14 +1,18 @@
 """Features computed by tokenizer, grader and models: right, once, resumable, in shards."""
 
 import json
+import random
+import shutil
 import time
 
 import pytest
 
+from jaxs1.config import UserError
 from jaxs1.curate import main
-from jaxs1.curation.features import parse_subject
+from jaxs1.curation.cache import Cache
+from jaxs1.curation.features import length_feature, parse_subject
 from jaxs1.data.grading import final_answer, is_correct
-from jaxs1.data.tokenizer import load_tokenizer
+from jaxs1.data.tokenizer import load_tokenizer, train_tokenizer
 from tests.curation.conftest import bare_pool, command, feature_settings, kill, reply, start
 from tests.curation.pools import write_jsonl
 from tests.curation.server import serve
@@ -69,6 +73,20 @@ def test_what_the_pool_has_is_not_computed(tmp_path, tokenizer, subjects):
         assert sum(model == "classifier" for model, _ in server.asked) == 7
 
 
+def test_a_question_that_cannot_be_graded_is_not_asked(tmp_path, subjects):
+    pool, rows = bare_pool(tmp_path, 12)
+    for row in rows[:5]:
+        row["solution"] = "A proof.\nIt is of two lines."
+    write_jsonl(pool, [row | {"length": 7} for row in rows])
+    with serve(reply) as server:
+        more = feature_settings(server.url, None, subjects, tmp_path)
+        run(command(pool, tmp_path, *more, "--size", 2))
+        assert sum(model == "small" for model, _ in server.asked) == 7
+    funnel = json.loads((tmp_path / "out" / "funnel.json").read_text())
+    assert funnel["features"]["solved_small"]["unusable"] == 5
+    assert funnel["features"]["solved_small"]["computed"] == 12
+
+
 def test_killed_and_started_again_computes_nothing_twice(tmp_path, subjects):
     n, parallel = 100, 4
     pool, rows = bare_pool(tmp_path, n)
@@ -114,6 +132,31 @@ def test_shards_together_are_the_whole(tmp_path, tokenizer, subjects):
     assert selected(tmp_path) == selected(tmp_path / "whole")
 
 
+def test_on_ray_as_here(tmp_path, tokenizer, subjects):
+    pytest.importorskip("ray")
+    pool, _ = bare_pool(tmp_path, 40)
+    with serve(reply) as server:
+        more = feature_settings(server.url, tokenizer, subjects, tmp_path)
+        done = start(command(pool, tmp_path, *more, "--size", 10, "--ray", 2))
+        out, err = done.communicate(timeout=300)
+        assert done.returncode == 0, err
+        assert set(server.asked.values()) == {1} and len(server.asked) == 120
+        assert "subject          0 computed, 40 in the cache" in out
+        here = feature_settings(server.url, tokenizer, subjects, tmp_path / "here")
+        run(command(pool, tmp_path / "here", *here, "--size", 10))
+    assert selected(tmp_path) == selected(tmp_path / "here")
+    assert {p.name for p in (tmp_path / "cache").rglob("*.jsonl")} >= {
+        "1-of-2.jsonl",
+        "2-of-2.jsonl",
+    }
+    # what a task has to tell the user is one line here
+    pool.write_text(pool.read_text() + "{")
+    done = start(command(pool, tmp_path / "broken", *more, "--ray", 2))
+    _, err = done.communicate(timeout=300)
+    assert done.returncode == 2
+    assert err.splitlines()[-1].startswith(f"error: {pool}:41: is not valid JSON")
+
+
 def test_a_line_that_was_cut_off_is_computed_again(tmp_path, tokenizer):
     pool, _ = bare_pool(tmp_path, 10)
     more = ["--features.tokenizer", tokenizer, "--features.cache", tmp_path / "cache"]
@@ -124,6 +167,53 @@ def test_a_line_that_was_cut_off_is_computed_again(tmp_path, tokenizer):
     file.write_bytes(whole[:-7])
     run(shard)
     assert file.read_bytes() == whole
+
+
+def test_cache_gives_back_what_was_written_last(tmp_path):
+    """Against a dictionary; keys of several files, some of them twice."""
+    rng, oracle = random.Random(0), {}
+    keys = [f"{rng.getrandbits(64):016x}" for _ in range(300)] + ["0" * 16, "f" * 16]
+    for shard in (1, 2, 3):
+        cache = Cache(tmp_path, (shard, 3), writable=True)
+        for key in rng.sample(keys, 150):
+            oracle[key] = rng.choice([True, False, None, "11", "03"])
+            cache.add(key, oracle[key], {"answer": "a"})
+        cache.close()
+        cache = Cache(tmp_path, writable=False)
+        assert {key: cache.get(key) for key in keys if key in cache} == oracle
+        assert all(cache.get(key) is None for key in keys if key not in oracle)
+    assert 150 < len(oracle) < len(keys)
+
+
+def test_cache_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"features.cache: .*file/length.* cannot be read or wri"):
+        Cache(tmp_path / "file" / "length", writable=True)
+
+
+def test_another_tokenizer_in_the_same_folder_is_another_cache(tmp_path, tokenizer):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(tokenizer, folder)
+    features = [length_feature(load_tokenizer(str(path))) for path in (tokenizer, folder)]
+    train_tokenizer(["other texts, other words " * 3], folder)
+    features.append(length_feature(load_tokenizer(str(folder))))
+    first, copied, other = (feature.cache_folder(tmp_path) for feature in features)
+    assert first == copied != other
+
+
+def test_half_a_surrogate_pair_and_a_row_without_a_column(tmp_path, tokenizer):
+    """Neither ends the work; the second has nothing to be graded against."""
+    pool, rows = bare_pool(tmp_path, 6)
+    rows[1]["thinking_trajectories"] = ["thinking \ud83d about"]
+    del rows[2]["solution"]
+    write_jsonl(pool, rows)
+    more = ["--features.tokenizer", tokenizer, "--features.grade", "true", "--recipe", "random"]
+    more += ["--features.cache", tmp_path / "cache", "--stages.missing", "false", "--size", 6]
+    run(command(pool, tmp_path, *more))
+    kept = [json.loads(line) for line in selected(tmp_path).splitlines()]
+    assert [row["correct"] for row in kept] == [False, True, None, False, True, True]
+    tokens = load_tokenizer(str(tokenizer))
+    assert kept[1]["length"] == len(tokens("thinking ? about")["input_ids"])
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from jaxs1.curate import CurateConfig, StagesConfig, select
+from jaxs1.curate import CurateConfig, StagesConfig
 from jaxs1.curation.decontaminate import Benchmarks, read_benchmarks
 from jaxs1.curation.pool import Pool
+from jaxs1.curation.recipe import select
 from jaxs1.curation.table import COLUMNS, Scan, find_defect, question_key, read_table
 from tests.curation.pools import oracle_filter, oracle_select, planted_pool, write_benchmarks
 from tests.curation.pools import write_jsonl as write
@@ -31,7 +32,7 @@ def config(**settings):
 
 def test_each_stage_drops_exactly_the_planted_rows(planted):
     _, expected, table = planted
-    story = select(table, config(), {}, {})
+    story = select(table, config().rules)
     dropped = {s.name: set(s.row_D.tolist()) for s in story.stages}
     for stage, planted_rows in expected.items():
         assert len(planted_rows) >= ROWS // 100
@@ -48,12 +49,12 @@ def test_each_stage_drops_exactly_the_planted_rows(planted):
 def test_independent_implementation_selects_the_same_for_20_seeds(planted):
     rows, _, table = planted
     kept, dropped = oracle_filter(rows)
-    story = select(table, config(), {}, {})
+    story = select(table, config().rules)
     assert {s.name: set(s.row_D.tolist()) for s in story.stages[:-1]} == dropped
     assert 100 < story.seeds < 700
     different = set()
     for seed in range(20):
-        story = select(table, config(seed=seed), {}, {})
+        story = select(table, config(seed=seed).rules)
         selected = set(story.selected_N.nonzero()[0].tolist())
         assert selected == oracle_select(rows, kept, seed), seed
         different.add(frozenset(selected))
@@ -63,7 +64,7 @@ def test_independent_implementation_selects_the_same_for_20_seeds(planted):
 @pytest.mark.parametrize("stage", ["duplicates", "decontamination", "format", "difficulty"])
 def test_a_stage_can_be_switched_off(stage, planted):
     rows, expected, table = planted
-    story = select(table, config(size=2000, stages=StagesConfig(**{stage: False})), {}, {})
+    story = select(table, config(size=2000, stages=StagesConfig(**{stage: False})).rules)
     dropped = {s.name: set(s.row_D.tolist()) for s in story.stages[:-1]}
     assert stage not in dropped
     for other in expected.keys() - {stage, "difficulty"}:
@@ -76,8 +77,8 @@ def test_a_stage_can_be_switched_off(stage, planted):
 
 def test_seeds_and_diversity_can_be_switched_off(planted):
     _, _, table = planted
-    assert select(table, config(stages=StagesConfig(seeds=False)), {}, {}).seeds == 0
-    story = select(table, config(stages=StagesConfig(diversity=False)), {}, {})
+    assert select(table, config(stages=StagesConfig(seeds=False)).rules).seeds == 0
+    story = select(table, config(stages=StagesConfig(diversity=False)).rules)
     assert story.stages[-1].name == "difficulty"
     assert story.selected_N.sum() == story.stages[-1].kept > 1000
 
