@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 INSTALLED := $(VENV)/installed-$(VERSION)
 
-.PHONY: demo test lint install clean aot
+.PHONY: demo test lint install clean aot gpu-check
 
 demo: $(INSTALLED)  ## train, export and check a tiny model (a few minutes on 2 cores)
 	$(BIN)/python -m jaxs1.demo
@@ -23,6 +23,10 @@ lint: $(INSTALLED)  ## format, lint, types
 aot: $(INSTALLED)  ## compile all recipes for their hardware, check what they reach, write docs/plans.md
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[plan]'
 	$(BIN)/python -m benchmarks.plans docs/plans.md
+
+gpu-check: $(INSTALLED)  ## on an NVIDIA GPU: check and time the Triton decoding, write benchmarks/gpu/
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[cuda]'
+	XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 $(BIN)/python -m benchmarks.gpu_check
 
 install: $(INSTALLED)  ## only create the environment
 

@@ -143,6 +143,7 @@ class Programs:
             static_argnames=("rows", "pages", "kinds"),
             donate_argnums=1,
             out_shardings=(cache, whole, whole),
+            compiler_options=unrolled.IMPLS[impl].options(),
         )
         self.copy_page = jax.jit(kv_cache.copy_page, donate_argnums=0, out_shardings=cache)
         self.place = jax.jit(place, out_shardings=whole)

@@ -103,6 +103,7 @@ def open_engine(config: EngineConfig) -> Opened:
     engines = []
     for partition in _partitions(config.parallel):
         check_divisible(a, partition)
+        unrolled.check(impl, a, partition, dtype=dtype, sequences=config.limits.max_sequences)
         model = qwen.abstract(a, compute, partition)
         params = unrolled.unstack(load_params(weights, model), unrolled.shardings(model))
         num_pages = 1 + _cache_pages(a, dtype, config.limits, partition)
@@ -119,9 +120,12 @@ def open_engine(config: EngineConfig) -> Opened:
         )
     engine = engines[0] if len(engines) == 1 else Replicas(engines)
     kind = jax.devices()[0].device_kind
+    # what a mesh exchanges is in no graph
+    one = unrolled.IMPLS[impl].options() and config.parallel.tensor == 1
+    graph = ", a chunk of steps as one CUDA graph" if one else ""
     parallel = config.parallel
     description = (
-        f"{config.model}: {a.num_parameters:,} parameters, {dtype}, {impl}; "
+        f"{config.model}: {a.num_parameters:,} parameters, {dtype}, {impl}{graph}; "
         f"{parallel.replicas} x {parallel.tensor} {kind}; context {engine.context:,}, cache "
         f"{(num_pages - 1) * PAGE:,} tokens, {config.limits.max_sequences} sequences at a time"
     )
@@ -135,6 +139,7 @@ def resolve_impl(name: str) -> str:
     Raises:
         UserError: a named one that is not there.
     """
+    # triton on NVIDIA once a `make gpu-check` that passed there is committed: benchmarks/gpu
     if name == "auto":
         return "xla"
     if name not in unrolled.IMPLS:

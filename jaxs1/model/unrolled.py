@@ -18,9 +18,12 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxs1.config import UserError
 from jaxs1.model import kv_cache, ops, qwen
+from jaxs1.model.architecture import Architecture
 from jaxs1.model.kv_cache import KVCache
 from jaxs1.model.qwen import Qwen
+from jaxs1.model.sharding import Partition
 
 #: Parameters with `layers` as a list of one tree a layer.
 Params = dict[str, Any]
@@ -147,7 +150,9 @@ def pallas_attention(
     return out[:, None, :, :H]
 
 
-def _layer(attention: Any, model: Qwen, positions_BT: jax.Array, table_BM: jax.Array) -> Layer:
+def _layer(
+    attention: Any, append: Any, model: Qwen, positions_BT: jax.Array, table_BM: jax.Array
+) -> Layer:
     """The training model's own layer, with an `attend` that goes through the cache."""
     a, partition = model.architecture, model.partition
     rope = ops.rope_table(positions_BT, a.head_dim, a.rope_theta)
@@ -165,8 +170,8 @@ def _layer(attention: Any, model: Qwen, positions_BT: jax.Array, table_BM: jax.A
     def layer(weights: Params, x: jax.Array, k_pages: jax.Array, v_pages: jax.Array) -> Any:
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             nonlocal k_pages, v_pages
-            k_pages = kv_cache.append(k_pages, k, table_BM, positions_BT)
-            v_pages = kv_cache.append(v_pages, v, table_BM, positions_BT)
+            k_pages = append(k_pages, k, table_BM, positions_BT)
+            v_pages = append(v_pages, v, table_BM, positions_BT)
             return attention(q, k_pages, v_pages, table_BM, positions_BT)
 
         state = jax.tree.map(lambda leaf: leaf, shapes)
@@ -198,6 +203,7 @@ def _triton_layer(kernel: str, model: Qwen, positions_BT: jax.Array, table_BM: j
         eps=a.rms_norm_eps,
         theta=a.rope_theta,
         axis_name="tensor" if split else None,
+        compute_capability=_capability(partition),
     )
     if split:
         weights = jax.tree.map(lambda s: s.spec, shardings(model)["layers"][0])
@@ -222,7 +228,12 @@ def _triton_logits(kernel: str, model: Qwen, params: Params, x_BD: jax.Array) ->
 
     a, partition = model.architecture, model.partition
     tied = a.tie_word_embeddings
-    function = partial(getattr(decode, kernel), eps=a.rms_norm_eps, tied=tied)
+    function = partial(
+        getattr(decode, kernel),
+        eps=a.rms_norm_eps,
+        tied=tied,
+        compute_capability=_capability(partition),
+    )
     if partition.mesh.size > 1:
         weight = partition.spec(("vocab", "embed") if tied else ("embed", "vocab"))
         function = jax.shard_map(
@@ -235,23 +246,96 @@ def _triton_logits(kernel: str, model: Qwen, params: Params, x_BD: jax.Array) ->
     return function(x_BD, params["final_norm"]["scale"], params["embedding" if tied else "lm_head"])
 
 
+def _capability(partition: Partition) -> int | None:
+    """Of the GPUs of a mesh, which need not be here, e.g. 90; None where they are none."""
+    text = getattr(partition.mesh.devices.flat[0], "compute_capability", None)
+    return None if text is None else int(str(text).replace(".", ""))
+
+
+def _check_triton(a: Architecture, partition: Partition, dtype: str, sequences: int) -> None:
+    capability, parts = _capability(partition), partition.mesh.size
+    if capability is None:
+        platform = partition.mesh.devices.flat[0].platform
+        raise ValueError(f"device={platform}: Triton kernels run on NVIDIA GPUs")
+    try:
+        from kernels import decode
+    except ImportError as error:
+        raise ValueError(f"{error}: pip install 'jaxs1[cuda]'") from None
+    decode.check(
+        batch=sequences,
+        width=a.hidden_size,
+        mlp=a.intermediate_size // parts,
+        heads=a.num_heads // parts,
+        kv_heads=a.num_kv_heads // parts,
+        head_dim=a.head_dim,
+        page=kv_cache.PAGE,
+        dtype=dtype,
+        compute_capability=capability,
+    )
+
+
+def _check_pallas(a: Architecture, partition: Partition, dtype: str, sequences: int) -> None:
+    platform = partition.mesh.devices.flat[0].platform
+    if platform != "tpu":
+        raise ValueError(f"device={platform}: Pallas's kernel of paged attention runs on TPUs")
+
+
+def _one_graph() -> dict[str, str | bool]:
+    """The whole loop as one CUDA graph, its condition too: no step waits for the host."""
+    from kernels.measure import GRAPH
+
+    return GRAPH
+
+
 class Impl(NamedTuple):
-    """How a step is computed: layer(model, positions, table) and logits(model, params, x_BD)."""
+    """How a step is computed.
+
+    layer: (model, positions, table) -> Layer
+    logits: (model, params, x_BD) -> logits
+    check: (architecture, partition, dtype, sequences) -> ValueError where it cannot run
+    options: of XLA, for the program around it
+    """
 
     layer: Callable[[Qwen, jax.Array, jax.Array], Layer]
     logits: Callable[[Qwen, Params, jax.Array], jax.Array]
+    check: Callable[[Architecture, Partition, str, int], None] = lambda *_: None
+    options: Callable[[], dict[str, str | bool]] = dict
 
 
 #: "xla" is the reference and takes any number of new tokens, the others one of each sequence.
 IMPLS: dict[str, Impl] = {
-    "xla": Impl(partial(_layer, paged_attention), _logits),
-    "pallas": Impl(partial(_layer, pallas_attention), _logits),
-    "triton": Impl(partial(_triton_layer, "layer"), partial(_triton_logits, "logits")),
+    "xla": Impl(partial(_layer, paged_attention, kv_cache.append), _logits),
+    "pallas": Impl(partial(_layer, pallas_attention, kv_cache.append_one), _logits, _check_pallas),
+    "triton": Impl(
+        partial(_triton_layer, "layer"),
+        partial(_triton_logits, "logits"),
+        _check_triton,
+        _one_graph,
+    ),
     # for tests: the same kernels on a CPU, slowly
     "triton-interpreted": Impl(
         partial(_triton_layer, "layer_interpreted"), partial(_triton_logits, "logits_interpreted")
     ),
 }
+
+
+def check(impl: str, a: Architecture, partition: Partition, *, dtype: str, sequences: int) -> None:
+    """Whether a step can be computed so, before anything is loaded or compiled.
+
+    Args:
+        impl: a name in `IMPLS`
+        a: the model
+        partition: devices, which need not be here
+        dtype: of weights, computation and cache
+        sequences: decoded at the same time, at most
+
+    Raises:
+        UserError: what is not supported, and what is.
+    """
+    try:
+        IMPLS[impl].check(a, partition, dtype, sequences)
+    except ValueError as error:
+        raise UserError(f"impl={impl}: cannot run here ({error}); give --impl xla") from None
 
 
 def _each(lists: Any, i: int) -> Any:

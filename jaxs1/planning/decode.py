@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +44,8 @@ class DecodePlan:
     """Plan decoding for hardware that is not here; all devices share one copy of the model.
 
     Args:
-        target: accelerators: h100, h200, a100 or rtx4090:NODESxGPUS, v5p:2x2x4, v6e:4x8, cpu:8
+        target: accelerators: h100, h200, a100 or rtx4090:NODESxGPUS, v5p:2x2x4, v5e or v6e:2x4,
+            cpu:8
         architecture: a config.json in Hugging Face form
         impl: of the decode step
         sequences: decoded at the same time
@@ -77,7 +80,9 @@ class DecodeProgram:
         weights, cache: arguments that stay
         in_place: outputs that take over an argument's memory
         temporaries: what else lives within a chunk
-        large_copies: copies of at least `LARGE` bytes in the program's text
+        copies: of at least `LARGE` bytes in every step, by their result types
+        copies_once: likewise, once in a chunk
+        launches: what the host starts on a GPU for a whole chunk, by kind; empty elsewhere
         collectives: of one step, by kind
         floor: least seconds of a step: weights, and all sequences' full contexts, at the memory's
             data-sheet speed
@@ -87,19 +92,31 @@ class DecodeProgram:
     cache: float
     in_place: float
     temporaries: float
-    large_copies: list[str]
+    copies: list[str]
+    copies_once: list[str]
+    launches: dict[str, int]
     collectives: dict[str, Collective]
     floor: float
+
+    @property
+    def is_one_graph(self) -> bool:
+        """Whether the loop is a single CUDA graph: the host starts it and waits for its end."""
+        return "kCommandBuffer" in self.launches and "kWhile" not in self.launches
 
 
 def compile_chunk(
     a: Architecture, target: Target, plan: DecodePlan, devices: list[jax.Device]
 ) -> DecodeProgram:
-    """Compile the chunk that `jaxs1.generate` would run."""
+    """Compile the chunk that `jaxs1.generate` would run.
+
+    Raises:
+        UserError: a model that these devices or this implementation do not take.
+    """
     cpu = target.accelerator.platform == "cpu"
     dtype: Any = "float32" if cpu else "bfloat16"
     partition = make_partition(MeshConfig(fsdp=1, tensor=len(devices)), devices)
     check_divisible(a, partition)
+    unrolled.check(plan.impl, a, partition, dtype=dtype, sequences=plan.sequences)
     compute = ComputeConfig(dtype=dtype, param_dtype=dtype, remat="none", attention="xla")
     model = qwen.abstract(a, compute, partition)
     pages = pages_for(plan.context)
@@ -107,14 +124,14 @@ def compile_chunk(
     where = partition.sharding(kv_cache.AXES)
     layer: Any = jax.ShapeDtypeStruct(pool, jnp.dtype(dtype), sharding=where)
     cache = kv_cache.KVCache([layer] * a.num_layers, [layer] * a.num_layers)
-    params = _abstract_params(model)
+    params = abstract_params(model)
     whole = partition.sharding(())
     slots, is_newline_V = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=whole),
         _slots(a, plan, pages),
     )
     chunk: Any = Programs(model, plan.impl, plan.steps).chunk
-    program = chunk.lower(
+    lowered = chunk.lower(
         params,
         cache,
         slots,
@@ -122,8 +139,10 @@ def compile_chunk(
         rows=plan.sequences,
         pages=pages,
         kinds=Kinds(sampled=False, filtered=False, penalised=False),
-    ).compile()
+    )
+    program, launched = compile_and_look(lowered, target.accelerator.platform)
     memory, text = program.memory_analysis(), program.as_text()
+    copies, copies_once = large_copies(text)
     weights, held = local_bytes(params), local_bytes(cache)
     # of an embedding that is not the head only a few rows are read
     unread = 0 if a.tie_word_embeddings else local_bytes(params["embedding"])
@@ -132,21 +151,50 @@ def compile_chunk(
         cache=held,
         in_place=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        large_copies=large_copies(text),
+        copies=copies,
+        copies_once=copies_once,
+        launches=launched,
         collectives=collectives(text),
         floor=(weights - unread + held) / target.accelerator.bandwidth,
     )
 
 
-def large_copies(text: str) -> list[str]:
-    """Copies of at least `LARGE` bytes in an optimized HLO module, by their result types."""
-    found = re.findall(r"= \(?(\w+)\[([\d,]*)\]\S* copy(?:-start)?\(", text)
+def compile_and_look(lowered: Any, platform: str) -> tuple[Any, dict[str, int]]:
+    """A lowered program compiled, and on a GPU what the host starts to run it, by kind.
+
+    XLA tells the latter only in the files that it writes for debugging.
+    """
+    if platform != "gpu":
+        return lowered.compile(), {}
+    with tempfile.TemporaryDirectory() as folder:
+        program = lowered.compile(compiler_options={"xla_dump_to": folder})
+        (path,) = Path(folder).glob("*thunk_sequence_after_thunk_passes.txt")
+        return program, launches(path.read_text())
+
+
+def launches(thunks: str) -> dict[str, int]:
+    """Number of each kind of thunk that is not inside another one; a command buffer is a graph."""
+    return dict(Counter(re.findall(r"^\d+: (k\w+)", thunks, re.M)))
+
+
+def large_copies(text: str) -> tuple[list[str], list[str]]:
+    """Copies of at least `LARGE` bytes in an optimized HLO module: in its loops, and outside.
+
+    A padded copy is one too.
+    What only goes from one memory of a device to another (TPU: `S(1)`) is on its way to be read.
+    """
     bits = {"pred": 8, "bf16": 16}
-    copies = []
-    for kind, shape in found:
+    copies: tuple[list[str], list[str]] = ([], [])
+    inside = True
+    for line in text.splitlines():
+        inside &= not line.startswith("ENTRY")  # the computation that all others come before
+        found = re.search(r"= \(?(\w+)\[([\d,]*)\](.*?) (?:copy|pad)(-start)?\(", line)
+        if not found or (found[4] and "S(1)" in found[3]):
+            continue
+        kind, shape = found[1], found[2]
         width = bits.get(kind) or int(re.sub(r"\D", "", kind) or 0)
         if np.prod([int(n) for n in shape.split(",") if n], dtype=float) * width / 8 >= LARGE:
-            copies.append(f"{kind}[{shape}]")
+            copies[not inside].append(f"{kind}[{shape}]")
     return copies
 
 
@@ -167,7 +215,14 @@ def main(argv: Sequence[str]) -> int:
     print(f"weights     {program.weights / 1e9:8.2f} GB a device")
     print(f"cache       {program.cache / 1e9:8.2f} GB, of which in place {_in_place(program):.0%}")
     print(f"temporaries {program.temporaries / 2**20:8.2f} MiB")
-    print(f"copies      {len(program.large_copies)} of 1 MiB and more  {program.large_copies[:3]}")
+    print(f"copies      {_listed(program.copies)} in a step")
+    print(f"            {_listed(program.copies_once)} in a chunk")
+    if program.launches:
+        graph = (
+            "the loop is one CUDA graph" if program.is_one_graph else "the loop is NO CUDA graph"
+        )
+        counts = ", ".join(f"{n} {kind}" for kind, n in program.launches.items())
+        print(f"launches    {graph}; the host starts {counts} for a chunk")
     for kind, (times, received) in program.collectives.items():
         print(f"{kind:11} {times:8} x, {received / 1e6:.2f} MB in a chunk, once through the loop")
     print(f"fits        {'yes' if used <= room else 'NO'}: {used / 1e9:.1f} of {room / 1e9:.1f} GB")
@@ -177,11 +232,16 @@ def main(argv: Sequence[str]) -> int:
     return 0 if used <= room else 1
 
 
+def _listed(copies: list[str]) -> str:
+    kinds = ", ".join(f"{n} x {kind}" for kind, n in Counter(copies).items())
+    return f"{len(copies)} of 1 MiB and more" + (f" ({kinds})" if kinds else "")
+
+
 def _in_place(program: DecodeProgram) -> float:
     return min(1.0, program.in_place / program.cache)
 
 
-def _abstract_params(model: qwen.Qwen) -> Any:
+def abstract_params(model: qwen.Qwen) -> Any:
     """Shapes and layouts of `unrolled.unstack`'s result."""
     stacked, layouts = qwen.parameters(model), unrolled.shardings(model)
     layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked["layers"])

@@ -55,6 +55,7 @@ ACCELERATORS = {
         "gpu", "NVIDIA GeForce RTX 4090", 25.26e9, 1e9, 165e12, 1.01e12, 20e9, 0.4, (8, 9), 128
     ),
     "v5p": Accelerator("tpu", "TPU v5", 102.8e9, 0, 459e12, 2.77e12, 400e9, 4.2),
+    "v5e": Accelerator("tpu", "TPU v5 lite", 16.91e9, 0, 197e12, 0.82e12, 133e9, 1.2),
     "v6e": Accelerator("tpu", "TPU v6 lite", 33.54e9, 0, 918e12, 1.64e12, 300e9, 2.7),
     "cpu": Accelerator("cpu", "cpu", math.inf, 0, math.nan, math.nan, math.nan, 0),
 }

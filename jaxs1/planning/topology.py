@@ -52,7 +52,9 @@ def make_devices(target: Target) -> list[jax.Device]:
     try:
         if accelerator.platform == "tpu":
             _tell_libtpu(target)
-            return list(topologies.get_topology_desc(str(target), "tpu").devices)
+            # a slice of less than a host has no default
+            bounds = {"chips_per_host_bounds": (1, 1, 1)} if target.devices == 1 else {}
+            return list(topologies.get_topology_desc(str(target), "tpu", **bounds).devices)
         nodes, devices = target.shape
         topology = topologies.get_topology_desc(
             platform="cuda",

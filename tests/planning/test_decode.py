@@ -1,0 +1,104 @@
+"""The decode chunk compiled for hardware that is not here: no copies, little memory, one graph."""
+
+import importlib.util
+
+import pytest
+
+from jaxs1.config import UserError
+from jaxs1.planning.decode import large_copies, launches, main
+from tests.conftest import ROOT
+from tests.planning.cases import needs
+
+LAYERS = ["--layers", "2"]
+
+TEXT = """HloModule jit_chunk
+
+%body (p: (bf16[4,513,64,128])) -> (bf16[4,513,64,128]) {
+  %copy.1 = bf16[4,513,64,128]{3,2,1,0} copy(%p), metadata={op_name="x"}
+  %copy-start.1 = (bf16[5120,128]{1,0:T(8,128)S(1)}, bf16[5120,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%w)
+  %copy-start.2 = (f32[5120,128]{1,0:T(8,128)}, f32[5120,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%w)
+  %copy.2 = s32[8,16]{1,0} copy(%q)
+  ROOT %pad.1 = bf16[4,513,64,128]{3,2,1,0} pad(%p, %zero), padding=0_0x0_0x0_0x0_64
+}
+
+ENTRY %main (x: pred[8,152064]) -> pred[8,152064] {
+  ROOT %copy.3 = pred[8,152064]{1,0} copy(%x)
+}
+"""  # noqa: E501
+
+
+def test_large_copies_by_hand():
+    """1 MiB and more; what a TPU only brings nearer is none, and the ENTRY runs once."""
+    pages = "bf16[4,513,64,128]"
+    assert large_copies(TEXT) == ([pages, "f32[5120,128]", pages], ["pred[8,152064]"])
+
+
+def test_launches_by_hand():
+    graph = "000: kCommandBuffer [source]\n    001: kCopy [x]\n    002: kWhile [y]\nbody:\n"
+    assert launches(graph) == {"kCommandBuffer": 1}
+    none = "000: kCommandBuffer [x]\n001: kWhile [x]\n    002: kCommandBuffer [x]\n003: kCopy [x]\n"
+    assert launches(none) == {"kCommandBuffer": 1, "kWhile": 1, "kCopy": 1}
+
+
+@pytest.mark.parametrize("sequences", [1, 8, 32])
+def test_triton_on_an_h200(sequences, capsys, tmp_path):
+    """No copy of weights or pages, and the loop is one CUDA graph."""
+    needs("gpu")
+    pytest.importorskip("triton", reason="Triton has wheels for Linux only")
+    found = planned(tmp_path, "--target", "h200:1x1", "--impl", "triton", "--sequences", sequences)
+    assert found["copies"] == []
+    assert set(found["copies_once"]) <= {f"pred[{sequences},152064]"}  # tokens that were seen
+    assert found["in_place"] == found["cache"]
+    assert found["temporaries"] < 64 << 20
+    assert found["launches"] == {"kCommandBuffer": 1}
+    assert "the loop is one CUDA graph" in capsys.readouterr().out
+
+
+def test_xla_on_an_h200_is_no_graph(capsys, tmp_path):
+    """What tells the two apart; the products of XLA's attention are in no graph."""
+    needs("gpu")
+    found = planned(tmp_path, "--target", "h200:1x1", "--impl", "xla")
+    assert found["copies"] == [] and "kWhile" in found["launches"]
+    assert "the loop is NO CUDA graph" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("target", ["v5e:2x2", "v6e:2x2"])
+def test_pallas_on_tpu(target, tmp_path):
+    """No copy of pages: a scatter into them would be laid out anew in every step."""
+    needs("tpu")
+    found = planned(tmp_path, "--target", target, "--impl", "pallas")
+    assert found["copies"] == [] and found["launches"] == {}
+    assert found["in_place"] == found["cache"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "cpu:1", "--impl", "triton"],
+         r"impl=triton: cannot run here \(device=cpu: Triton kernels run on NVIDIA GPUs\)"),
+        (["--target", "cpu:1", "--impl", "pallas"], r"impl=pallas: .*runs on TPUs"),
+    ],
+)  # fmt: skip
+def test_mistakes(arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        main([*arguments, *LAYERS])
+    assert str(error.value).endswith("give --impl xla") and "\n" not in str(error.value)
+
+
+def test_too_many_sequences_for_the_kernels():
+    needs("gpu")
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("needs triton")
+    with pytest.raises(UserError, match=r"impl=triton: .*batch=65: the Triton kernels take 1"):
+        main(["--target", "h200:1x1", "--impl", "triton", "--sequences", "65", *LAYERS])
+
+
+def planned(folder, *arguments):
+    """Figures of a plan at two layers of the 32B."""
+    import json
+
+    config = ROOT / "configs" / "models" / "qwen2.5-32b.json"
+    output = folder / "plan.json"
+    words = [*arguments, "--architecture", config, "--output", output, *LAYERS]
+    assert main(list(map(str, words))) == 0
+    return json.loads(output.read_text())
