@@ -231,24 +231,14 @@ def _figures(parts: Figures, name: str) -> Figures:
 def main(argv: Sequence[str]) -> int:
     """The command."""
     options = parse(GpuCheck, argv, command="python -m benchmarks.gpu_check")
-    device = jax.devices()[0]
-    if device.platform != "gpu":
-        raise UserError(
-            f"device={device.platform}: this check needs an NVIDIA GPU; without one, "
-            "python -m jaxs1.plan --decode --impl triton compiles the loop for an H200"
-        )
-    from kernels import xla_call
-
-    try:
-        xla_call.check_versions()
-        xla_call.check_capability(capability := xla_call.compute_capability())
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    device, run = bench.find_gpu(
+        "this check needs an NVIDIA GPU; without one, "
+        "python -m jaxs1.plan --decode --impl triton compiles the loop for an H200"
+    )
     configs = Path(__file__).parents[1] / "configs" / "models"
     named = {options.model, options.small}
     architectures = {n: Architecture.from_hf(read_config(configs / f"{n}.json"), n) for n in named}
     shapes = {**MODELS, "odd": MODELS["qwen2.5-0.5b"]}
-    run = xla_call.Compiled(capability)
     bed = Bed(options, device, run, "triton", "bfloat16", architectures, shapes)
     said = header(device, **vars(options), impl=bed.impl)
     return 0 if write(options.output, said, check(bed)) else 1

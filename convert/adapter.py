@@ -16,18 +16,16 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from convert import checkpoint
+from convert.interface import Weights
 from convert.mapping import TABLE, Piece
 from jaxs1.config import LoraConfig
 from jaxs1.model.architecture import Architecture, read_config
-
-if TYPE_CHECKING:  # weights.py opens what this file merges
-    from convert.weights import Weights
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 

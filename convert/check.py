@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convert.weights import Weights, load_params, open_weights
+from convert.interface import Weights
+from convert.weights import load_params, open_weights
 from jaxs1.config import ComputeConfig, MeshConfig, UserError, one_line, parse, run_command
 from jaxs1.model import qwen
 from jaxs1.model.sharding import make_partition

@@ -16,9 +16,10 @@ import ml_dtypes
 import numpy as np
 
 from convert import shards
+from convert.interface import Weights
 from convert.mapping import Piece, pieces, tensors
 from convert.transfer import transfer
-from convert.weights import Weights, open_weights
+from convert.weights import open_weights
 from jaxs1.config import UserError, parse, run_command
 from jaxs1.model.architecture import Architecture
 

@@ -27,8 +27,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from convert.interface import SIDE_FILES, Weights
 from convert.mapping import Piece, pieces
-from convert.weights import SIDE_FILES, Weights, cast
+from convert.weights import cast
 from jaxs1.config import UserError
 
 JOURNAL = "journal.txt"

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,50 +25,14 @@ from convert import checkpoint, shards
 from convert.adapter import Adapter, MergedWeights
 from convert.boxes import bounds, intersect, relative
 from convert.copying import copy
+from convert.interface import SIDE_FILES, Weights
 from convert.mapping import Piece, parameters, pieces, tensors
 from jaxs1.config import UserError, one_line
 from jaxs1.model import qwen
 from jaxs1.model.architecture import Architecture, read_config
 
-#: What travels along with weights: tokenizer, chat template, generation config.
-SIDE_FILES = (
-    "added_tokens.json",
-    "additional_chat_templates/*.jinja",
-    "chat_template*",
-    "generation_config.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer*",
-    "vocab.json",
-)
-
 #: Pieces that are read at the same time.
 READERS = 2
-
-
-class Weights(Protocol):
-    """A model's weights.
-
-    Attributes:
-        name: for messages
-        architecture: shapes and constants
-        config: the whole `config.json`, unknown keys included
-        side_files: folder whose `SIDE_FILES` travel along, if any
-    """
-
-    name: str
-    architecture: Architecture
-    config: dict[str, Any]
-    side_files: Path | None
-
-    def dtype(self, path: str) -> np.dtype:
-        """The dtype in which a parameter is stored."""
-
-    def read(self, piece: Piece) -> np.ndarray:
-        """Part of a parameter [piece.shape], bit by bit; may be called from several threads."""
-
-    def fingerprint(self) -> str | None:
-        """Differs where the content differs; None where that cannot be told."""
 
 
 class HfWeights:

@@ -17,7 +17,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import jsonargparse
@@ -352,14 +351,6 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file as a dictionary; raises `UserError` where it is missing or malformed."""
-    try:
-        return yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as YAML ({one_line(error)})") from None
 
 
 def _build(schema: type[T], values: dict[str, Any]) -> T:

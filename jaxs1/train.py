@@ -23,10 +23,11 @@ from flax.traverse_util import flatten_dict
 
 from convert.adapter import CONFIG as ADAPTER_CONFIG
 from convert.adapter import Adapter, MergedWeights, peft_config
+from convert.interface import Weights
 from convert.live import LiveWeights, on_host
 from convert.to_hf import to_hf
 from convert.transfer import copy_side_files
-from convert.weights import Weights, load_params, open_weights
+from convert.weights import load_params, open_weights
 from jaxs1.config import TrainConfig, UserError, parse, run_command, to_yaml
 from jaxs1.data import chat
 from jaxs1.data.batches import Batches, BatchStats, fit_to_block

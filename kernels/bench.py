@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxs1.config import UserError, parse, run_command
+from kernels.launch import Run
 from kernels.shapes import BATCHES, MODELS, Shape, Work, kernel_work
 
 KERNELS = ("qkv", "attention", "out", "gate_up", "down", "head")
@@ -211,28 +212,41 @@ def _interpret(options: Bench, shape: Shape) -> None:
     Console(width=120).print(text, table(rows, None))
 
 
-def _measure(options: Bench, shape: Shape) -> None:
-    """On a GPU: check, then time, then print, then write."""
-    import jax
-    import triton
-    from rich.console import Console
+def find_gpu(otherwise: str) -> tuple[Any, Run]:
+    """The default GPU, and what runs kernels on it; raises `UserError`, with `otherwise` if none.
 
-    from kernels import measure, xla_call
-    from kernels.step import step_times
+    A version or a GPU that the kernels do not know is one as well.
+    """
+    import jax
+
+    from kernels import xla_call
 
     device = jax.devices()[0]
     if device.platform != "gpu":
-        raise UserError(
-            f"device={device.platform}: timing needs an NVIDIA GPU; without one, --interpret true "
-            "checks the kernels' results and --resources true shows what the compiler makes of them"
-        )
+        raise UserError(f"device={device.platform}: {otherwise}")
     try:
         capability = xla_call.compute_capability()
         xla_call.check_versions()
         xla_call.check_capability(capability)
     except ValueError as error:
         raise UserError(str(error)) from None
-    run, console = xla_call.Compiled(capability), Console(width=140)
+    return device, xla_call.Compiled(capability)
+
+
+def _measure(options: Bench, shape: Shape) -> None:
+    """On a GPU: check, then time, then print, then write."""
+    import jax
+    import triton
+    from rich.console import Console
+
+    from kernels import measure
+    from kernels.step import step_times
+
+    device, run = find_gpu(
+        "timing needs an NVIDIA GPU; without one, --interpret true checks the kernels' results and "
+        "--resources true shows what the compiler makes of them"
+    )
+    console = Console(width=140)
     rows = check_rows(options, shape, run, "bfloat16")
     limits = measure.ceilings(run, options.samples)
     rows = [time_row(r, shape, run, limits, options.samples, "bfloat16") for r in rows]

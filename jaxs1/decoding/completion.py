@@ -180,10 +180,12 @@ def complete(
     answer_ids = written.ids(budget.ANSWERING)
     if finish == budget.STOP:
         answer_ids = _without_end(answer_ids, asked.stops)
-    # s1_readme leaves the end of thinking to the model: ids of the answer, but not of its text
-    close = tokenizer(delimiters_of(request.thinking).close, add_special_tokens=False)["input_ids"]
-    closes = request.thinking.mode == "s1_readme" and answer_ids[: len(close)] == close
-    begun = answer_ids[len(close) :] if closes else answer_ids
+    begun = answer_ids
+    if request.thinking.mode == "s1_readme":
+        # the end of thinking is left to the model: ids of the answer, but not of its text
+        text = delimiters_of(request.thinking).close
+        close = tokenizer(text, add_special_tokens=False)["input_ids"]
+        begun = answer_ids[len(close) :] if answer_ids[: len(close)] == close else answer_ids
     return Completion(
         prompt_ids=prompt,
         thinking_ids=thinking_ids,

@@ -120,7 +120,8 @@ class Engine(Completer):
         self.programs = Programs(model, impl, limits.chunk)
         self.cache = init_cache(model.architecture, num_pages, cache_dtype, model.partition)
         self._pool = PagePool(num_pages)
-        self._is_newline_V = newline_table(tokenizer)
+        whole = model.partition.sharding(())
+        self._is_newline_V = jax.device_put(newline_table(tokenizer), whole)
         self._scripts: dict[Thinking, Script] = {}
         self._waiting: deque[_Sequence] = deque()
         self._prefilling: list[_Sequence] = []
@@ -132,9 +133,7 @@ class Engine(Completer):
         thinking, no = Thinking(mode="off", min_answer=1), ()
         asks_nothing = Script(thinking, no, no, no, no, no, no, no, no, no)
         nobody = _Sequence(0, 0, Request([0], thinking), asks_nothing, [0], None, None, 0)
-        self._rows = jax.device_put(
-            self._new_rows([nobody], limits.max_sequences), model.partition.sharding(())
-        )
+        self._rows = jax.device_put(self._new_rows([nobody], limits.max_sequences), whole)
 
     def submit(self, request: Request, longest: int | None = None) -> int:
         """See `Completer`."""

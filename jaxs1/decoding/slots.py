@@ -69,7 +69,7 @@ def rows_of(
     controls = controls._replace(room=np.clip(controls.room, 0, np.maximum(held, 0)))
     return Slots(
         controls=controls._replace(is_newline_V=None),
-        state=budget.init(controls),
+        state=_init(controls),
         draw=_draw(starts, len(is_newline_V)),
         token=np.asarray([p[-1] for p in prompts], np.int32),
         position=np.asarray([len(p) - 1 for p in prompts], np.int32),
@@ -120,6 +120,10 @@ def _draw(starts: Sequence[Start], vocabulary: int) -> Draw:
         seen_BV=seen_BV,
         key_B=_keys(seed_B, sample_B),
     )
+
+
+#: One program: on its own, every operation would be a call to the device.
+_init = jax.jit(budget.init)
 
 
 @jax.jit

@@ -288,13 +288,9 @@ def attention(
         return lax.all_to_all(attend(q, k, v, segments), axes, 1, 2, tiled=True)
 
     layout = partition.spec(("rows", "sequence", "heads", None))
-    return jax.shard_map(
-        exchange,
-        mesh=partition.mesh,
-        in_specs=(layout, layout, layout, partition.spec(("rows", None))),
-        out_specs=layout,
-        check_vma=False,
-    )(q, k, v, segments_BT)
+    rows = partition.spec(("rows", None))
+    exchanged = partition.on_parts(exchange, (layout, layout, layout, rows), layout)
+    return exchanged(q, k, v, segments_BT)
 
 
 def embed(table_VD: jax.Array, tokens_BT: jax.Array, dtype: Any, partition: Partition) -> jax.Array:
@@ -324,11 +320,6 @@ def embed(table_VD: jax.Array, tokens_BT: jax.Array, dtype: Any, partition: Part
         found = lax.psum(jnp.where(is_here[..., None], found, 0), vocabulary)
         return lax.all_to_all(found, columns, 0, 3, tiled=True)[0]
 
+    table, tokens = partition.spec(("vocab", "embed")), partition.spec(("rows", "sequence"))
     layout = partition.spec(("rows", "sequence", None))
-    return jax.shard_map(
-        look_up,
-        mesh=partition.mesh,
-        in_specs=(partition.spec(("vocab", "embed")), partition.spec(("rows", "sequence"))),
-        out_specs=layout,
-        check_vma=False,
-    )(table_VD, tokens_BT)
+    return partition.on_parts(look_up, (table, tokens), layout)(table_VD, tokens_BT)

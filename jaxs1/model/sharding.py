@@ -6,8 +6,10 @@ axes. Changing a layout is changing a row here or the mesh in the recipe, nothin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -59,6 +61,14 @@ class Partition:
         if self.mesh.size == 1:
             return x
         return jax.lax.with_sharding_constraint(x, self.sharding(axes))
+
+    def on_parts(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
+        """`function`, run by every device on its own parts; as it is where there is one device."""
+        if self.mesh.size == 1:
+            return function
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
 
     def gather(self, w: jax.Array, axes: Axes) -> jax.Array:
         """A parameter whole along its FSDP axes, as the matrix product needs it.

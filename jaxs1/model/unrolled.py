@@ -81,8 +81,7 @@ def forward(
         x_BTD before the final norm, and the cache.
     """
     a = model.architecture
-    x = jnp.take(params["embedding"].astype(model.build.dtype), tokens_BT, axis=0)
-    x = model.partition.constrain(x, "rows", "sequence", None)
+    x = ops.embed(params["embedding"], tokens_BT, model.build.dtype, model.partition)
     layer = IMPLS[impl].layer(model, positions_BT, table_BM)
     k_pages, v_pages = list(cache.k), list(cache.v)
     for i in range(a.num_layers):
@@ -150,22 +149,22 @@ def pallas_attention(
     return out[:, None, :, :H]
 
 
+def _pallas_layer(model: Qwen, positions_BT: jax.Array, table_BM: jax.Array) -> Layer:
+    """`_layer` with Pallas's attention, every device for its own heads."""
+    spec = model.partition.spec
+    heads, pages = spec((None, None, "heads", None)), spec(kv_cache.AXES)
+    specs = (heads, pages, pages, P(), P())
+    attention = model.partition.on_parts(pallas_attention, specs, heads)
+    return _layer(attention, kv_cache.append_one, model, positions_BT, table_BM)
+
+
 def _layer(
     attention: Any, append: Any, model: Qwen, positions_BT: jax.Array, table_BM: jax.Array
 ) -> Layer:
     """The training model's own layer, with an `attend` that goes through the cache."""
-    a, partition = model.architecture, model.partition
+    a = model.architecture
     rope = ops.rope_table(positions_BT, a.head_dim, a.rope_theta)
     graph, shapes = nnx.split(model.layers)
-    if attention is pallas_attention and partition.mesh.size > 1:
-        heads, pages = partition.spec((None, None, "heads", None)), partition.spec(kv_cache.AXES)
-        attention = jax.shard_map(
-            attention,
-            mesh=partition.mesh,
-            in_specs=(heads, pages, pages, P(), P()),
-            out_specs=heads,
-            check_vma=False,
-        )
 
     def layer(weights: Params, x: jax.Array, k_pages: jax.Array, v_pages: jax.Array) -> Any:
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -197,27 +196,20 @@ def _triton_layer(kernel: str, model: Qwen, positions_BT: jax.Array, table_BM: j
     from kernels import decode
 
     a, partition = model.architecture, model.partition
-    split = partition.mesh.size > 1
     function = partial(
         getattr(decode, kernel),
         eps=a.rms_norm_eps,
         theta=a.rope_theta,
-        axis_name="tensor" if split else None,
+        axis_name="tensor" if partition.mesh.size > 1 else None,
         compute_capability=_capability(partition),
     )
-    if split:
-        weights = jax.tree.map(lambda s: s.spec, shardings(model)["layers"][0])
-        pages = partition.spec(kv_cache.AXES)
-        function = jax.shard_map(
-            function,
-            mesh=partition.mesh,
-            in_specs=(weights, P(), P(), pages, pages, P()),
-            out_specs=(P(), pages, pages),
-            check_vma=False,
-        )
+    weights = jax.tree.map(lambda s: s.spec, shardings(model)["layers"][0])
+    pages = partition.spec(kv_cache.AXES)
+    specs = (weights, P(), P(), pages, pages, P())
+    run = partition.on_parts(function, specs, (P(), pages, pages))
 
     def layer(weights: Params, x: jax.Array, k_pages: jax.Array, v_pages: jax.Array) -> Any:
-        x_BD, *pages = function(weights, x[:, 0], positions_BT[:, 0], k_pages, v_pages, table_BM)
+        x_BD, *pages = run(weights, x[:, 0], positions_BT[:, 0], k_pages, v_pages, table_BM)
         return x_BD[:, None], *pages
 
     return layer
@@ -234,16 +226,9 @@ def _triton_logits(kernel: str, model: Qwen, params: Params, x_BD: jax.Array) ->
         tied=tied,
         compute_capability=_capability(partition),
     )
-    if partition.mesh.size > 1:
-        weight = partition.spec(("vocab", "embed") if tied else ("embed", "vocab"))
-        function = jax.shard_map(
-            function,
-            mesh=partition.mesh,
-            in_specs=(P(), P(), weight),
-            out_specs=partition.spec((None, "vocab")),
-            check_vma=False,
-        )
-    return function(x_BD, params["final_norm"]["scale"], params["embedding" if tied else "lm_head"])
+    head = partition.spec(("vocab", "embed") if tied else ("embed", "vocab"))
+    run = partition.on_parts(function, (P(), P(), head), partition.spec((None, "vocab")))
+    return run(x_BD, params["final_norm"]["scale"], params["embedding" if tied else "lm_head"])
 
 
 def _capability(partition: Partition) -> int | None:
@@ -305,7 +290,7 @@ class Impl(NamedTuple):
 #: "xla" is the reference and takes any number of new tokens, the others one of each sequence.
 IMPLS: dict[str, Impl] = {
     "xla": Impl(partial(_layer, paged_attention, kv_cache.append), _logits),
-    "pallas": Impl(partial(_layer, pallas_attention, kv_cache.append_one), _logits, _check_pallas),
+    "pallas": Impl(_pallas_layer, _logits, _check_pallas),
     "triton": Impl(
         partial(_triton_layer, "layer"),
         partial(_triton_logits, "logits"),
