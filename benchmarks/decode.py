@@ -57,10 +57,9 @@ def make_model(layers: int | None, tokenizer: Any, folder: Path) -> Any:
         model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids("<|im_start|>")] *= (
             SCALE
         )
-    model = model.float().eval()
-    model.save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)  # as published checkpoints are
     tokenizer.save_pretrained(folder)
-    return model
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def torch_generate(model: Any, prompts: Sequence[Ids], tokens: int, ends: Ids) -> list[Ids]:
@@ -133,15 +132,21 @@ def bare_loop(engine: Engine, tokens: int, rows: int) -> Callable[[], None]:
     pages = -(-(PROMPT + tokens) // 64)
     table_BM = table([list(range(1 + b * pages, 1 + (b + 1) * pages)) for b in range(rows)], rows,
                      1 << (pages - 1).bit_length())  # fmt: skip
-    vocabulary = len(engine.tokenizer)
+    vocabulary, impl = len(engine.tokenizer), engine.programs.impl
 
     def loop(params: Any, cache: Any) -> Any:
         def step(carry: Any) -> Any:
             i, cache, token_B, position_B = carry
             x, cache = unrolled.forward(
-                engine.model, params, cache, token_B[:, None], position_B[:, None], table_BM
+                engine.model,
+                params,
+                cache,
+                token_B[:, None],
+                position_B[:, None],
+                table_BM,
+                impl=impl,
             )
-            logits = unrolled.logits(engine.model, params, x[:, 0])[:, :vocabulary]
+            logits = unrolled.logits(engine.model, params, x[:, 0], impl=impl)[:, :vocabulary]
             return i + 1, cache, logits.argmax(-1).astype(jnp.int32), position_B + 1
 
         start = (0, cache, jnp.ones(rows, jnp.int32), jnp.full(rows, PROMPT, jnp.int32))
@@ -247,6 +252,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="new tokens, a multiple of 32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--impl", default="auto", help="of our decode step")
     parser.add_argument("--skip_waits", action="store_true")
     arguments = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
@@ -254,7 +260,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         model = make_model(arguments.layers, tokenizer, Path(name))
         limits = Limits(max_sequences=max(arguments.batches), context=1024)
-        opened = open_engine(EngineConfig(model=name, dtype="float32", limits=limits))
+        impl = arguments.impl
+        opened = open_engine(EngineConfig(name, dtype="float32", impl=impl, limits=limits))
     engine: Any = opened.engine
     print(opened.description.partition(": ")[2])
     check_tokens(engine, model)

@@ -14,6 +14,7 @@ TOLERANCE = {
     "processes = one process, losses": 1e-5,
     "operator = plain formula": 1e-5,
     "kernel = plain formula": 1e-5,
+    "narrow product = float64": 1e-6,
     "chunked = whole cross-entropy": 2e-6,
     "compiled memory and bytes = recorded": 3e-2,
     "memory in closed form = compiled": 0.1,

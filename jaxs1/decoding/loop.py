@@ -135,6 +135,7 @@ class Programs:
     """
 
     def __init__(self, model: Qwen, impl: str, steps: int):
+        self.impl = impl
         whole = model.partition.sharding(())
         cache = model.partition.sharding(kv_cache.AXES)
         self.prefill = jax.jit(partial(prefill, model), donate_argnums=1, out_shardings=cache)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from convert.interface import Weights
+from convert.mapping import parameters
 from convert.weights import load_params, open_weights
 from jaxs1.config import ComputeConfig, MeshConfig, UserError
 from jaxs1.data.tokenizer import load_tokenizer
@@ -48,7 +51,9 @@ class EngineConfig:
         tokenizer: Hugging Face folder or hub id; null takes the one of `model`
         dtype: of weights, computation and cache; auto: float32 on a CPU (whose bfloat16 is slow),
             bfloat16 elsewhere
-        impl: of the decode step; auto: the fastest that is known to be right on this device
+        impl: of the decode step; auto: the fastest that is known to be right on this device.
+            narrow: float32 over a checkpoint's own bfloat16 weights, in half the memory; auto
+            where a CPU multiplies bfloat16 (AMX)
         limits: what may be used
         parallel: how it is spread over devices
     """
@@ -56,7 +61,7 @@ class EngineConfig:
     model: str = ""
     tokenizer: str | None = None
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    impl: Literal["auto", "xla", "triton", "pallas"] = "auto"
+    impl: Literal["auto", "xla", "narrow", "triton", "pallas"] = "auto"
     limits: Limits = field(default_factory=Limits)
     parallel: Parallel = field(default_factory=Parallel)
 
@@ -98,14 +103,18 @@ def open_engine(config: EngineConfig) -> Opened:
     dtype: Any = config.dtype
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"
-    impl = resolve_impl(config.impl)
-    compute = ComputeConfig(dtype=dtype, param_dtype=dtype, remat="none", attention="xla")
+    impl = resolve_impl(config.impl, dtype, weights, config.parallel)
+    linear = unrolled.IMPLS[impl].linear
+    param_dtype: Any = "bfloat16" if linear == "narrow" else dtype
+    compute = ComputeConfig(dtype=dtype, param_dtype=param_dtype, remat="none", attention="xla")
     engines = []
     for partition in _partitions(config.parallel):
         check_divisible(a, partition)
         unrolled.check(impl, a, partition, dtype=dtype, sequences=config.limits.max_sequences)
-        model = qwen.abstract(a, compute, partition)
+        model = qwen.abstract(a, compute, partition, linear=linear)
         params = unrolled.unstack(load_params(weights, model), unrolled.shardings(model))
+        if linear == "narrow":
+            params = unrolled.narrow(params)
         num_pages = 1 + _cache_pages(a, dtype, config.limits, partition)
         engines.append(
             Engine(
@@ -124,8 +133,9 @@ def open_engine(config: EngineConfig) -> Opened:
     one = unrolled.IMPLS[impl].options() and config.parallel.tensor == 1
     graph = ", a chunk of steps as one CUDA graph" if one else ""
     parallel = config.parallel
+    widths = dtype if param_dtype == dtype else f"{dtype} over weights in {param_dtype}"
     description = (
-        f"{config.model}: {a.num_parameters:,} parameters, {dtype}, {impl}{graph}; "
+        f"{config.model}: {a.num_parameters:,} parameters, {widths}, {impl}{graph}; "
         f"{parallel.replicas} x {parallel.tensor} {kind}; context {engine.context:,}, cache "
         f"{(num_pages - 1) * PAGE:,} tokens, {config.limits.max_sequences} sequences at a time"
     )
@@ -133,18 +143,32 @@ def open_engine(config: EngineConfig) -> Opened:
     return Opened(engine, config.model, fingerprint, description)
 
 
-def resolve_impl(name: str) -> str:
+def resolve_impl(name: str, dtype: str, weights: Weights, parallel: Parallel) -> str:
     """The implementation of the decode step that a setting stands for.
 
     Raises:
-        UserError: a named one that is not there.
+        UserError: a named one that is not there, or that these weights are too wide for.
     """
-    # triton on NVIDIA once a `make gpu-check` that passed there is committed: benchmarks/gpu
-    if name == "auto":
-        return "xla"
-    if name not in unrolled.IMPLS:
+    if name not in ("auto", *unrolled.IMPLS):
         raise UserError(f"impl={name}: must be auto or one of {', '.join(unrolled.IMPLS)}")
-    return name
+    stored = {str(weights.dtype(path)) for path in parameters(weights.architecture)}
+    if name == "narrow" and stored != {"bfloat16"}:
+        raise UserError(
+            f"impl=narrow: keeps weights in bfloat16, those of {weights.name} are "
+            f"{', '.join(sorted(stored))}; give --impl xla"
+        )
+    if name != "auto":
+        return name
+    # triton on NVIDIA once a `make gpu-check` that passed there is committed: benchmarks/gpu
+    exact = stored == {"bfloat16"} and dtype == "float32" and parallel.tensor == 1
+    return "narrow" if exact and _multiplies_bfloat16() else "xla"
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether this is a CPU with matrix instructions for bfloat16; others may still do it."""
+    flags = Path("/proc/cpuinfo")
+    has_amx = flags.exists() and " amx_bf16 " in flags.read_text()
+    return has_amx and jax.devices()[0].platform == "cpu"
 
 
 def _partitions(parallel: Parallel) -> list[Partition]:

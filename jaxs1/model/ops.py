@@ -71,6 +71,36 @@ def linear(x: jax.Array, w: jax.Array, inputs: int, *, flat: bool) -> jax.Array:
     return (x.reshape(-1, width) @ w.reshape(width, -1)).reshape(*rows, *outputs)
 
 
+def linear_narrow(x: jax.Array, w: jax.Array, inputs: int) -> jax.Array:
+    """As `linear` of float32 with bfloat16 weights, which are read as they are.
+
+    A float32 is the sum of three bfloat16, 8 bits of its 24 each, and the product of two bfloat16
+    is exact in float32: so one product of bfloat16 with three times the rows, whose parts are then
+    added, rounds no more than one of float32 does. XLA's CPU library takes a left operand of this
+    shape without rearranging it, and needs more than one row.
+
+    Args:
+        x: float32 [rows..., inputs...]
+        w: bfloat16 [outputs..., inputs...]
+        inputs: number of axes that are contracted
+
+    Returns:
+        float32 [rows..., outputs...].
+    """
+    rows, outputs = x.shape[: x.ndim - inputs], w.shape[: w.ndim - inputs]
+    width = math.prod(w.shape[w.ndim - inputs :])
+    rest, terms = x.reshape(-1, width), []
+    for _ in range(3):
+        # a conversion there and back is one that XLA may leave out
+        term = lax.reduce_precision(rest, exponent_bits=8, mantissa_bits=7)
+        terms.append(term.astype(jnp.bfloat16))
+        rest = rest - term
+    product = functools.partial(jnp.einsum, "OI,RI->OR", preferred_element_type=jnp.float32)
+    parts = product(w.reshape(-1, width), jnp.concatenate(terms))
+    y_OR = parts.reshape(parts.shape[0], 3, -1).sum(axis=1)
+    return y_OR.T.reshape(*rows, *outputs)
+
+
 def attention_xla(q: jax.Array, k: jax.Array, v: jax.Array, segments_BT: jax.Array) -> jax.Array:
     """Causal attention within segments, block by block of queries; softmax in float32.
 
@@ -189,7 +219,7 @@ IMPLS: dict[str, dict[str, Callable[..., jax.Array]]] = {
     "rms_norm": {"xla": rms_norm},
     "rope": {"xla": rope},
     "swiglu": {"xla": swiglu},
-    "linear": {"xla": linear},
+    "linear": {"xla": linear, "narrow": linear_narrow},
     "attention": {"xla": attention_xla, "cudnn": attention_cudnn, "splash": attention_splash},
 }
 

@@ -48,6 +48,7 @@ class Builder:
     partition: Partition
     lora: LoraConfig
     adapter_dtype: Any
+    linear: str
 
     def normal(self, rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, depth: int = 1) -> Any:
         """Normal with the architecture's `initializer_range`, divided by sqrt(`depth`)."""
@@ -62,6 +63,13 @@ class Builder:
     def use(self, parameter: Any) -> jax.Array:
         """A parameter as it is multiplied: compute dtype, whole along its FSDP axes."""
         return self.partition.gather(parameter[...].astype(self.dtype), parameter.logical)
+
+    def product(self, x: jax.Array, parameter: Any, inputs: int) -> jax.Array:
+        """x times a kernel; contracts the last `inputs` axes of x."""
+        if self.linear == "narrow":
+            return ops.linear_narrow(x, parameter[...], inputs)
+        whole_rows = self.partition.size("sequence") == 1
+        return ops.linear(x, self.use(parameter), inputs, flat=whole_rows)
 
 
 class RMSNorm(nnx.Module):
@@ -93,11 +101,10 @@ class LowRank(nnx.Module):
         self.b = Adapter(jnp.zeros(ends[1], dtype), logical=(None, *axes[inputs:]))
         self.build, self.inputs = build, inputs
 
-    def __call__(self, x: jax.Array, *, flat: bool) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, inputs...] -> [B, T, outputs...]."""
-        lora = self.build.lora
-        low = ops.linear(x, self.build.use(self.a), self.inputs, flat=flat)
-        return ops.linear(low * (lora.alpha / lora.rank), self.build.use(self.b), 1, flat=flat)
+        lora, product = self.build.lora, self.build.product
+        return product(product(x, self.a, self.inputs) * (lora.alpha / lora.rank), self.b, 1)
 
 
 class Linear(nnx.Module):
@@ -135,10 +142,9 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, inputs...] -> [B, T, outputs...]."""
-        whole_rows = self.build.partition.size("sequence") == 1
-        y = ops.linear(x, self.build.use(self.kernel), self.inputs, flat=whole_rows)
+        y = self.build.product(x, self.kernel, self.inputs)
         if self.adapter is not None:
-            y = y + self.adapter(x, flat=whole_rows)
+            y = y + self.adapter(x)
         return y if self.bias is None else y + self.build.use(self.bias)
 
 
@@ -211,6 +217,7 @@ class Qwen(nnx.Module):
         rngs: seeds the random weights
         max_segments: upper bound of the sequences packed into one row (cuDNN needs one)
         lora: which linear maps have adapters
+        linear: implementation of products with weights, a name in `ops.IMPLS`
     """
 
     def __init__(
@@ -222,11 +229,12 @@ class Qwen(nnx.Module):
         rngs: nnx.Rngs,
         max_segments: int = 64,
         lora: LoraConfig = NO_LORA,
+        linear: str = "xla",
     ):
         a, trained_dtype = architecture, jnp.dtype(compute.param_dtype)
         param_dtype = jnp.dtype(lora.frozen_dtype) if lora.rank else trained_dtype
         dtype = jnp.dtype(compute.dtype)
-        build = Builder(a, param_dtype, dtype, partition, lora, trained_dtype)
+        build = Builder(a, param_dtype, dtype, partition, lora, trained_dtype, linear)
         self.architecture, self.compute, self.partition = a, compute, partition
         self.build, self.max_segments = build, max_segments
         V, D = a.vocab_size, a.hidden_size

@@ -49,6 +49,26 @@ def unstack(params: Params, layouts: Params) -> Params:
     return {**params, "layers": layers}
 
 
+def narrow(params: Params) -> Params:
+    """Kernels with outputs before inputs, as `ops.linear_narrow` takes them.
+
+    Args:
+        params: from `unstack`; the arrays are deleted one after another
+    """
+
+    def turn(path: Any, array: jax.Array) -> jax.Array:
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        if names[-1] not in ("kernel", "lm_head"):
+            return array
+        inputs = 2 if names[-2:] == ["o", "kernel"] else 1
+        axes = (*range(inputs, array.ndim), *range(inputs))
+        turned = jax.block_until_ready(jax.jit(partial(jnp.transpose, axes=axes))(array))
+        array.delete()
+        return turned
+
+    return jax.tree.map_with_path(turn, params)
+
+
 def shardings(model: Qwen) -> Params:
     """Where each parameter lives, as a tree like that of `unstack`."""
     whole = qwen.shardings(model)
@@ -67,6 +87,8 @@ def forward(
     impl: str = "xla",
 ) -> tuple[jax.Array, KVCache]:
     """Run new tokens of some sequences; their keys and values enter the cache.
+
+    A model that was built with `linear="narrow"` takes parameters from `narrow`.
 
     Args:
         model: abstract
@@ -191,6 +213,20 @@ def _logits(model: Qwen, params: Params, x_BD: jax.Array) -> jax.Array:
     return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
 
 
+def _narrow_logits(model: Qwen, params: Params, x_BD: jax.Array) -> jax.Array:
+    a = model.architecture
+    hidden = ops.rms_norm(x_BD, params["final_norm"]["scale"], a.rms_norm_eps)
+    head_VD = params["embedding" if a.tie_word_embeddings else "lm_head"]
+    return ops.linear_narrow(hidden, head_VD, 1)
+
+
+def _check_narrow(a: Architecture, partition: Partition, dtype: str, sequences: int) -> None:
+    if partition.mesh.size > 1:
+        raise ValueError(f"{partition.mesh.size} devices share the model: it runs on one")
+    if dtype != "float32":
+        raise ValueError(f"dtype={dtype}: it computes float32 with weights in bfloat16")
+
+
 def _triton_layer(kernel: str, model: Qwen, positions_BT: jax.Array, table_BM: jax.Array) -> Layer:
     """Five Triton kernels a layer, for one new token a sequence."""
     from kernels import decode
@@ -279,17 +315,22 @@ class Impl(NamedTuple):
     logits: (model, params, x_BD) -> logits
     check: (architecture, partition, dtype, sequences) -> ValueError where it cannot run
     options: of XLA, for the program around it
+    linear: the model's implementation of products, see `qwen.Qwen`
     """
 
     layer: Callable[[Qwen, jax.Array, jax.Array], Layer]
     logits: Callable[[Qwen, Params, jax.Array], jax.Array]
     check: Callable[[Architecture, Partition, str, int], None] = lambda *_: None
     options: Callable[[], dict[str, str | bool]] = dict
+    linear: str = "xla"
 
 
-#: "xla" is the reference and takes any number of new tokens, the others one of each sequence.
+_xla_layer = partial(_layer, paged_attention, kv_cache.append)
+
+#: "xla" is the reference. Its layers take any number of new tokens, others' one of each sequence.
 IMPLS: dict[str, Impl] = {
-    "xla": Impl(partial(_layer, paged_attention, kv_cache.append), _logits),
+    "xla": Impl(_xla_layer, _logits),
+    "narrow": Impl(_xla_layer, _narrow_logits, _check_narrow, linear="narrow"),
     "pallas": Impl(_pallas_layer, _logits, _check_pallas),
     "triton": Impl(
         partial(_triton_layer, "layer"),

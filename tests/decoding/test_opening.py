@@ -1,11 +1,15 @@
-"""What an engine refuses before any weight is read."""
+"""What an engine refuses before any weight is read, and how it decodes where nothing is said."""
 
+import numpy as np
 import pytest
 
+from convert.weights import open_weights
 from jaxs1.config import UserError
 from jaxs1.decoding import opening
-from jaxs1.decoding.opening import EngineConfig, open_engine, resolve_impl
-from tests.decoding.engines import LIMITS, write_model
+from jaxs1.decoding.completion import Request, Sampling
+from jaxs1.decoding.opening import EngineConfig, Parallel, open_engine, resolve_impl
+from jaxs1.decoding.presets import Thinking
+from tests.decoding.engines import HOT, LIMITS, complete_all, write_model
 
 
 @pytest.mark.parametrize(
@@ -23,5 +27,42 @@ def test_an_implementation_for_other_devices(impl, message, tmp_path, monkeypatc
     assert str(error.value).endswith("give --impl xla")
 
 
-def test_auto_is_xla_until_a_gpu_check_is_committed():
-    assert resolve_impl("auto") == "xla"
+def test_auto_is_narrow_only_where_that_is_fast_and_exact(tmp_path, monkeypatch):
+    """On a GPU auto is xla until a check made there is committed."""
+    model = write_model(tmp_path / "float32")
+    model.bfloat16().save_pretrained(tmp_path / "bfloat16")
+    wide, narrow = (open_weights(str(tmp_path / name)) for name in ("float32", "bfloat16"))
+    monkeypatch.setattr(opening, "_multiplies_bfloat16", lambda: False)
+    assert resolve_impl("auto", "float32", narrow, Parallel()) == "xla"
+    monkeypatch.setattr(opening, "_multiplies_bfloat16", lambda: True)
+    assert resolve_impl("auto", "float32", narrow, Parallel()) == "narrow"
+    assert resolve_impl("auto", "float32", wide, Parallel()) == "xla"
+    assert resolve_impl("auto", "bfloat16", narrow, Parallel()) == "xla"
+    assert resolve_impl("auto", "float32", narrow, Parallel(tensor=2)) == "xla"
+
+
+def test_narrow_refuses_what_it_would_round(tmp_path):
+    write_model(tmp_path)
+    with pytest.raises(UserError, match="impl=narrow: .* are float32; give --impl xla"):
+        open_engine(EngineConfig(str(tmp_path), impl="narrow", limits=LIMITS))
+
+
+def test_narrow_decodes_the_tokens_of_float32(tmp_path):
+    """Greedy and sampled; a batch and its first request alone."""
+    write_model(tmp_path).bfloat16().save_pretrained(tmp_path)
+    opened = {
+        impl: open_engine(EngineConfig(str(tmp_path), impl=impl, dtype="float32", limits=LIMITS))
+        for impl in ("xla", "narrow")
+    }
+    rng = np.random.default_rng(0)
+    thinking = Thinking(max=20, min=8, max_answer=8)
+    requests = [
+        Request(rng.integers(0, 300, n).tolist(), thinking, sampling, seed=n)
+        for n in (3, 11, 18)
+        for sampling in (Sampling(), HOT)
+    ]
+    xla, narrow = (complete_all(o.engine, requests) for o in opened.values())
+    assert [c[0].tokens for c in narrow] == [c[0].tokens for c in xla]
+    alone = complete_all(opened["narrow"].engine, requests[:1])
+    assert alone[0][0].tokens == narrow[0][0].tokens
+    assert "weights in bfloat16, narrow" in opened["narrow"].description

@@ -27,20 +27,24 @@ run_whole = jax.jit(lambda model, *batch: model.logits(model(*batch)))
 class Paged:
     """The model over a cache full of NaN, driven call by call."""
 
-    def __init__(self, folder, partition):
+    def __init__(self, folder, partition, impl):
         weights = open_weights(str(folder))
-        self.model = qwen.abstract(weights.architecture, FLOAT32, partition)
-        params = load_params(weights, self.model, jnp.dtype("float32"))
+        linear = unrolled.IMPLS[impl].linear
+        self.model = qwen.abstract(weights.architecture, FLOAT32, partition, linear=linear)
+        narrow = linear == "narrow"
+        params = load_params(weights, self.model, jnp.dtype("bfloat16" if narrow else "float32"))
         self.params = unrolled.unstack(params, unrolled.shardings(self.model))
+        if narrow:
+            self.params = unrolled.narrow(self.params)
         cache = kv_cache.init_cache(weights.architecture, NUM_PAGES, jnp.float32, partition)
         self.cache = jax.tree.map(lambda pages: jnp.full_like(pages, jnp.nan), cache)
-        self._run = jax.jit(functools.partial(self._logits, self.model))
+        self._run = jax.jit(functools.partial(self._logits, self.model, impl))
 
     @staticmethod
-    def _logits(model, params, cache, *batch):
-        x_BTD, cache = unrolled.forward(model, params, cache, *batch)
+    def _logits(model, impl, params, cache, *batch):
+        x_BTD, cache = unrolled.forward(model, params, cache, *batch, impl=impl)
         x_BD = x_BTD.reshape(-1, x_BTD.shape[-1])
-        return unrolled.logits(model, params, x_BD).reshape(*x_BTD.shape[:2], -1), cache
+        return unrolled.logits(model, params, x_BD, impl=impl).reshape(*x_BTD.shape[:2], -1), cache
 
     def call(self, tokens_BT, positions_BT, table_BM):
         batch = [np.asarray(x, np.int32) for x in (tokens_BT, positions_BT, table_BM)]
@@ -82,17 +86,21 @@ def run_paged(paged, sequences, prompts, tables, rng):
 
 
 @pytest.mark.parametrize(
-    ("kind", "tensor"),
+    ("kind", "tensor", "impl"),
     [
-        ("qwen2-tied-14-2", 1),
-        ("qwen3-untied-6-3", 1),
-        ("qwen2-untied-10-2", 2),
+        ("qwen2-tied-14-2", 1, "xla"),
+        ("qwen3-untied-6-3", 1, "xla"),
+        ("qwen2-untied-10-2", 2, "xla"),
+        ("qwen2-tied-14-2", 1, "narrow"),
+        ("qwen3-untied-6-3", 1, "narrow"),
     ],
 )
-def test_equals_the_whole_forward(kind, tensor, tmp_path):
-    whole = ours(hf_model(kind, vocab=VOCAB), tmp_path)
+def test_equals_the_whole_forward(kind, tensor, impl, tmp_path):
+    model = hf_model(kind, vocab=VOCAB)
+    # the whole forward computes in float32 with the same weights
+    whole = ours(model.bfloat16() if impl == "narrow" else model, tmp_path)
     mesh = make_partition(MeshConfig(tensor=tensor), jax.devices()[:tensor])
-    paged = Paged(tmp_path, mesh)
+    paged = Paged(tmp_path, mesh, impl)
     rng = np.random.default_rng(0)
     # the second batch takes pages that the first has used, in another order
     for lengths in (LENGTHS, REUSE):
