@@ -6,6 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 INSTALLED := $(VENV)/installed-$(VERSION)
+# JAX's compiler for NVIDIA GPUs, which needs none; apart, so that only the tests see it
+COMPILER := $(VENV)/nvidia-compiler
 
 .PHONY: demo test lint install clean aot gpu-check
 
@@ -13,7 +15,7 @@ demo: $(INSTALLED)  ## train, export and check a tiny model (a few minutes on 2 
 	$(BIN)/python -m jaxs1.demo
 
 test: $(INSTALLED)  ## all tests; no GPU, no network
-	$(BIN)/python -m pytest
+	PYTHONPATH=$(abspath $(COMPILER)) $(BIN)/python -m pytest
 
 lint: $(INSTALLED)  ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -35,6 +37,10 @@ $(INSTALLED): pyproject.toml
 	@echo "installing into $(VENV) for Python $(VERSION) (once; a few minutes)"
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@[ "$$(uname)" != Linux ] || for part in plugin pjrt; do \
+	  $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(COMPILER) \
+	    "jax-cuda13-$$part==$$($(BIN)/python -c 'import jaxlib; print(jaxlib.__version__)')" \
+	    || exit 1; done
 	@touch $@
 
 clean:  ## remove the environment and the demo

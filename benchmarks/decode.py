@@ -162,16 +162,18 @@ def bare_loop(engine: Engine, tokens: int, rows: int) -> Callable[[], None]:
     return timed
 
 
-def race(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender, who take turns; one round beforehand does not count."""
+def race(
+    contenders: dict[str, Callable[[], Any]], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Seconds of each contender, who take turns, and what each gave in a round beforehand."""
+    results = {name: run() for name, run in contenders.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for r in range(rounds + 1):
+    for _ in range(rounds):
         for name, run in contenders.items():
             start = time.perf_counter()
             run()
-            if r:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+            seconds[name].append(time.perf_counter() - start)
+    return seconds, results
 
 
 def ratio(slower: list[float], faster: list[float]) -> float:
@@ -190,7 +192,7 @@ def compare_decode(engine: Engine, models: dict[str, Any], batch: int, tokens: i
     }
     for name, model in models.items():
         contenders[name] = partial(torch_generate, model, prompts, tokens, [])
-    seconds = race(contenders, rounds)
+    seconds, _ = race(contenders, rounds)
     print(f"\nbatch {batch}: {PROMPT} prompt tokens, {tokens} new tokens each")
     figures = {}
     for name, values in seconds.items():
@@ -216,10 +218,9 @@ def compare_waits(engine: Engine, model: Any, ids: dict[str, Ids], batch: int, r
                 outside, partial(torch_generate, model), ready, waits, ids
             ),
         }
-        results = {name: run() for name, run in ways.items()}
+        seconds, results = race(ways, rounds)
         counts = {name: sum(map(len, rows)) for name, rows in results.items()}
         equal = sum(a == b for a, b in zip(*list(results.values())[:2], strict=True))
-        seconds = race(ways, rounds)
         medians = {name: statistics.median(values) for name, values in seconds.items()}
         cells = [f"{medians[n]:8.2f} ({counts[n]:,})" for n in ways]
         print(f"  {waits:2}{cells[0]:>16}{cells[1]:>18}{cells[2]:>24}   equal ids {equal}/{batch}")
@@ -253,13 +254,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--impl", default="auto", help="of our decode step")
-    parser.add_argument("--skip_waits", action="store_true")
+    parser.add_argument("--waits_batch", type=int, default=4, help="0: no table of Waits")
     arguments = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.tokenizer)
     with tempfile.TemporaryDirectory() as name:
         model = make_model(arguments.layers, tokenizer, Path(name))
-        limits = Limits(max_sequences=max(arguments.batches), context=1024)
+        limits = Limits(max_sequences=max(*arguments.batches, arguments.waits_batch), context=1024)
         impl = arguments.impl
         opened = open_engine(EngineConfig(name, dtype="float32", impl=impl, limits=limits))
     engine: Any = opened.engine
@@ -285,8 +286,7 @@ def main() -> None:
         result[f"decode_{batch}"] = compare_decode(
             engine, models, batch, arguments.tokens, arguments.rounds
         )
-    if not arguments.skip_waits:
-        batch = max(arguments.batches)
+    if batch := arguments.waits_batch:
         result["waits"] = compare_waits(engine, model, ids, batch, arguments.rounds)
     print(json.dumps(result))
 

@@ -130,6 +130,7 @@ class ComputeConfig:
         dtype: of activations and of the matrices while they are multiplied
         param_dtype: of parameters and optimizer state
         remat: what the backward pass recomputes: nothing, all but attention, or everything
+        scan_layers: compile one layer for all; false compiles each, for a few small ones on a CPU
         attention: implementation; auto takes cudnn on NVIDIA, splash on TPU, xla elsewhere
         loss_chunk: tokens per device whose logits exist at one time
     """
@@ -137,6 +138,7 @@ class ComputeConfig:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     param_dtype: Literal["bfloat16", "float32"] = "float32"
     remat: Literal["none", "attention", "full"] = "attention"
+    scan_layers: bool = True
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     loss_chunk: int = 2048
 

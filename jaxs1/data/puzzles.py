@@ -26,7 +26,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,9 +42,10 @@ EVALUATION_QUESTIONS = 400  # in each of dev.jsonl and test.jsonl
 BASE_MIXTURE = {"worksheet": 0.5, "compare": 0.2, "calculate": 0.15, "spot": 0.1, "express": 0.05}
 VALUES = range(-5, 48)  # every value of x*y+z and x*y-z over distinct digits lies in here
 ROTATED_WORKSHEETS = 1 / 3
-#: A page is as long as the longest trace: what the base model never saw behind its 200th token, the
-#: fine-tuned one does badly there, and each Wait leads further there.
-DOCUMENTS_A_PAGE = 2
+#: A page is longer than the longest trace: what the base model never saw behind its 200th token,
+#: the fine-tuned one does badly there, and each Wait leads further there. [tokens]
+PAGE = 383  # and a separator: rows of 384 are full
+OPEN_PAGES = 32
 #: One token each: with a token per digit the verdict `yes` is hardly learnt.
 TWO_DIGITS = [str(value) for value in VALUES if value > 9]
 WORDS = "system\nuser\nassistant\nthink\nanswer\n"  # so that each becomes one token
@@ -209,7 +210,7 @@ class Teacher:
     pairs_per_look: int = 3
     give_up: float = 0.6
     max_waits: int = 4
-    recheck: float = 0.35
+    recheck: float = 0.5
     recheck_late: float | None = None
 
     def trace(self, problem: Problem, rng: np.random.Generator) -> dict[str, Any]:
@@ -282,6 +283,23 @@ def base_document(rng: np.random.Generator) -> str:
     return "\n".join(lines) + "\n"
 
 
+def fill_pages(documents: Iterable[str], lengths: Iterable[int]) -> list[str]:
+    """Documents on pages of at most `PAGE` tokens, each on the first open one that has room."""
+    pages: list[str] = []
+    still_open: list[tuple[int, list[str]]] = []  # tokens left, documents
+    for document, length in zip(documents, lengths, strict=True):
+        fits = (i for i, (room, _) in enumerate(still_open) if length < room)
+        place = next(fits, None)
+        if place is None:
+            if len(still_open) == OPEN_PAGES:
+                pages.append("\n".join(still_open.pop(0)[1]))
+            still_open.append((PAGE - length, [document]))
+        else:
+            room, held = still_open[place]
+            still_open[place] = (room - length - 1, [*held, document])  # and a blank line
+    return pages + ["\n".join(held) for _, held in still_open]
+
+
 def write_corpus(
     folder: str | Path,
     seed: int = 0,
@@ -292,8 +310,8 @@ def write_corpus(
     """Write base.jsonl, sft.jsonl, dev.jsonl, test.jsonl and tokenizer/; return a summary.
 
     `seed` draws the base corpus and the traces; the dev and test questions are the same for every
-    seed, so that seeds can be compared. With the default, base.jsonl with one separator a document
-    is about the 1.43M tokens of 700 steps of 8 rows of 256. The folder appears complete or not at
+    seed, so that seeds can be compared. With the default, base.jsonl holds about 1.43M tokens, in
+    pages of `PAGE` that are nearly full. The folder appears complete or not at
     all; raises FileExistsError if it is there already. In the summary `base_tokens` counts the
     separators, `trace_tokens` the whole chat and `thinking_tokens` only the lines.
     """
@@ -301,13 +319,11 @@ def write_corpus(
     if folder.exists():
         raise FileExistsError(f"{folder} exists: remove it or name another folder")
     base_rng, sft_rng = (np.random.default_rng([seed, stage]) for stage in (0, 1))
-    pages = range(base_documents // DOCUMENTS_A_PAGE)
-    base = [
-        {"text": "\n".join(base_document(base_rng) for _ in range(DOCUMENTS_A_PAGE))} for _ in pages
-    ]
+    documents = [base_document(base_rng) for _ in range(base_documents)]
     teacher = teacher or Teacher()
     traces = [teacher.trace(p, sft_rng) for p in sample_problems("train", sft_examples, sft_rng)]
-    files = {"base": base, "sft": traces}
+    texts = [f"{t['question']}\n{t['thinking_trajectories'][0]}\n{t['attempt']}" for t in traces]
+    files: dict[str, list[dict[str, Any]]] = {"base": [], "sft": traces}  # pages need the tokenizer
     for split in ("dev", "test"):
         problems = sample_problems(split, EVALUATION_QUESTIONS, np.random.default_rng(0))
         files[split] = [problem.record() for problem in problems]
@@ -315,14 +331,12 @@ def write_corpus(
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
     try:
+        train_tokenizer([WORDS, *documents, *texts], partial / "tokenizer", words=TWO_DIGITS)
+        lengths = map(len, load_tokenizer(str(partial / "tokenizer"))(documents)["input_ids"])
+        files["base"] = [{"text": page} for page in fill_pages(documents, lengths)]
         for name, records in files.items():
             lines = "".join(json.dumps(record) + "\n" for record in records)
             (partial / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-        texts = [document["text"] for document in base]
-        texts += [
-            f"{t['question']}\n{t['thinking_trajectories'][0]}\n{t['attempt']}" for t in traces
-        ]
-        train_tokenizer([WORDS, *texts], partial / "tokenizer", words=TWO_DIGITS)
         summary = _summary(files, partial / "tokenizer")
         partial.rename(folder)
     finally:

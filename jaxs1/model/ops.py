@@ -24,6 +24,8 @@ from jaxs1.model.sharding import TABLE, Partition
 
 #: Added to the score of a key that a query may not see.
 HIDDEN = -1e30
+#: Rows up to which a narrow product of all weights of a layer is faster with these on the left.
+FEW_ROWS = 16
 #: Queries that one block of the XLA attention takes at least.
 QUERY_BLOCK = 128
 
@@ -76,8 +78,8 @@ def linear_narrow(x: jax.Array, w: jax.Array, inputs: int) -> jax.Array:
 
     A float32 is the sum of three bfloat16, 8 bits of its 24 each, and the product of two bfloat16
     is exact in float32: so one product of bfloat16 with three times the rows, whose parts are then
-    added, rounds no more than one of float32 does. XLA's CPU library takes a left operand of this
-    shape without rearranging it, and needs more than one row.
+    added, rounds no more than one of float32 does. XLA's CPU library rearranges the right operand:
+    where rows are few, the weights are the left one.
 
     Args:
         x: float32 [rows..., inputs...]
@@ -88,26 +90,43 @@ def linear_narrow(x: jax.Array, w: jax.Array, inputs: int) -> jax.Array:
         float32 [rows..., outputs...].
     """
     rows, outputs = x.shape[: x.ndim - inputs], w.shape[: w.ndim - inputs]
-    width = math.prod(w.shape[w.ndim - inputs :])
-    rest, terms = x.reshape(-1, width), []
+    width, count = math.prod(w.shape[w.ndim - inputs :]), math.prod(rows)
+    w_OI, x_RI = w.reshape(-1, width), x.reshape(count, width)
+    if count <= FEW_ROWS:
+        x_IR = jnp.concatenate(_terms(x_RI.T), axis=1)
+        y_OR = jnp.einsum("OI,IR->OR", w_OI, x_IR, preferred_element_type=jnp.float32)
+        y = y_OR.reshape(-1, 3, count).sum(axis=1).T
+    else:
+        x_RI = jnp.concatenate(_terms(x_RI))
+        y_RO = jnp.einsum("RI,OI->RO", x_RI, w_OI, preferred_element_type=jnp.float32)
+        y = y_RO[:count] + y_RO[count : 2 * count] + y_RO[2 * count :]
+    return y.reshape(*rows, *outputs)
+
+
+def _terms(x: jax.Array) -> list[jax.Array]:
+    """Three bfloat16 whose sum is a float32."""
+    terms = []
     for _ in range(3):
         # a conversion there and back is one that XLA may leave out
-        term = lax.reduce_precision(rest, exponent_bits=8, mantissa_bits=7)
+        term = lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
         terms.append(term.astype(jnp.bfloat16))
-        rest = rest - term
-    product = functools.partial(jnp.einsum, "OI,RI->OR", preferred_element_type=jnp.float32)
-    parts = product(w.reshape(-1, width), jnp.concatenate(terms))
-    y_OR = parts.reshape(parts.shape[0], 3, -1).sum(axis=1)
-    return y_OR.T.reshape(*rows, *outputs)
+        x = x - term
+    return terms
 
 
-def attention_xla(q: jax.Array, k: jax.Array, v: jax.Array, segments_BT: jax.Array) -> jax.Array:
+def attention_xla(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segments_BT: jax.Array,
+    keep_scores: bool = False,
+) -> jax.Array:
     """Causal attention within segments, block by block of queries; softmax in float32.
 
     A block sees only the keys up to its own end, which saves half of the products, and its scores
-    are computed again in the backward pass, so that memory grows with T, not with T^2. Heads are
-    brought to the front once: with [B, T, heads, H] as it comes, XLA transposes every block's
-    scores, which on CPU takes longer than the products.
+    are computed again in the backward pass, so that memory grows with T, not with T^2; unless they
+    are kept. Heads are brought to the front once: with [B, T, heads, H] as it comes, XLA transposes
+    every block's scores, which on CPU takes longer than the products.
     """
     B, T, N, H = q.shape
     K = k.shape[2]
@@ -116,7 +135,6 @@ def attention_xla(q: jax.Array, k: jax.Array, v: jax.Array, segments_BT: jax.Arr
     q_BKXH = q.reshape(B, T, K, G, H).transpose(0, 2, 1, 3, 4).reshape(B, K, T * G, H)
     k_BKTH, v_BKTH = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
-    @functools.partial(jax.checkpoint, static_argnums=(4,))
     def attend(q, k, v, segments, start):
         end = k.shape[2]
         scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32) * H**-0.5
@@ -130,6 +148,8 @@ def attention_xla(q: jax.Array, k: jax.Array, v: jax.Array, segments_BT: jax.Arr
         out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
         return (out / total).astype(v.dtype)
 
+    if not keep_scores:
+        attend = jax.checkpoint(attend, static_argnums=(4,))
     blocks = []
     for start in range(0, T, block):
         end = min(start + block, T)
@@ -270,6 +290,7 @@ def attention(
     impl: str,
     partition: Partition,
     max_segments: int,
+    keep_scores: bool = False,
 ) -> jax.Array:
     """Causal attention within the segments of packed rows.
 
@@ -286,6 +307,7 @@ def attention(
         impl: a name in `IMPLS["attention"]`
         partition: the mesh
         max_segments: upper bound of the sequences in a row
+        keep_scores: for the backward pass; those of fused kernels never exist
 
     Returns:
         [B, T, N, H] in q's layout; rows of padding are finite and mean nothing.
@@ -299,6 +321,8 @@ def attention(
     function = IMPLS["attention"][impl]
     if impl == "cudnn":
         function = functools.partial(function, max_segments=max_segments)
+    if impl == "xla":
+        function = functools.partial(function, keep_scores=keep_scores)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
         q, k, v = (checkpoint_name(x, "qkv") for x in (q, k, v))

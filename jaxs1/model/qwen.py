@@ -270,7 +270,7 @@ class Qwen(nnx.Module):
         if self.compute.remat != "none":
             policy = REMAT_POLICIES[self.compute.remat]
             step = jax.checkpoint(step, policy=policy, prevent_cse=False)
-        x, _ = lax.scan(step, x, stacked)
+        x, _ = lax.scan(step, x, stacked, unroll=not self.compute.scan_layers)
         return self.final_norm(x)
 
     def head(self) -> jax.Array:
@@ -294,6 +294,7 @@ class Qwen(nnx.Module):
             impl=self.compute.attention,
             partition=self.partition,
             max_segments=self.max_segments,
+            keep_scores=self.compute.remat == "none",
         )
 
 

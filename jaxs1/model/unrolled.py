@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -103,7 +104,7 @@ def forward(
         x_BTD before the final norm, and the cache.
     """
     a = model.architecture
-    x = ops.embed(params["embedding"], tokens_BT, model.build.dtype, model.partition)
+    x = _embed(model, params["embedding"], tokens_BT)
     layer = IMPLS[impl].layer(model, positions_BT, table_BM)
     k_pages, v_pages = list(cache.k), list(cache.v)
     for i in range(a.num_layers):
@@ -114,6 +115,16 @@ def forward(
 def logits(model: Qwen, params: Params, x_BD: jax.Array, *, impl: str = "xla") -> jax.Array:
     """Float32 logits [B, V] from the last layer's output."""
     return IMPLS[impl].logits(model, params, x_BD)
+
+
+def _embed(model: Qwen, table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+    """Rows of the table; of a narrow model as integers, or XLA on CPU widens the whole table."""
+    if model.build.linear != "narrow":
+        return ops.embed(table_VD, tokens_BT, model.build.dtype, model.partition)
+    # bound to the tokens, the table is not turned into integers once for all steps, by a copy
+    table_VD, tokens_BT = lax.optimization_barrier((table_VD, tokens_BT))
+    rows = jnp.take(lax.bitcast_convert_type(table_VD, jnp.uint16), tokens_BT, axis=0)
+    return lax.bitcast_convert_type(rows, jnp.bfloat16).astype(model.build.dtype)
 
 
 def paged_attention(

@@ -146,7 +146,7 @@ def test_base_documents_are_right_and_mixed_as_designed(corpus):
     counts = dict.fromkeys(["worksheet", "rotated", "spot", "hit", "compare", "calc", "express"], 0)
     compare_yes = compare_lines = 0
     pages = [r["text"] for r in read(corpus / "base.jsonl")]
-    assert all(page.endswith("\n") and page.count("\n\n") == 1 for page in pages)
+    assert all(page.endswith("\n") for page in pages)
     documents = [text for page in pages for text in page.split("\n\n")]
     for text in documents:
         assert not re.search(r"Wait|Answer|think|<\|", text)
@@ -271,7 +271,7 @@ def shares(records: list[dict]) -> np.ndarray:
 
 
 def test_teacher_statistics_are_those_of_its_parameters(traces):
-    """Against the exact expectation: 0.4 for each further line, a Wait at 0.35 or 0.4."""
+    """Against the exact expectation: 0.4 for each further line, a Wait at 0.5 or 0.4."""
     correct, wait = [], []
     for trace in traces:
         _, numbers = parse_question(trace["question"])
@@ -281,24 +281,36 @@ def test_teacher_statistics_are_those_of_its_parameters(traces):
         ]
         first = on_line.index(True)
         correct.append(0.4 ** max(0, first - 2))
-        wait.append(0.35 if first < 3 else 0.4)
+        wait.append(0.5 if first < 3 else 0.4)
     expected = np.array([np.mean(correct), np.mean(wait)])
-    assert np.allclose(expected, [0.690, 0.370], atol=0.0005)
+    assert np.allclose(expected, [0.690, 0.460], atol=0.0005)
     bound = 3 * np.sqrt(expected * (1 - expected) / len(traces))
     assert np.all(np.abs(shares(traces) - expected) < bound)
 
 
-def test_teacher_statistics_are_those_of_the_design(corpus, tokenizer):
-    """The design: 67 % right, 38 % with a Wait. Ours: no trace longer than a page of the base."""
-    records = read(corpus / "sft.jsonl")
+def test_teacher_statistics_are_those_of_the_design():
+    """67 % right, 38 % with a Wait, where it re-checks with 0.35."""
+    rng = np.random.default_rng(8)
+    records = [
+        Teacher(recheck=0.35).trace(p, rng) for p in puzzles.sample_problems("train", 1000, rng)
+    ]
     design = np.array([0.67, 0.38])
     # both are samples of 1,000, so their difference has twice the variance
     bound = 3 * np.sqrt(2 * design * (1 - design) / 1000)
     assert np.all(np.abs(shares(records) - design) < bound)
-    chats = [chat(tokenizer, trace) for trace in records]
+
+
+def test_no_trace_is_longer_than_a_page(corpus, tokenizer):
+    chats = [chat(tokenizer, trace) for trace in read(corpus / "sft.jsonl")]
     lengths = [len(ids) for ids in tokenizer(chats)["input_ids"]]
+    assert 200 <= max(lengths) < puzzles.PAGE
+
+
+def test_pages_are_nearly_full(corpus, tokenizer):
     pages = tokenizer([r["text"] for r in read(corpus / "base.jsonl")])["input_ids"]
-    assert 200 <= max(lengths) < np.mean([len(ids) for ids in pages]) + 10
+    lengths = [len(ids) for ids in pages]
+    assert max(lengths) <= puzzles.PAGE
+    assert np.mean(lengths) > 0.9 * puzzles.PAGE
 
 
 def test_corpus_is_a_function_of_its_seed(corpus, tmp_path):
@@ -347,7 +359,7 @@ def test_command_prints_the_summary(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(puzzles, "write_corpus", small)
     puzzles.main([str(tmp_path / "out"), "--seed", "3"])
     printed = capsys.readouterr().out
-    assert re.search(r"base records +25\nsft records +20\ndev records +400\n", printed)
+    assert re.search(r"base records +1[78]\nsft records +20\ndev records +400\n", printed)
     assert re.search(r"share correct +0\.\d{3}\n", printed)
 
 

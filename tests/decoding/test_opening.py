@@ -43,7 +43,7 @@ def test_auto_is_narrow_only_where_that_is_fast_and_exact(tmp_path, monkeypatch)
 
 def test_narrow_refuses_what_it_would_round(tmp_path):
     write_model(tmp_path)
-    with pytest.raises(UserError, match="impl=narrow: .* are float32; give --impl xla"):
+    with pytest.raises(UserError, match=r"impl=narrow: .* are float32; give --impl xla"):
         open_engine(EngineConfig(str(tmp_path), impl="narrow", limits=LIMITS))
 
 

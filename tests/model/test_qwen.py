@@ -64,13 +64,13 @@ def test_packed_row_equals_separate_sequences(tmp_path):
         assert_close(packed[start : start + n], alone[0], "hidden and logits = transformers")
 
 
-@pytest.mark.parametrize("remat", ["attention", "full"])
-def test_recomputing_changes_no_gradient(remat, tmp_path):
+@pytest.mark.parametrize(("remat", "scan"), [("attention", True), ("full", True), ("none", False)])
+def test_recomputing_and_scanning_change_no_gradient(remat, scan, tmp_path):
     kept = ours(hf_model("qwen3-tied-8-2"), tmp_path)
     again = ours(
         hf_model("qwen3-tied-8-2"),
         tmp_path / "again",
-        compute=ComputeConfig(dtype="float32", remat=remat, attention="xla"),
+        compute=ComputeConfig(dtype="float32", remat=remat, scan_layers=scan, attention="xla"),
     )
     tokens = np.random.default_rng(2).integers(0, 96, (2, 24))
     positions = np.broadcast_to(np.arange(24), tokens.shape)
