@@ -108,7 +108,9 @@ def main() -> None:
     architecture = Architecture.from_hf(SHAPE, "benchmark")
     examples = make_examples(BATCH * arguments.steps, np.random.default_rng(arguments.seed))
     partition = make_partition(MeshConfig(), jax.devices()[:1])
-    compute = ComputeConfig(dtype="float32", remat="none", attention="xla", loss_chunk=256)
+    compute = ComputeConfig(
+        dtype="float32", remat="none", scan_layers=False, attention="xla", loss_chunk=256
+    )
     model = qwen.abstract(architecture, compute, partition)
     params = qwen.parameters(qwen.Qwen(architecture, compute, partition, rngs=nnx.Rngs(0)))
     loops = {

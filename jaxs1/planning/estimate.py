@@ -87,10 +87,11 @@ def estimate_memory(
     tokens = rows / model.partition.size("rows") * length / model.partition.size("sequence")
     trained = local_bytes(state.params)
     statistics = 4 * a.num_heads / t * model.max_segments if compute.attention == "cudnn" else 0
+    scores = 4 * a.num_heads / t * length / 2 if compute.attention == "xla" else 0  # causal
     kept = {
         "full": D * size,
         "attention": (2 * D + 2 * q + 2 * kv) * size + statistics,
-        "none": (5 * D + 4 * q + 4 * kv + 4 * F / t) * size + statistics,
+        "none": (5 * D + 4 * q + 4 * kv + 4 * F / t) * size + statistics + scores,
     }[compute.remat]
     layer = 2 * (3 * D * F / t + 2 * D * (q + kv)) * size
     passing = tokens * (5 * F / t + 8 * D) * size + layer

@@ -24,7 +24,7 @@ def recipe(name, *arguments):
 def needs(platform):
     """Skip the calling test where programs for a platform cannot be compiled."""
     if not is_installed(platform):
-        pytest.skip(f"needs the compiler for {platform}: pip install 'jaxs1[plan]'")
+        pytest.skip(f"needs the compiler for {platform}: make test, or the extra plan for tpu")
 
 
 @functools.cache

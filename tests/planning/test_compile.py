@@ -1,7 +1,7 @@
 """The compiled step: exchanges to the byte on CPU devices, memory of the 32B on 16 H100.
 
-Layers are scanned, so that all 64 compile as fast as two. The H100 tests need the extra `plan`
-(no GPU) and are skipped without it.
+Layers are scanned, so that all 64 compile as fast as two. The H100 tests need JAX's compiler for
+NVIDIA GPUs and no GPU; `make test` brings it.
 """
 
 import pytest
