@@ -37,10 +37,10 @@ $(INSTALLED): pyproject.toml
 	@echo "installing into $(VENV) for Python $(VERSION) (once; a few minutes)"
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	@[ "$$(uname)" != Linux ] || for part in plugin pjrt; do \
+	@[ "$$(uname)" != Linux ] || { \
+	  version=$$($(BIN)/python -c 'import jaxlib; print(jaxlib.__version__)') && \
 	  $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(COMPILER) \
-	    "jax-cuda13-$$part==$$($(BIN)/python -c 'import jaxlib; print(jaxlib.__version__)')" \
-	    || exit 1; done
+	    jax-cuda13-plugin==$$version jax-cuda13-pjrt==$$version; }
 	@touch $@
 
 clean:  ## remove the environment and the demo

@@ -114,7 +114,7 @@ def open_engine(config: EngineConfig) -> Opened:
         model = qwen.abstract(a, compute, partition, linear=linear)
         params = unrolled.unstack(load_params(weights, model), unrolled.shardings(model))
         if linear == "narrow":
-            params = unrolled.narrow(params)
+            params = unrolled.narrow(model, params)
         num_pages = 1 + _cache_pages(a, dtype, config.limits, partition)
         engines.append(
             Engine(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-#: Ids that are compared or summed at a time.
+#: Ids that are summed at a time when a token is drawn.
 BLOCK = 512
 
 
@@ -65,7 +65,7 @@ def choose(
     """
     if kinds.penalised:
         logits_BV = penalise(logits_BV, draw.seen_BV, draw.penalty)
-    likeliest_B = likeliest(logits_BV)
+    likeliest_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     if not kinds.sampled:
         return likeliest_B
     temperature_B = jnp.where(answering_B, draw.answer_temperature, draw.temperature)
@@ -76,14 +76,6 @@ def choose(
     uniform_B = jax.vmap(_uniform)(draw.key_B, position_B)
     drawn_B = draw_from(jax.nn.softmax(scaled_BV, axis=-1), uniform_B)
     return jnp.where(greedy_B, likeliest_B, drawn_B)
-
-
-def likeliest(logits_BV: jax.Array) -> jax.Array:
-    """The first id of the largest logit, int32 [B]: of blocks, then of ids, faster than at once."""
-    blocks_BCV = _blocks(logits_BV, -jnp.inf)
-    at_B = jnp.argmax(blocks_BCV.max(axis=-1), axis=-1)
-    block_BV = jnp.take_along_axis(blocks_BCV, at_B[:, None, None], axis=1)[:, 0]
-    return (at_B * BLOCK + jnp.argmax(block_BV, axis=-1)).astype(jnp.int32)
 
 
 def penalise(logits_BV: jax.Array, seen_BV: jax.Array, penalty_B: jax.Array) -> jax.Array:
@@ -124,19 +116,13 @@ def draw_from(p_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
     In two steps, blocks of ids and ids of a block, so that the long sum is a plain reduction. An
     id of probability 0 is never drawn.
     """
-    blocks_BCV = _blocks(p_BV, 0)
+    B, V = p_BV.shape
+    blocks_BCV = jnp.pad(p_BV, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
     sums_BC = blocks_BCV.sum(axis=-1)
     at_B, rest_B = _pass(sums_BC, uniform_B * sums_BC.sum(axis=-1))
     block_BV = jnp.take_along_axis(blocks_BCV, at_B[:, None, None], axis=1)[:, 0]
     inside_B, _ = _pass(block_BV, rest_B)
     return (at_B * BLOCK + inside_B).astype(jnp.int32)
-
-
-def _blocks(x_BV: jax.Array, fill: float) -> jax.Array:
-    """[B, C, BLOCK]."""
-    B, V = x_BV.shape
-    padded = jnp.pad(x_BV, ((0, 0), (0, -V % BLOCK)), constant_values=fill)
-    return padded.reshape(B, -1, BLOCK)
 
 
 def _pass(p_BV: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Array]:

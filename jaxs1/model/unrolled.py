@@ -50,24 +50,29 @@ def unstack(params: Params, layouts: Params) -> Params:
     return {**params, "layers": layers}
 
 
-def narrow(params: Params) -> Params:
+def narrow(model: Qwen, params: Params) -> Params:
     """Kernels with outputs before inputs, as `ops.linear_narrow` takes them.
 
     Args:
+        model: abstract
         params: from `unstack`; the arrays are deleted one after another
     """
 
-    def turn(path: Any, array: jax.Array) -> jax.Array:
-        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        if names[-1] not in ("kernel", "lm_head"):
-            return array
-        inputs = 2 if names[-2:] == ["o", "kernel"] else 1
+    def turn(array: jax.Array, inputs: int) -> jax.Array:
         axes = (*range(inputs, array.ndim), *range(inputs))
         turned = jax.block_until_ready(jax.jit(partial(jnp.transpose, axes=axes))(array))
         array.delete()
         return turned
 
-    return jax.tree.map_with_path(turn, params)
+    for path, module in nnx.iter_modules(model.layers):
+        if isinstance(module, qwen.Linear):
+            for weights in params["layers"]:
+                for name in path:
+                    weights = weights[name]
+                weights["kernel"] = turn(weights["kernel"], module.inputs)
+    if not model.architecture.tie_word_embeddings:
+        params["lm_head"] = turn(params["lm_head"], 1)
+    return params
 
 
 def shardings(model: Qwen) -> Params:
@@ -98,7 +103,7 @@ def forward(
         tokens_BT: int32 ids
         positions_BT: int32, from 0 in each sequence; kv_cache.PADDING where there is no token
         table_BM: int32, pages of each sequence; enough for the largest position
-        impl: a name in `IMPLS`; all but xla take one token of each sequence
+        impl: a name in `IMPLS`; triton and pallas take one token of each sequence
 
     Returns:
         x_BTD before the final norm, and the cache.
@@ -338,7 +343,7 @@ class Impl(NamedTuple):
 
 _xla_layer = partial(_layer, paged_attention, kv_cache.append)
 
-#: "xla" is the reference. Its layers take any number of new tokens, others' one of each sequence.
+#: "xla" is the reference. Only layers with its attention take several new tokens of a sequence.
 IMPLS: dict[str, Impl] = {
     "xla": Impl(_xla_layer, _logits),
     "narrow": Impl(_xla_layer, _narrow_logits, _check_narrow, linear="narrow"),
@@ -363,7 +368,7 @@ def check(impl: str, a: Architecture, partition: Partition, *, dtype: str, seque
         impl: a name in `IMPLS`
         a: the model
         partition: devices, which need not be here
-        dtype: of weights, computation and cache
+        dtype: of computation and cache
         sequences: decoded at the same time, at most
 
     Raises:

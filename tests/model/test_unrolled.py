@@ -35,7 +35,7 @@ class Paged:
         params = load_params(weights, self.model, jnp.dtype("bfloat16" if narrow else "float32"))
         self.params = unrolled.unstack(params, unrolled.shardings(self.model))
         if narrow:
-            self.params = unrolled.narrow(self.params)
+            self.params = unrolled.narrow(self.model, self.params)
         cache = kv_cache.init_cache(weights.architecture, NUM_PAGES, jnp.float32, partition)
         self.cache = jax.tree.map(lambda pages: jnp.full_like(pages, jnp.nan), cache)
         self._run = jax.jit(functools.partial(self._logits, self.model, impl))
