@@ -27,12 +27,12 @@ import numpy as np
 import torch
 import transformers
 
-from jaxs1.decoding.completion import Request
+from jaxs1.decoding.decode_state import table
 from jaxs1.decoding.engine import Engine, Limits
-from jaxs1.decoding.opening import EngineConfig, open_engine
-from jaxs1.decoding.presets import Delimiters, Thinking
-from jaxs1.decoding.slots import table
-from jaxs1.model import unrolled
+from jaxs1.decoding.loading import EngineConfig, load_engine
+from jaxs1.decoding.outputs import Request
+from jaxs1.decoding.params import Delimiters, ThinkingParams
+from jaxs1.model import decode
 
 PROMPT = 64
 BUDGET, ANSWER = 96, 16  # tokens of a round of thinking, and of an answer
@@ -84,8 +84,11 @@ def torch_generate(model: Any, prompts: Sequence[Ids], tokens: int, ends: Ids) -
 def our_generate(engine: Engine, prompts: Sequence[Ids], tokens: int, ends: Ids) -> list[Ids]:
     """Plain generation on our engine, greedy; what follows each prompt."""
     stops = tuple(engine.tokenizer.convert_ids_to_tokens(ends)) or ("<|fim_pad|>",)
-    plain = Thinking(
-        mode="off", max_answer=tokens, min_answer=1, delimiters=Delimiters(stops=stops)
+    plain = ThinkingParams(
+        mode="off",
+        max_answer_tokens=tokens,
+        min_answer_tokens=1,
+        delimiters=Delimiters(stops=stops),
     )
     out = dict(engine.run([Request(p, plain) for p in prompts]))
     return [out[i][0].tokens for i in range(len(prompts))]
@@ -120,8 +123,12 @@ def outside(
 
 def inside(engine: Engine, prompts: Sequence[Ids], waits: int) -> list[Ids]:
     """The same within one compiled loop."""
-    thinking = Thinking(
-        mode="s1_harness", max=BUDGET, num_waits=waits, max_answer=ANSWER, min_answer=1
+    thinking = ThinkingParams(
+        mode="s1_harness",
+        max=BUDGET,
+        num_waits=waits,
+        max_answer_tokens=ANSWER,
+        min_answer_tokens=1,
     )
     out = dict(engine.run([Request(p, thinking) for p in prompts]))
     return [out[i][0].tokens for i in range(len(prompts))]
@@ -137,7 +144,7 @@ def bare_loop(engine: Engine, tokens: int, rows: int) -> Callable[[], None]:
     def loop(params: Any, cache: Any) -> Any:
         def step(carry: Any) -> Any:
             i, cache, token_B, position_B = carry
-            x, cache = unrolled.forward(
+            x, cache = decode.forward(
                 engine.model,
                 params,
                 cache,
@@ -146,16 +153,16 @@ def bare_loop(engine: Engine, tokens: int, rows: int) -> Callable[[], None]:
                 table_BM,
                 impl=impl,
             )
-            logits = unrolled.logits(engine.model, params, x[:, 0], impl=impl)[:, :vocabulary]
+            logits = decode.logits(engine.model, params, x[:, 0], impl=impl)[:, :vocabulary]
             return i + 1, cache, logits.argmax(-1).astype(jnp.int32), position_B + 1
 
         start = (0, cache, jnp.ones(rows, jnp.int32), jnp.full(rows, PROMPT, jnp.int32))
-        return jax.lax.while_loop(lambda c: c[0] < engine.limits.chunk, step, start)[1:3]
+        return jax.lax.while_loop(lambda c: c[0] < engine.limits.decode_steps, step, start)[1:3]
 
     run = jax.jit(loop, donate_argnums=1)
 
     def timed() -> None:
-        for _ in range(tokens // engine.limits.chunk):
+        for _ in range(tokens // engine.limits.decode_steps):
             engine.cache, last = run(engine.params, engine.cache)
             jax.block_until_ready(last)
 
@@ -184,7 +191,7 @@ def ratio(slower: list[float], faster: list[float]) -> float:
 def compare_decode(engine: Engine, models: dict[str, Any], batch: int, tokens: int, rounds: int):
     """Fixed number of new tokens; a table and its figures."""
     prompts = make_prompts(engine, batch)
-    forced = Thinking(max=tokens - 16 - 3, max_answer=16, min_answer=16)
+    forced = ThinkingParams(max=tokens - 16 - 3, max_answer_tokens=16, min_answer_tokens=16)
     contenders: dict[str, Callable[[], Any]] = {
         "ours, forcing off": partial(our_generate, engine, prompts, tokens, []),
         "ours, forcing on": lambda: dict(engine.run([Request(p[:-2], forced) for p in prompts])),
@@ -248,7 +255,9 @@ def check_tokens(engine: Engine, model: Any) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--tokenizer", default="Qwen/Qwen2.5-0.5B-Instruct", help="folder or id")
+    parser.add_argument(
+        "--tokenizer", default="Transformer/Qwen2.5-0.5B-Instruct", help="folder or id"
+    )
     parser.add_argument("--layers", type=int, help="of the model; default: all 24")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens, a multiple of 32")
     parser.add_argument("--rounds", type=int, default=3)
@@ -260,9 +269,11 @@ def main() -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.tokenizer)
     with tempfile.TemporaryDirectory() as name:
         model = make_model(arguments.layers, tokenizer, Path(name))
-        limits = Limits(max_sequences=max(*arguments.batches, arguments.waits_batch), context=1024)
+        limits = Limits(
+            max_num_seqs=max(*arguments.batches, arguments.waits_batch), max_seq_len=1024
+        )
         impl = arguments.impl
-        opened = open_engine(EngineConfig(name, dtype="float32", impl=impl, limits=limits))
+        opened = load_engine(EngineConfig(name, dtype="float32", impl=impl, limits=limits))
     engine: Any = opened.engine
     print(opened.description.partition(": ")[2])
     check_tokens(engine, model)

@@ -110,8 +110,8 @@ def line(row: Row, plan: dict[str, Any]) -> str:
     """One line of the table."""
     mesh = f"{plan['mesh']['fsdp']} x {plan['mesh']['context']}"
     rows = f"{plan['rows']} x {plan['row_length']:,}"
-    if plan["accumulate"] > 1:
-        rows = f"{plan['accumulate']} x {rows}"
+    if plan["gradient_accumulation_steps"] > 1:
+        rows = f"{plan['gradient_accumulation_steps']} x {rows}"
     if plan["longest_row"] > plan["row_length"]:
         rows += f" (longest {plan['longest_row']:,})"
     kept = {"full": "all", "attention": "not attention", "none": "nothing"}[plan["remat"]]

@@ -11,24 +11,26 @@ import numpy as np
 
 from jaxs1.config import ComputeConfig, MeshConfig
 from jaxs1.decoding import budget
-from jaxs1.decoding.completion import Sampling
-from jaxs1.decoding.loop import Programs, Written
-from jaxs1.decoding.pages import pages_for
-from jaxs1.decoding.presets import Thinking
-from jaxs1.decoding.sampling import Kinds
-from jaxs1.decoding.script import Script
-from jaxs1.decoding.slots import Start, rows_of, table
-from jaxs1.model import kv_cache, qwen, unrolled
+from jaxs1.decoding.decode_loop import ChunkOutput, CompiledFunctions
+from jaxs1.decoding.decode_state import NewSequence, rows_of, table
+from jaxs1.decoding.outputs import SamplingParams
+from jaxs1.decoding.page_allocator import pages_for
+from jaxs1.decoding.params import ThinkingParams
+from jaxs1.decoding.sampling import SamplingFlags
+from jaxs1.decoding.tokenized_thinking import TokenizedThinking
+from jaxs1.model import decode, kv_cache, transformer
 from jaxs1.model.architecture import Architecture
-from jaxs1.model.sharding import make_partition
+from jaxs1.model.sharding import make_sharding_rules
 from jaxs1.planning.decode import abstract_params, compile_and_look
 
-GREEDY = Kinds(sampled=False, filtered=False, penalised=False)
+GREEDY = SamplingFlags(sampled=False, filtered=False, penalised=False)
 
 Ids = list[int]
 
 
-def ask(*, thinking: int | None = None, waits: int = 0, end: int | None = None) -> Script:
+def ask(
+    *, thinking: int | None = None, waits: int = 0, end: int | None = None
+) -> TokenizedThinking:
     """What is forced on a sequence: nothing, or an end of its thinking, and Waits.
 
     Args:
@@ -37,12 +39,12 @@ def ask(*, thinking: int | None = None, waits: int = 0, end: int | None = None) 
         end: id that ends thinking; null: none that a model can choose
     """
     if thinking is None:
-        return Script(Thinking(mode="off", min_answer=1), *[()] * 9)
-    asked = Thinking(max=thinking, num_waits=waits, min_answer=1)
+        return TokenizedThinking(ThinkingParams(mode="off", min_answer_tokens=1), *[()] * 9)
+    asked = ThinkingParams(max=thinking, num_waits=waits, min_answer_tokens=1)
     ends: Any = () if end is None else ((end,),)
-    return Script(
+    return TokenizedThinking(
         asked, start=(), ends=ends, resume=(budget.NONE,) * len(ends), stops=(), reopen=(),
-        line_break=(), close=(11, 12, 13, 14), cue=(15, 16, 17, 18), waits=((19,),),
+        line_break=(), close=(11, 12, 13, 14), answer_prefix=(15, 16, 17, 18), waits=((19,),),
     )  # fmt: skip
 
 
@@ -71,9 +73,9 @@ class Loop:
     """
 
     def __init__(self, a: Architecture, device: Any, dtype: str, *, rows: int, context: int):
-        self.partition = make_partition(MeshConfig(fsdp=1, tensor=1), [device])
+        self.rules = make_sharding_rules(MeshConfig(fsdp=1, tensor=1), [device])
         compute: Any = ComputeConfig(dtype=dtype, param_dtype=dtype, remat="none", attention="xla")
-        self.model = qwen.abstract(a, compute, self.partition)
+        self.model = transformer.abstract(a, compute, self.rules)
         self.context, self.rows, self.pages = context, rows, pages_for(context)
         flat, tree = jax.tree_util.tree_flatten_with_path(abstract_params(self.model))
         # threefry would need several times the memory and time
@@ -82,7 +84,7 @@ class Loop:
                    for (path, leaf), key in zip(flat, keys, strict=False)]  # fmt: skip
         self.params = jax.tree.unflatten(tree, weights)
         pool = (a.num_kv_heads, rows * self.pages + 1, kv_cache.PAGE, a.head_dim)
-        where = self.partition.sharding(kv_cache.AXES)
+        where = self.rules.sharding(kv_cache.AXES)
         draw = jax.jit(lambda key: jax.random.normal(key, pool, dtype), out_shardings=where)
         # zeros would be faster to read
         k, v = ([draw(key) for key in jax.random.split(keys[-i], a.num_layers)] for i in (1, 2))
@@ -95,13 +97,13 @@ class Loop:
     def prefill(self, prompts: Sequence[Ids]) -> None:
         """Bring prompts into the cache."""
         tokens_BT, positions_BT = _rows(prompts)
-        prefill = Programs(self.model, "xla", 1).prefill
+        prefill = CompiledFunctions(self.model, "xla", 1).prefill
         self.cache = prefill(self.params, self.cache, tokens_BT, positions_BT, self.table_BM)
 
-    def place(self, prompts: Sequence[Ids], asked: Sequence[Script]) -> Any:
+    def place(self, prompts: Sequence[Ids], asked: Sequence[TokenizedThinking]) -> Any:
         """Sequences at their start, on the device."""
         starts = [
-            Start(script, prompt, held, Sampling(temperature=0), seed=0, sample=0)
+            NewSequence(script, prompt, held, SamplingParams(temperature=0), seed=0, sample=0)
             for prompt, script, held in zip(prompts, asked, self.held, strict=True)
         ]
         rows = rows_of(
@@ -111,28 +113,28 @@ class Loop:
             max_pages=self.pages,
             is_newline_V=self.is_newline_V,
         )
-        return jax.block_until_ready(jax.device_put(rows, self.partition.sharding(())))
+        return jax.block_until_ready(jax.device_put(rows, self.rules.sharding(())))
 
-    def chunk(self, impl: str, slots: Any, *, steps: int) -> tuple[Written, dict[str, int]]:
+    def chunk(self, impl: str, slots: Any, *, steps: int) -> tuple[ChunkOutput, dict[str, int]]:
         """One chunk; what it wrote, and what the host started for it (`compile_and_look`)."""
         given = (self.params, self.cache, slots, self.is_newline_V)
         if (impl, steps) not in self._programs:
-            chunk: Any = Programs(self.model, impl, steps).chunk
+            chunk: Any = CompiledFunctions(self.model, impl, steps).chunk
             lowered = chunk.lower(*given, rows=self.rows, pages=self.pages, kinds=GREEDY)
-            platform = self.partition.mesh.devices.flat[0].platform
+            platform = self.rules.mesh.devices.flat[0].platform
             self._programs[impl, steps] = compile_and_look(lowered, platform)
         program, launches = self._programs[impl, steps]
         self.cache, _, written = program(*given)
         return jax.device_get(written), launches
 
     def run(
-        self, impl: str, prompts: Sequence[Ids], asked: Sequence[Script], *, steps: int
-    ) -> tuple[Written, dict[str, int]]:
+        self, impl: str, prompts: Sequence[Ids], asked: Sequence[TokenizedThinking], *, steps: int
+    ) -> tuple[ChunkOutput, dict[str, int]]:
         """`chunk` on sequences at their start."""
         return self.chunk(impl, self.place(prompts, asked), steps=steps)
 
 
-def regret(loop: Loop, prompts: Sequence[Ids], written: Written) -> float:
+def regret(loop: Loop, prompts: Sequence[Ids], written: ChunkOutput) -> float:
     """How much less likely than XLA's likeliest the tokens are that a loop chose, at most.
 
     XLA reads prompts and written tokens as one text, so that a difference in rounding cannot grow.
@@ -145,12 +147,10 @@ def regret(loop: Loop, prompts: Sequence[Ids], written: Written) -> float:
     at_BN = first_B[:, None] + np.arange(written.token_NB.shape[0])
 
     def differences(params: Any, cache: Any, chosen_BN: Any) -> Any:
-        x_BTD, _ = unrolled.forward(
-            loop.model, params, cache, tokens_BT, positions_BT, loop.table_BM
-        )
+        x_BTD, _ = decode.forward(loop.model, params, cache, tokens_BT, positions_BT, loop.table_BM)
         x_BND = jnp.take_along_axis(x_BTD, at_BN[..., None], axis=1)
         V = len(loop.is_newline_V)
-        logits = unrolled.logits(loop.model, params, x_BND.reshape(-1, x_BND.shape[-1]))[:, :V]
+        logits = decode.logits(loop.model, params, x_BND.reshape(-1, x_BND.shape[-1]))[:, :V]
         chosen = jnp.take_along_axis(logits, chosen_BN.reshape(-1, 1), axis=1)[:, 0]
         return ((logits.max(-1) - chosen) / logits.std(-1)).reshape(chosen_BN.shape)
 
@@ -183,4 +183,4 @@ def _rows(texts: Sequence[Ids]) -> tuple[np.ndarray, np.ndarray]:
     longest = max(map(len, texts))
     tokens = np.asarray([t + [0] * (longest - len(t)) for t in texts], np.int32)
     kept = np.arange(longest) < np.asarray([[len(t)] for t in texts])
-    return tokens, np.where(kept, np.arange(longest), kv_cache.PADDING).astype(np.int32)
+    return tokens, np.where(kept, np.arange(longest), kv_cache.PAD_POSITION).astype(np.int32)

@@ -26,9 +26,9 @@ from convert.mapping import pieces
 from jaxs1.config import ComputeConfig, DataConfig, MeshConfig
 from jaxs1.data.batches import Batches
 from jaxs1.data.chat import Example
-from jaxs1.model import qwen
+from jaxs1.model import transformer
 from jaxs1.model.architecture import Architecture
-from jaxs1.model.sharding import make_partition
+from jaxs1.model.sharding import make_sharding_rules
 from jaxs1.training.step import init_state, make_train_step, put_batch
 
 SHAPE = {
@@ -107,12 +107,14 @@ def main() -> None:
     arguments = parser.parse_args()
     architecture = Architecture.from_hf(SHAPE, "benchmark")
     examples = make_examples(BATCH * arguments.steps, np.random.default_rng(arguments.seed))
-    partition = make_partition(MeshConfig(), jax.devices()[:1])
+    rules = make_sharding_rules(MeshConfig(), jax.devices()[:1])
     compute = ComputeConfig(
         dtype="float32", remat="none", scan_layers=False, attention="xla", loss_chunk=256
     )
-    model = qwen.abstract(architecture, compute, partition)
-    params = qwen.parameters(qwen.Qwen(architecture, compute, partition, rngs=nnx.Rngs(0)))
+    model = transformer.abstract(architecture, compute, rules)
+    params = transformer.parameters(
+        transformer.Transformer(architecture, compute, rules, rngs=nnx.Rngs(0))
+    )
     loops = {
         "torch, padded batch": (*torch_model(architecture, params), True),
         "torch, one by one": (*torch_model(architecture, params), False),
@@ -125,7 +127,7 @@ def main() -> None:
         examples,
         DataConfig(row_multiple=256),
         batch_size=BATCH,
-        accumulate=1,
+        gradient_accumulation_steps=1,
         loss="token",
         seed=0,
         parts=1,
@@ -138,7 +140,7 @@ def main() -> None:
         if batch.tokens.shape not in shapes:
             shapes.add(batch.tokens.shape)
             copy = jax.tree.map(lambda x: x.copy(), state)
-            jax.block_until_ready(step(copy, put_batch(batch, partition)))
+            jax.block_until_ready(step(copy, put_batch(batch, rules)))
     for torch_loop, _, padded in loops.values():  # touch all code once
         tokens = torch.zeros((BATCH if padded else 1, 64), dtype=torch.long)
         torch_loop(tokens).logits.sum().backward()
@@ -148,7 +150,7 @@ def main() -> None:
     for number in range(arguments.steps):
         start = time.perf_counter()
         batch, stats = batches.batch(number)
-        state, metrics = step(state, put_batch(batch, partition))
+        state, metrics = step(state, put_batch(batch, rules))
         losses["jaxs1, packed"].append(float(metrics.loss))
         speeds["jaxs1, packed"].append(stats.tokens / (time.perf_counter() - start))
         chosen = [examples[i] for i in batches.indices(number)]

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from convert import checkpoint
+from convert import orbax_io
 from convert.interface import Weights
 from convert.mapping import TABLE, Piece
 from jaxs1.config import LoraConfig
@@ -52,7 +52,7 @@ def peft_config(lora: LoraConfig, base: str) -> dict[str, Any]:
         "r": lora.rank,
         "lora_alpha": int(lora.alpha) if whole else lora.alpha,
         "lora_dropout": 0.0,
-        "target_modules": list(lora.targets),
+        "target_modules": list(lora.target_modules),
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
@@ -87,7 +87,7 @@ class Adapter:
     @classmethod
     def from_step(cls, step: Path, model: Path) -> Adapter:
         """From a step of a training run and the run's model/; raises `UserError`."""
-        arrays = checkpoint.read_arrays(step / "adapter")
+        arrays = orbax_io.read_arrays(step / "adapter")
         whole = {
             path: array.read(tuple(slice(0, n) for n in array.shape))
             for path, array in arrays.items()
@@ -127,12 +127,12 @@ class Adapter:
 class MergedWeights:
     """Weights with an adapter added in, piece by piece, in float32; see `weights.Weights`."""
 
-    def __init__(self, base: Weights, adapter: Adapter, side_files: Path | None = None):
-        """`side_files` where the tokenizer is not the base's."""
+    def __init__(self, base: Weights, adapter: Adapter, aux_files: Path | None = None):
+        """`aux_files` where the tokenizer is not the base's."""
         self.name = f"{base.name} with an adapter"
         self.config: dict[str, Any] = base.config
         self.architecture: Architecture = base.architecture
-        self.side_files: Path | None = side_files or base.side_files
+        self.aux_files: Path | None = aux_files or base.aux_files
         self._base, self._adapter = base, adapter
 
     def dtype(self, path: str) -> np.dtype:

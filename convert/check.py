@@ -20,8 +20,8 @@ import numpy as np
 from convert.interface import Weights
 from convert.weights import load_params, open_weights
 from jaxs1.config import ComputeConfig, MeshConfig, UserError, one_line, parse, run_command
-from jaxs1.model import qwen
-from jaxs1.model.sharding import make_partition
+from jaxs1.model import transformer
+from jaxs1.model.sharding import make_sharding_rules
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class Check:
 def our_logits(weights: Weights, prompts: list[np.ndarray], dtype: Any) -> list[np.ndarray]:
     """Logits [T, V] of each prompt [T], float32, by our model."""
     compute = ComputeConfig(dtype=dtype, param_dtype=dtype, remat="none", attention="xla")
-    partition = make_partition(MeshConfig(), jax.devices()[:1])
-    model = qwen.abstract(weights.architecture, compute, partition)
+    rules = make_sharding_rules(MeshConfig(), jax.devices()[:1])
+    model = transformer.abstract(weights.architecture, compute, rules)
     params = load_params(weights, model)
 
     @jax.jit
     def run(params: Any, tokens: Any, segments: Any) -> Any:
-        whole = qwen.with_parameters(model, params)
+        whole = transformer.with_parameters(model, params)
         positions = jnp.arange(longest, dtype=jnp.int32)[None]
         return whole.logits(whole(tokens, positions, segments))[0]
 
@@ -150,7 +150,7 @@ def _prompts(options: Check, weights: Weights) -> list[np.ndarray]:
         raise UserError(f"prompts={options.prompts}: cannot be read ({error})") from None
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(weights.side_files)
+    tokenizer = AutoTokenizer.from_pretrained(weights.aux_files)
     ids = [np.asarray(tokenizer(line)["input_ids"], np.int32) for line in lines if line.strip()]
     if not ids:
         raise UserError(f"prompts={options.prompts}: is empty; give one prompt a line")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convert import checkpoint
+from convert import orbax_io
 from convert.mapping import parameters
 from convert.transfer import transfer
 from convert.weights import open_weights
@@ -34,7 +34,7 @@ def from_hf(src: str | Path, dst: str | Path) -> None:
     """Write the weights at `src` as a checkpoint of ours, `dst`; raises `UserError`."""
     weights = open_weights(src)
     dtypes = {path: weights.dtype(path) for path in parameters(weights.architecture)}
-    writer = checkpoint.Writer(weights.architecture, dtypes)
+    writer = orbax_io.Writer(weights.architecture, dtypes)
     transfer(weights, writer, Path(dst), weights.config)
 
 

@@ -30,13 +30,13 @@ class Weights(Protocol):
         name: for messages
         architecture: shapes and constants
         config: the whole `config.json`, unknown keys included
-        side_files: folder whose `SIDE_FILES` travel along, if any
+        aux_files: folder whose `SIDE_FILES` travel along, if any
     """
 
     name: str
     architecture: Architecture
     config: dict[str, Any]
-    side_files: Path | None
+    aux_files: Path | None
 
     def dtype(self, path: str) -> np.dtype:
         """The dtype in which a parameter is stored."""

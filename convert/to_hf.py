@@ -15,7 +15,7 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-from convert import shards
+from convert import safetensors_io
 from convert.interface import Weights
 from convert.mapping import Piece, pieces, tensors
 from convert.transfer import transfer
@@ -69,7 +69,7 @@ class Writer:
 
     def prepare(self, folder: Path) -> None:
         """Write headers and index."""
-        shards.write_prefixes(folder, *self._plan)
+        safetensors_io.write_prefixes(folder, *self._plan)
 
     def dtype(self, piece: Piece) -> np.dtype:
         """What a piece is written as."""
@@ -78,13 +78,13 @@ class Writer:
     def write(self, folder: Path, piece: Piece, block: np.ndarray) -> Path:
         """Write one piece, given in our layout; returns its file."""
         entry = self._plan[1][piece.hf]
-        return shards.write_rows(folder, entry, piece.rows.start, piece.to_hf(block))
+        return safetensors_io.write_rows(folder, entry, piece.rows.start, piece.to_hf(block))
 
     @cached_property
-    def _plan(self) -> tuple[list[shards.Shard], dict[str, shards.Entry]]:
+    def _plan(self) -> tuple[list[safetensors_io.Shard], dict[str, safetensors_io.Entry]]:
         dtypes = {piece.hf: self.dtypes[piece.ours] for piece in pieces(self.architecture)}
         shapes = tensors(self.architecture)
-        return shards.plan(
+        return safetensors_io.plan(
             {name: (dtypes[name], shapes[name]) for name in shapes}, self.shard_bytes
         )
 
@@ -98,7 +98,7 @@ def to_hf(
     """Write weights as a Hugging Face folder.
 
     Args:
-        source: opened weights (training gives `LiveWeights`), or what `open_weights` takes
+        source: opened weights (training gives `InMemoryWeights`), or what `open_weights` takes
         dst: the folder to be made; must not exist
         dtype: of the written tensors; None preserves them
         shard_bytes: largest size of a file

@@ -146,8 +146,8 @@ def _move(
 def _finish(weights: Weights, config: dict[str, Any], partial: Path, dst: Path) -> None:
     """Add the small files, make everything durable, and give the folder its name."""
     (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if weights.side_files is not None:
-        copy_side_files(weights.side_files, partial)
+    if weights.aux_files is not None:
+        copy_side_files(weights.aux_files, partial)
     for path in [partial, *partial.rglob("*")]:
         _sync(path)
     (partial / JOURNAL).unlink()

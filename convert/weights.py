@@ -1,7 +1,7 @@
 """Weights, wherever they lie, read piece by piece in our layout.
 
-    weights = open_weights("Qwen/Qwen2.5-0.5B")         # or a folder: Hugging Face's or ours
-    params = load_params(weights, qwen.abstract(weights.architecture, compute, partition))
+    weights = open_weights("Transformer/Qwen2.5-0.5B")         # or a folder: Hugging Face's or ours
+    params = load_params(weights, transformer.abstract(weights.architecture, compute, rules))
 
 `Weights` is what conversion and loading know of a checkpoint: a Hugging Face folder or one of ours,
 live arrays (`live.py`), weights with an adapter (`adapter.py`). What is in a folder decides how it
@@ -21,14 +21,14 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from convert import checkpoint, shards
+from convert import orbax_io, safetensors_io
 from convert.adapter import Adapter, MergedWeights
-from convert.boxes import bounds, intersect, relative
-from convert.copying import copy
 from convert.interface import SIDE_FILES, Weights
 from convert.mapping import Piece, parameters, pieces, tensors
+from convert.slices import bounds, intersect, relative
+from convert.transpose import copy
 from jaxs1.config import UserError, one_line
-from jaxs1.model import qwen
+from jaxs1.model import transformer
 from jaxs1.model.architecture import Architecture, read_config
 
 #: Pieces that are read at the same time.
@@ -41,9 +41,9 @@ class HfWeights:
     def __init__(self, folder: Path):
         """Check names, shapes and dtypes; raises `UserError` with all that is wrong."""
         self.name = str(folder)
-        self.side_files: Path | None = folder
+        self.aux_files: Path | None = folder
         self.config, self.architecture = _read_architecture(folder)
-        self._entries = shards.read_folder(folder)
+        self._entries = safetensors_io.read_folder(folder)
         expected = tensors(self.architecture)
         redundant = self.architecture.tie_word_embeddings and "lm_head.weight" in self._entries
         head = self._entries.pop("lm_head.weight") if redundant else None
@@ -66,19 +66,19 @@ class HfWeights:
 
     def read(self, piece: Piece) -> np.ndarray:
         """See `Weights`."""
-        return piece.to_ours(shards.read_rows(self._entries[piece.hf], piece.rows))
+        return piece.to_ours(safetensors_io.read_rows(self._entries[piece.hf], piece.rows))
 
     def fingerprint(self) -> str:
         """See `Weights`."""
         return _stamp({entry.file for entry in self._entries.values()}, self.config)
 
-    def _check_head(self, head: shards.Entry) -> None:
+    def _check_head(self, head: safetensors_io.Entry) -> None:
         """A tied model may repeat its embedding as the head, but nothing else."""
         embedding = self._entries["model.embed_tokens.weight"]
         same = (head.shape, head.dtype) == (embedding.shape, embedding.dtype)
         for piece in pieces(self.architecture):
             if same and piece.ours == "embedding":
-                ours, theirs = (shards.read_rows(e, piece.rows) for e in (embedding, head))
+                ours, theirs = (safetensors_io.read_rows(e, piece.rows) for e in (embedding, head))
                 same = ours.tobytes() == theirs.tobytes()
         if not same:
             raise UserError(
@@ -87,15 +87,15 @@ class HfWeights:
             )
 
 
-class OurWeights:
+class OrbaxWeights:
     """A checkpoint of ours: `params/` with a config.json beside it, or a step of a training run."""
 
-    def __init__(self, params: Path, side_files: Path):
+    def __init__(self, params: Path, aux_files: Path):
         """Check names, shapes and dtypes; raises `UserError` with all that is wrong."""
         self.name = str(params.parent)
-        self.side_files: Path | None = side_files
-        self.config, self.architecture = _read_architecture(side_files)
-        self._params, self._arrays = params, checkpoint.read_arrays(params)
+        self.aux_files: Path | None = aux_files
+        self.config, self.architecture = _read_architecture(aux_files)
+        self._params, self._arrays = params, orbax_io.read_arrays(params)
         found = {path: array.shape for path, array in self._arrays.items()}
         compare(self.name, parameters(self.architecture), found, "parameters")
 
@@ -128,7 +128,7 @@ def open_weights(source: str | Path) -> Weights:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
             raise UserError(f"{source}: no such folder; give a folder or a hub id (owner/name)")
         folder = _download(str(source))
-    ours, hf = (folder / "params").is_dir(), shards.has_weights(folder)
+    ours, hf = (folder / "params").is_dir(), safetensors_io.has_weights(folder)
     if ours and hf:
         raise UserError(f"{folder}: holds both safetensors and params/; remove one of them")
     if hf:
@@ -136,13 +136,13 @@ def open_weights(source: str | Path) -> Weights:
     if ours:
         run = folder.parent.parent
         beside = (folder / "config.json").exists() or not (run / "model").is_dir()
-        return OurWeights(folder / "params", folder if beside else run / "model")
+        return OrbaxWeights(folder / "params", folder if beside else run / "model")
     if (folder / "adapter").is_dir():
         return _merged(folder, folder.parent.parent / "model")
     if step := _newest_step(folder / "checkpoints"):
         return open_weights(step)
     raise UserError(
-        f"{folder}: no weights; looked for {shards.SINGLE}, {shards.INDEX}, params/ and "
+        f"{folder}: no weights; looked for {safetensors_io.SINGLE}, {safetensors_io.INDEX}, params/ and "
         "checkpoints/<step>/params"
     )
 
@@ -153,7 +153,9 @@ def _merged(step: Path, model: Path) -> MergedWeights:
     return MergedWeights(open_weights(adapter.config["base_model_name_or_path"]), adapter, model)
 
 
-def load_params(weights: Weights, model: qwen.Qwen, dtype: Any = None) -> dict[str, Any]:
+def load_params(
+    weights: Weights, model: transformer.Transformer, dtype: Any = None
+) -> dict[str, Any]:
     """The parameters of `model` as sharded arrays.
 
     One parameter after another is put together on the host, layer by layer, and only the parts
@@ -161,14 +163,14 @@ def load_params(weights: Weights, model: qwen.Qwen, dtype: Any = None) -> dict[s
 
     Args:
         weights: where they come from
-        model: whose they become, usually `qwen.abstract(...)`
+        model: whose they become, usually `transformer.abstract(...)`
         dtype: of the arrays; None takes the model's
 
     Raises:
         UserError: names or shapes differ, all of them listed.
     """
-    wanted = flatten_dict(qwen.parameters(model), sep=".")
-    layouts = flatten_dict(qwen.shardings(model), sep=".")
+    wanted = flatten_dict(transformer.parameters(model), sep=".")
+    layouts = flatten_dict(transformer.shardings(model), sep=".")
     expected = {path: tuple(array.shape) for path, array in wanted.items()}
     compare(weights.name, expected, parameters(weights.architecture), "parameters")
     by_path: dict[str, list[Piece]] = {path: [] for path in wanted}
@@ -264,7 +266,7 @@ def _download(hub_id: str) -> Path:
     """A hub model's files in the local cache; what is there already is not fetched again."""
     import huggingface_hub
 
-    wanted = ["config.json", "*.safetensors", shards.INDEX, *SIDE_FILES]
+    wanted = ["config.json", "*.safetensors", safetensors_io.INDEX, *SIDE_FILES]
     try:
         return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=wanted))
     except Exception as error:  # the hub's and its HTTP client's many kinds

@@ -17,6 +17,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import jsonargparse
@@ -39,7 +40,7 @@ class DataConfig:
         format: how a record is read; auto decides from its columns
         fields: column names that differ, e.g. '{"question": "prompt"}' reads question from prompt
         block_size: longest example [tokens]
-        on_too_long: an example over block_size is dropped and counted, or ends the run
+        overlong: an example over block_size is dropped and counted, or ends the run
         limit: use only the first so many records; null for all
         rows: rows that the sequences of one micro-batch are packed into; null picks the fastest
         row_multiple: row lengths are rounded up to this [tokens], so that few shapes are compiled
@@ -50,7 +51,7 @@ class DataConfig:
     format: Literal["auto", "s1k", "s1k-1.1", "messages", "gsm8k", "text"] = "auto"
     fields: dict[str, str] = field(default_factory=dict)
     block_size: int = 32768
-    on_too_long: Literal["drop", "error"] = "drop"
+    overlong: Literal["drop", "error"] = "drop"
     limit: int | None = None
     rows: int | None = None
     row_multiple: int = 1024
@@ -64,23 +65,23 @@ class OptimizerConfig:
         name: adamw, or muon for the matrices (adamw for the rest) when training from scratch
         learning_rate: peak learning rate
         warmup_ratio: share of all steps that warm up linearly from 0
-        final_ratio: learning rate at the last step, as a share of the peak (cosine in between)
+        min_lr_ratio: learning rate at the last step, as a share of the peak (cosine in between)
         b1: decay of the first moment (muon: of the momentum is 0.95)
         b2: decay of the second moment
         eps: added to the root of the second moment
         weight_decay: decoupled weight decay; norms and biases are never decayed
-        clip_norm: gradients are scaled down to this global norm; null for no clipping
+        max_grad_norm: gradients are scaled down to this global norm; null for no clipping
     """
 
     name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-5
     warmup_ratio: float = 0.05
-    final_ratio: float = 0.0
+    min_lr_ratio: float = 0.0
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 1e-4
-    clip_norm: float | None = 1.0
+    max_grad_norm: float | None = 1.0
 
 
 #: Linear maps of a layer, as Hugging Face names them.
@@ -94,13 +95,13 @@ class LoraConfig:
     Args:
         rank: width of A's output and B's input; 0 trains all weights instead
         alpha: numerator of the adapters' scale
-        targets: linear maps that get an adapter
+        target_modules: linear maps that get an adapter
         frozen_dtype: of the weights that are not trained
     """
 
     rank: int = 0
     alpha: float = 32.0
-    targets: tuple[LinearName, ...] = get_args(LinearName)
+    target_modules: tuple[LinearName, ...] = get_args(LinearName)
     frozen_dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
 
@@ -149,11 +150,11 @@ class CheckpointConfig:
 
     Args:
         every: steps between checkpoints; 0 saves only at the end
-        keep: how many of the newest checkpoints stay
+        max_to_keep: how many of the newest checkpoints stay
     """
 
     every: int = 100
-    keep: int = 2
+    max_to_keep: int = 2
 
 
 @dataclass(frozen=True)
@@ -182,14 +183,14 @@ class DistributedConfig:
         coordinator: HOST:PORT of process 0, instead of cluster
         num_processes: of the run; with coordinator
         process_id: of this process, from 0; with coordinator
-        lost_after: seconds of silence after which a process counts as lost and the run ends
+        heartbeat_timeout: seconds of silence after which a process counts as lost and the run ends
     """
 
     cluster: Literal["auto", "jax", "none"] = "auto"
     coordinator: str | None = None
     num_processes: int | None = None
     process_id: int | None = None
-    lost_after: int = 30
+    heartbeat_timeout: int = 30
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ class TrainConfig:
         tokenizer: Hugging Face folder or hub id; null takes the one of `model`
         output: run directory: config, metrics, checkpoints, at the end the exported model in hf/
         batch_size: sequences per optimizer step
-        accumulate: micro-batches that one optimizer step is split into
+        gradient_accumulation_steps: micro-batches that one optimizer step is split into
         epochs: passes over the data
         steps: optimizer steps; null: as many as `epochs` needs
         loss: every target token of a step weighs the same (token), or every sequence (sequence)
@@ -225,7 +226,7 @@ class TrainConfig:
     tokenizer: str | None = None
     output: str = "runs/train"
     batch_size: int = 16
-    accumulate: int = 1
+    gradient_accumulation_steps: int = 1
     epochs: int = 5
     steps: int | None = None
     loss: Literal["token", "sequence"] = "token"
@@ -258,19 +259,19 @@ class TrainConfig:
             )
         positive = {
             "batch_size": self.batch_size,
-            "accumulate": self.accumulate,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
             "epochs": self.epochs,
             "data.block_size": self.data.block_size,
             "data.row_multiple": self.data.row_multiple,
             "compute.loss_chunk": self.compute.loss_chunk,
-            "checkpoint.keep": self.checkpoint.keep,
+            "checkpoint.max_to_keep": self.checkpoint.max_to_keep,
             "log.every": self.log.every,
             "steps": 1 if self.steps is None else self.steps,
             "data.rows": 1 if self.data.rows is None else self.data.rows,
             "data.limit": 1 if self.data.limit is None else self.data.limit,
             "optimizer.learning_rate": self.optimizer.learning_rate,
             "lora.alpha": self.lora.alpha,
-            "distributed.lost_after": self.distributed.lost_after,
+            "distributed.heartbeat_timeout": self.distributed.heartbeat_timeout,
         }
         for name, value in positive.items():
             if not value > 0:
@@ -281,17 +282,17 @@ class TrainConfig:
         ):
             if value < 0:
                 raise UserError(f"{name}={value}: must be 0 ({zero}) or more")
-        for name in ("warmup_ratio", "final_ratio"):
+        for name in ("warmup_ratio", "min_lr_ratio"):
             value = getattr(self.optimizer, name)
             if not 0 <= value <= 1:
                 raise UserError(f"optimizer.{name}={value}: is a share of 1; give 0 to 1")
         self._check_lora()
 
     def _check_lora(self) -> None:
-        targets = self.lora.targets
+        targets = self.lora.target_modules
         if not targets or len(set(targets)) < len(targets):
             raise UserError(
-                f"lora.targets={list(targets)}: must name one linear map or more, each once; "
+                f"lora.target_modules={list(targets)}: must name one linear map or more, each once; "
                 f"known: {', '.join(get_args(LinearName))}"
             )
         if self.lora.rank and self.model is None:
@@ -327,12 +328,78 @@ def parse(
         parser.add_argument(name, type=str)
     parser.add_class_arguments(schema, skip=set(positionals))
     try:
-        namespace = parser.parse_args(list(argv))
+        namespace = parser.parse_args(_with_current_names(argv))
         values = namespace.as_dict()
         values.pop("config", None)
         return _build(schema, values)
     except jsonargparse.ArgumentError as error:
         raise UserError(_explain(str(error), schema, command)) from None
+
+
+#: Fields of version 0.1 -> their names now. Recipes, flags and saved settings may still use them.
+RENAMED = {
+    "accumulate": "gradient_accumulation_steps",
+    "optimizer.final_ratio": "optimizer.min_lr_ratio",
+    "optimizer.clip_norm": "optimizer.max_grad_norm",
+    "lora.targets": "lora.target_modules",
+    "checkpoint.keep": "checkpoint.max_to_keep",
+    "distributed.lost_after": "distributed.heartbeat_timeout",
+    "data.on_too_long": "data.overlong",
+    "limits.max_sequences": "limits.max_num_seqs",
+    "limits.kv_tokens": "limits.kv_cache_tokens",
+    "limits.context": "limits.max_seq_len",
+    "limits.chunk": "limits.decode_steps",
+    "limits.prefill": "limits.prefill_chunk_tokens",
+    "thinking.cue": "thinking.answer_prefix",
+    "thinking.max_answer": "thinking.max_answer_tokens",
+    "thinking.min_answer": "thinking.min_answer_tokens",
+    "sweep.max_thinking": "sweep.budget",
+}
+
+
+def current_names(settings: dict[str, Any], group: str = "") -> dict[str, Any]:
+    """Settings with the fields of `RENAMED` under their current names, and a line about each.
+
+    Args:
+        settings: nested dictionaries, or one of dotted names
+        group: dotted name of the dictionary that holds them
+    """
+    current = {}
+    for name, value in settings.items():
+        old = f"{group}.{name}" if group else str(name)
+        new = RENAMED.get(old, old)
+        if new != old:
+            print(f"note: {old} is now called {new}", file=sys.stderr)
+        inner = current_names(value, old) if isinstance(value, dict) else value
+        current[new.removeprefix(f"{group}.") if group else new] = inner
+    return current
+
+
+def _with_current_names(argv: Sequence[str]) -> list[str]:
+    """The arguments, and the recipes they name, in current names."""
+    current: list[str] = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            (new,) = current_names({name[2:]: None})
+            word = f"--{new}{equals}{value}"
+        elif current and current[-1] == "--config":
+            word = _current_recipe(word)
+        current.append(_current_recipe(word) if word.startswith("--config=") else word)
+    return current
+
+
+def _current_recipe(argument: str) -> str:
+    """A recipe's path; its content instead where that uses old names."""
+    flag, path = ("--config=", argument[9:]) if argument.startswith("--config=") else ("", argument)
+    try:
+        recipe = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return argument  # the parser says what is wrong
+    if not isinstance(recipe, dict):
+        return argument
+    current = current_names(recipe)
+    return argument if current == recipe else flag + yaml.safe_dump(current, sort_keys=False)
 
 
 def to_yaml(config: Any) -> str:

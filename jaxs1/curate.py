@@ -23,10 +23,10 @@ from jaxs1.config import UserError, parse, run_command, to_yaml
 from jaxs1.curation import features as feats
 from jaxs1.curation.decontaminate import read_benchmarks
 from jaxs1.curation.features import Feature, Tally
-from jaxs1.curation.models import Model, ModelConfig
-from jaxs1.curation.on_ray import run_on_ray
+from jaxs1.curation.labelers import Model, ModelConfig
 from jaxs1.curation.output import write_output
 from jaxs1.curation.pool import Pool
+from jaxs1.curation.ray_tasks import run_on_ray
 from jaxs1.curation.recipe import RECIPES, Recipe, select
 from jaxs1.curation.report import Story
 from jaxs1.curation.table import NAMES, Scan, Table, read_table

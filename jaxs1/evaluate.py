@@ -23,14 +23,14 @@ from typing import Any
 
 from jaxs1.config import UserError, parse, run_command
 from jaxs1.data import grading
-from jaxs1.decoding.completer import Completer
-from jaxs1.decoding.completion import Completion, Request, Sampling
-from jaxs1.decoding.opening import EngineConfig, Opened, open_engine
-from jaxs1.decoding.presets import Thinking, delimiters_of
+from jaxs1.decoding.base_engine import BaseEngine
+from jaxs1.decoding.loading import EngineConfig, LoadedEngine, load_engine
+from jaxs1.decoding.outputs import Completion, Request, SamplingParams
+from jaxs1.decoding.params import ThinkingParams, delimiters_of
 from jaxs1.decoding.prompt import prompt_ids
-from jaxs1.decoding.script import resolve_auto, script
+from jaxs1.decoding.tokenized_thinking import resolve_auto, script
 from jaxs1.evaluation import report
-from jaxs1.evaluation.control import Point, SweepConfig, points_of, steps_in, with_instruction
+from jaxs1.evaluation.methods import Point, SweepConfig, points_of, steps_in, with_instruction
 from jaxs1.evaluation.results import chosen, fits, read_results, results_of
 from jaxs1.evaluation.samples import Key, Samples
 from jaxs1.evaluation.tasks import Question, Questions, QuestionsConfig, load_questions
@@ -70,8 +70,8 @@ class EvaluateConfig(EngineConfig):
     compare: str | None = None
     data: QuestionsConfig = field(default_factory=QuestionsConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
-    thinking: Thinking = field(default_factory=Thinking)
-    sampling: Sampling = field(default_factory=Sampling)
+    thinking: ThinkingParams = field(default_factory=ThinkingParams)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
 
     def __post_init__(self) -> None:
         """Refuse what measures nothing."""
@@ -96,7 +96,7 @@ class EvaluateConfig(EngineConfig):
 
 
 def evaluate(
-    config: EvaluateConfig, opener: Callable[[EngineConfig], Opened] = open_engine
+    config: EvaluateConfig, opener: Callable[[EngineConfig], LoadedEngine] = load_engine
 ) -> dict[str, Any]:
     """Answer, grade, report.
 
@@ -136,7 +136,7 @@ def evaluate(
     return results
 
 
-def user_prompt(question: str, thinking: Thinking, tokenizer: Any) -> list[int]:
+def user_prompt(question: str, thinking: ThinkingParams, tokenizer: Any) -> list[int]:
     """Ids of a question as the only message of a conversation."""
     return prompt_ids([{"role": "user", "content": question}], thinking, tokenizer)
 
@@ -148,11 +148,11 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _settings(config: EvaluateConfig, questions: Questions, opened: Opened) -> dict[str, Any]:
+def _settings(config: EvaluateConfig, questions: Questions, opened: LoadedEngine) -> dict[str, Any]:
     """What all samples of a folder share."""
     return {
         "model": opened.fingerprint,
-        "limits.context": opened.engine.context,
+        "limits.max_seq_len": opened.engine.context,
         "task": questions.name,
         "questions": questions.digest(),
         "kind": questions.kind,
@@ -180,7 +180,7 @@ def _resolved(point: Point, questions: Questions, tokenizer: Any) -> Point:
 
 def _collect(
     config: EvaluateConfig,
-    engine: Completer,
+    engine: BaseEngine,
     points: Sequence[Point],
     questions: Questions,
     samples: Samples,
@@ -265,8 +265,8 @@ def _record(
 
 
 def _cue(completion: Completion, tokenizer: Any) -> str:
-    """The cue that the controller wrote before the answer: it says that an answer follows."""
-    starts = [entry.position for entry in completion.interventions if entry.kind == "cue"]
+    """The answer_prefix that the controller wrote before the answer: it says that an answer follows."""
+    starts = [entry.position for entry in completion.interventions if entry.kind == "answer_prefix"]
     if not starts:
         return ""
     behind = zip(completion.tokens[starts[-1] :], completion.forced[starts[-1] :], strict=True)

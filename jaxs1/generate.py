@@ -17,10 +17,10 @@ from typing import Any, NamedTuple, TextIO
 
 from jaxs1.config import UserError, one_line, parse, run_command
 from jaxs1.decoding import budget
-from jaxs1.decoding.completer import Event
-from jaxs1.decoding.completion import Completion, Request, Sampling
-from jaxs1.decoding.opening import EngineConfig, open_engine
-from jaxs1.decoding.presets import Thinking
+from jaxs1.decoding.base_engine import StreamOutput
+from jaxs1.decoding.loading import EngineConfig, load_engine
+from jaxs1.decoding.outputs import Completion, Request, SamplingParams
+from jaxs1.decoding.params import ThinkingParams
 from jaxs1.decoding.prompt import prompt_ids
 
 DIM, FORCED, PLAIN = "\x1b[2m", "\x1b[33m", "\x1b[0m"
@@ -40,8 +40,8 @@ class Asked:
         seed: of the draws
     """
 
-    thinking: Thinking = field(default_factory=Thinking)
-    sampling: Sampling = field(default_factory=Sampling)
+    thinking: ThinkingParams = field(default_factory=ThinkingParams)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     n: int = 1
     seed: int = 0
 
@@ -67,8 +67,8 @@ class GenerateConfig(EngineConfig):
     prompts: str | None = None
     chat: bool = True
     system: str | None = None
-    thinking: Thinking = field(default_factory=Thinking)
-    sampling: Sampling = field(default_factory=Sampling)
+    thinking: ThinkingParams = field(default_factory=ThinkingParams)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     n: int = 1
     seed: int = 0
     output: str | None = None
@@ -102,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit status: 1 where some prompt could not be completed."""
     config = parse(GenerateConfig, argv, command=COMMAND)
     prompts = list(_read_prompts(config))
-    opened = open_engine(config)
+    opened = load_engine(config)
     _say(opened.description)
     engine = opened.engine
     requests = [_request(config, prompt, engine.tokenizer) for prompt in prompts]
@@ -238,7 +238,7 @@ class Printer:
         self._style, self._shown = PLAIN, 0
         self._ids: list[int] = []
 
-    def show(self, event: Event) -> None:
+    def show(self, event: StreamOutput) -> None:
         """Print what an event adds."""
         new = event.written
         for token, forced, kind in zip(new.tokens, new.forced, new.kinds, strict=True):

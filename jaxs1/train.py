@@ -23,8 +23,8 @@ from flax.traverse_util import flatten_dict
 
 from convert.adapter import CONFIG as ADAPTER_CONFIG
 from convert.adapter import Adapter, MergedWeights, peft_config
+from convert.in_memory import InMemoryWeights, on_host
 from convert.interface import Weights
-from convert.live import LiveWeights, on_host
 from convert.to_hf import to_hf
 from convert.transfer import copy_side_files
 from convert.weights import load_params, open_weights
@@ -33,15 +33,15 @@ from jaxs1.data import chat
 from jaxs1.data.batches import Batches, BatchStats, fit_to_block
 from jaxs1.data.records import load_records
 from jaxs1.data.tokenizer import load_tokenizer, padding_id
-from jaxs1.model import ops, qwen
+from jaxs1.model import ops, transformer
 from jaxs1.model.architecture import Architecture, read_config
-from jaxs1.model.qwen import Qwen
-from jaxs1.model.sharding import Partition, check_divisible, make_partition
+from jaxs1.model.sharding import ShardingRules, check_divisible, make_sharding_rules
+from jaxs1.model.transformer import Transformer
 from jaxs1.planning.estimate import check_fits
 from jaxs1.training import distributed
 from jaxs1.training.checkpoint import Checkpoints, latest_step
+from jaxs1.training.metrics_logger import Report, peak_flops
 from jaxs1.training.optimizer import make_optimizer, make_schedule
-from jaxs1.training.progress import Report, peak_flops
 from jaxs1.training.step import StepMetrics, TrainState, init_state, make_train_step, put_batch
 
 
@@ -53,7 +53,7 @@ class Job:
     weights: Weights | None
     tokenizer: Any
     hf_config: dict[str, Any]
-    model: Qwen  # abstract
+    model: Transformer  # abstract
     batches: Batches
     steps: int
 
@@ -111,7 +111,7 @@ def _export(job: Job, params: Any, run: Path) -> None:
     """Write RUN/hf. All processes take part; the first one writes."""
     folder = run / "hf"
     if not distributed.from_first(folder.exists()):
-        live = LiveWeights(params, job.hf_config, run / "model")
+        live = InMemoryWeights(params, job.hf_config, run / "model")
         if distributed.is_first():
             to_hf(live, folder, job.config.export_dtype)
         else:
@@ -147,7 +147,7 @@ def prepare(config: TrainConfig) -> Job:
         UserError: one line that names the field, its value, the constraint and the remedy.
     """
     weights = open_weights(config.model) if config.model else None
-    tokenizer = load_tokenizer(config.tokenizer or str(weights and weights.side_files))
+    tokenizer = load_tokenizer(config.tokenizer or str(weights and weights.aux_files))
     if weights is not None:
         hf_config, source = weights.config, str(config.model)
     else:
@@ -166,10 +166,10 @@ def prepare(config: TrainConfig) -> Job:
             f"data.block_size={config.data.block_size}: must be at most the model's "
             f"max_position_embeddings={architecture.max_position_embeddings}; lower it"
         )
-    partition = make_partition(config.mesh)
-    check_divisible(architecture, partition)
-    _check_batch(config, partition)
-    batches = _read_data(config, tokenizer, architecture, partition)
+    rules = make_sharding_rules(config.mesh)
+    check_divisible(architecture, rules)
+    _check_batch(config, rules)
+    batches = _read_data(config, tokenizer, architecture, rules)
     device = jax.devices()[0]
     major, minor = getattr(device, "compute_capability", "9.0").split(".")  # of a GPU
     impl: Any = ops.resolve_attention(
@@ -179,20 +179,20 @@ def prepare(config: TrainConfig) -> Job:
         (int(major), int(minor)),
     )
     compute = dataclasses.replace(config.compute, attention=impl)
-    model = qwen.abstract(
-        architecture, compute, partition, max_segments=config.batch_size, lora=config.lora
+    model = transformer.abstract(
+        architecture, compute, rules, max_segments=config.batch_size, lora=config.lora
     )
     steps = config.steps or config.epochs * batches.steps_per_epoch
     check_fits(model, config, batches, steps, jax.local_devices()[0])
     return Job(config, weights, tokenizer, hf_config, model, batches, steps)
 
 
-def _check_batch(config: TrainConfig, partition: Partition) -> None:
-    parts, context = partition.size("rows"), partition.size("sequence")
-    if config.batch_size < parts * config.accumulate:
+def _check_batch(config: TrainConfig, rules: ShardingRules) -> None:
+    parts, context = rules.size("rows"), rules.size("sequence")
+    if config.batch_size < parts * config.gradient_accumulation_steps:
         raise UserError(
-            f"batch_size={config.batch_size}: must be at least mesh.data x mesh.fsdp x accumulate="
-            f"{parts * config.accumulate}, so that every device has a row; raise it or use "
+            f"batch_size={config.batch_size}: must be at least mesh.data x mesh.fsdp x gradient_accumulation_steps="
+            f"{parts * config.gradient_accumulation_steps}, so that every device has a row; raise it or use "
             "mesh.context"
         )
     if config.data.row_multiple % context:
@@ -203,11 +203,11 @@ def _check_batch(config: TrainConfig, partition: Partition) -> None:
 
 
 def _read_data(
-    config: TrainConfig, tokenizer: Any, architecture: Architecture, partition: Partition
+    config: TrainConfig, tokenizer: Any, architecture: Architecture, rules: ShardingRules
 ) -> Batches:
     kind, records = load_records(config.data)
     examples = chat.encode(records, tokenizer)
-    kept, dropped = fit_to_block(examples, config.data.block_size, config.data.on_too_long)
+    kept, dropped = fit_to_block(examples, config.data.block_size, config.data.overlong)
     tokens = sum(len(e.tokens) for e in kept)
     distributed.say(
         f"data      {len(kept):,} {kind} examples, {tokens:,} tokens; {dropped:,} too long: dropped"
@@ -218,10 +218,10 @@ def _read_data(
         kept,
         config.data,
         batch_size=config.batch_size,
-        accumulate=config.accumulate,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
         loss=config.loss,
         seed=config.seed,
-        parts=partition.size("rows"),
+        parts=rules.size("rows"),
         attention=2 * a.num_layers * a.num_heads * a.head_dim / matrices,
         padding_id=padding_id(tokenizer),
     )
@@ -230,19 +230,19 @@ def _read_data(
 def _describe(job: Job, start: int) -> None:
     """Say what is about to happen, and every choice that was made for the user."""
     config, a, b = job.config, job.model.architecture, job.batches
-    mesh = ", ".join(f"{k} {v}" for k, v in job.model.partition.mesh.shape.items())
+    mesh = ", ".join(f"{k} {v}" for k, v in job.model.rules.mesh.shape.items())
     device = jax.devices()[0].device_kind
     origin = config.model or f"random weights, {config.architecture}"
     c, say = job.model.compute, distributed.say
     say(f"model     {a.num_parameters:,} parameters ({origin})")
     if config.lora.rank:
-        adapters = jax.tree.leaves(qwen.parameters(job.model, qwen.Adapter))
+        adapters = jax.tree.leaves(transformer.parameters(job.model, transformer.Adapter))
         count = sum(x.size for x in adapters)
         say(f"adapters  {count:,} parameters, rank {config.lora.rank}; the model's are frozen")
     if jax.process_count() > 1:
         say(f"processes {jax.process_count()}, each with {jax.local_device_count()} devices")
     say(f"devices   {jax.device_count()} x {device}: {mesh}; attention {c.attention}, {c.dtype}")
-    packed = f"{config.accumulate} x {b.rows} rows"
+    packed = f"{config.gradient_accumulation_steps} x {b.rows} rows"
     say(f"steps     {job.steps:,} of {config.batch_size} sequences packed into {packed}")
     if start:
         say(f"resuming  after step {start:,}")
@@ -256,8 +256,8 @@ def _write_side_files(job: Job, run: Path) -> None:
     folder = run / "model"
     folder.mkdir(parents=True, exist_ok=True)
     (run / "config.yaml").write_text(to_yaml(job.config))
-    if job.weights is not None and job.weights.side_files is not None:
-        copy_side_files(job.weights.side_files, folder)
+    if job.weights is not None and job.weights.aux_files is not None:
+        copy_side_files(job.weights.aux_files, folder)
     if job.config.tokenizer is not None:
         if Path(job.config.tokenizer).is_dir():
             copy_side_files(Path(job.config.tokenizer), folder)
@@ -274,17 +274,17 @@ def _initial_params(job: Job) -> tuple[Any, Any]:
     Weights are read, or random by the recipe's seed where there are none to read; adapters are
     always random.
     """
-    model, kind = job.model, qwen.trained(job.model)
+    model, kind = job.model, transformer.trained(job.model)
 
     def random() -> Any:
         rngs, lora = nnx.Rngs(job.config.seed), job.config.lora
-        fresh = Qwen(model.architecture, model.compute, model.partition, rngs=rngs, lora=lora)
-        return qwen.parameters(fresh, kind)
+        fresh = Transformer(model.architecture, model.compute, model.rules, rngs=rngs, lora=lora)
+        return transformer.parameters(fresh, kind)
 
     if job.weights is not None and kind is nnx.Param:
         return load_params(job.weights, model), None
     frozen = load_params(job.weights, model) if job.weights is not None else None
-    return jax.jit(random, out_shardings=qwen.shardings(model, kind))(), frozen
+    return jax.jit(random, out_shardings=transformer.shardings(model, kind))(), frozen
 
 
 def _run_steps(
@@ -311,7 +311,7 @@ def _run_steps(
             batch, stats = job.batches.batch(number)
             compiled = batch.tokens.shape not in shapes
             shapes.add(batch.tokens.shape)
-            state, metrics = train_step(state, put_batch(batch, job.model.partition))
+            state, metrics = train_step(state, put_batch(batch, job.model.rules))
             if pending:
                 _report(job, report, schedule, *pending)
             pending = (number + 1, metrics, stats, compiled)

@@ -91,7 +91,7 @@ def layer(
     """One layer for one new token of every sequence.
 
     Args:
-        weights: of the layer, as in jaxs1/model/qwen.py: attn_norm.scale [D]; attn.q.kernel
+        weights: of the layer, as in jaxs1/model/transformer.py: attn_norm.scale [D]; attn.q.kernel
             [D, N, H], attn.k.kernel and attn.v.kernel [D, K, H], each with or without bias;
             attn.o.kernel [N, H, D]; attn.q_norm.scale and attn.k_norm.scale [H] or absent;
             mlp_norm.scale [D]; mlp.gate.kernel and mlp.up.kernel [D, F]; mlp.down.kernel [F, D]

@@ -25,7 +25,7 @@ from kernels.launch import ceil_div, power_of_two
 
 #: Rows of W in a block. Part of the order of summation: the same for every batch.
 K_BLOCK = 64
-#: Programs that a product is split into at least: three for each of the 132 cores of an H100.
+#: CompiledFunctions that a product is split into at least: three for each of the 132 cores of an H100.
 PROGRAMS = 396
 #: A slice of k shorter than this costs more in partial sums than it gains.
 SHORTEST_SLICE = 4 * K_BLOCK

@@ -33,7 +33,7 @@ OURS = ("jaxs1", "convert", "kernels")
 
 
 def room(module):
-    """The room of a module, e.g. jaxs1.model.qwen -> model, jaxs1.train -> commands."""
+    """The room of a module, e.g. jaxs1.model.transformer -> model, jaxs1.train -> commands."""
     parts = module.split(".")
     if parts[0] != "jaxs1":
         return parts[0]

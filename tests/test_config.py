@@ -49,7 +49,7 @@ def test_s1_hyper_parameters():
     assert (c.batch_size, c.epochs, c.data.block_size) == (16, 5, 32768)
     o = c.optimizer
     assert (o.name, o.learning_rate, o.b1, o.b2, o.weight_decay) == ("adamw", 1e-5, 0.9, 0.95, 1e-4)
-    assert (o.warmup_ratio, o.final_ratio, o.clip_norm) == (0.05, 0.0, 1.0)
+    assert (o.warmup_ratio, o.min_lr_ratio, o.max_grad_norm) == (0.05, 0.0, 1.0)
     assert (c.compute.dtype, c.compute.param_dtype) == ("bfloat16", "float32")
 
 

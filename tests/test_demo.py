@@ -24,7 +24,7 @@ def test_recorded_with_todays_recipe(results):
     config = parse(EvaluateConfig, ["--config", recipe], command="test")
     assert [p["value"] for p in points(results, "max_thinking")] == config.sweep.max_thinking
     assert [p["value"] for p in points(results, "num_waits")] == config.sweep.num_waits
-    assert results["settings"]["thinking"]["cue"] == config.thinking.cue
+    assert results["settings"]["thinking"]["cue"] == config.thinking.answer_prefix
     assert results["questions"] >= 300
 
 

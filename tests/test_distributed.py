@@ -34,7 +34,7 @@ SETTINGS = {
     "data.limit": 32,
     "steps": STEPS,
     "checkpoint.every": 2,
-    "checkpoint.keep": 9,
+    "checkpoint.max_to_keep": 9,
     "data.rows": 2,
     "data.row_multiple": 512,
     "log.tensorboard": "false",
@@ -240,7 +240,7 @@ def test_what_the_user_can_mend_is_one_line_in_each_process(launch, tmp_path):
 @pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGKILL), (1, signal.SIGSTOP)])
 def test_a_lost_first_and_a_hung_process_end_the_others(victim, number, launch, tmp_path):
     run = tmp_path / "lost"
-    group = launch(run, 2, **FOREVER, **{"distributed.lost_after": 20})
+    group = launch(run, 2, **FOREVER, **{"distributed.heartbeat_timeout": 20})
     assert lose(group, run, victim, number) < 60
     words = run.with_suffix(f".{1 - victim}.log").read_text()
     assert re.search("another process was lost|another task died", words), words

@@ -13,7 +13,7 @@ import pytest
 from jaxs1 import evaluate as command
 from jaxs1.config import UserError
 from jaxs1.data.tokenizer import load_tokenizer, train_tokenizer
-from jaxs1.evaluation.control import CLASSES
+from jaxs1.evaluation.methods import CLASSES
 from tests.conftest import ROOT
 from tests.curation.pools import write_jsonl
 from tests.evaluation.fake import Engine, config, evaluate, sums
@@ -70,7 +70,7 @@ def test_every_sample_can_be_asked_for_again(task, tmp_path):
     for line in lines(out):
         assert line["usage"]["thinking_tokens"] == 30 and len(line["thinking_ids"]) == 30
         assert line["gold"] == str(3 * line["question"] + 1)
-        # behind the cue, the first line is the answer, whatever follows
+        # behind the answer_prefix, the first line is the answer, whatever follows
         assert line["answer"].startswith(f" {line['given']}\n")
         assert line["correct"] == (line["given"] == line["gold"])
 
@@ -318,14 +318,21 @@ def test_what_needs_no_model_is_checked_before_it_is_loaded(task, tmp_path):
 
 
 def test_automatic_budget_is_that_of_all_questions(task, tmp_path):
-    """s1's harness: max_gen_toks - longest prompt - start - close and cue - 100; also resumed."""
+    """s1's harness: max_gen_toks - longest prompt - start - close and answer_prefix - 100; also resumed."""
     train_tokenizer(["What is the sum of 0 and 1?"], tmp_path / "tokenizer")
     tokenizer = load_tokenizer(str(tmp_path / "tokenizer"))
     last = f"What is the sum of {COUNT - 1} and {2 * COUNT - 1}?"
     prompt = f"<|im_start|>user\n{last}<|im_end|>\n<|im_start|>assistant\n<|im_start|>think"
     cut = "<|im_start|>answer\nFinal Answer:"
     longest, rest = (len(tokenizer(text)["input_ids"]) for text in (prompt, cut))
-    mode = ("--thinking.mode", "s1_harness", "--thinking.max", "auto", "--thinking.max_answer", 900)
+    mode = (
+        "--thinking.mode",
+        "s1_harness",
+        "--thinking.max",
+        "auto",
+        "--thinking.max_answer_tokens",
+        900,
+    )
     out = tmp_path / "out"
     for _ in range(2):
         engine = Engine()

@@ -8,8 +8,8 @@ import pytest
 from jaxs1 import generate
 from jaxs1.config import UserError
 from jaxs1.decoding import budget
-from jaxs1.decoding.completer import Event
-from jaxs1.decoding.completion import Completion, Transcript
+from jaxs1.decoding.base_engine import StreamOutput
+from jaxs1.decoding.outputs import Completion, TokenLog
 from tests.decoding.engines import LIMITS, encode, tokenizer, write_model
 
 #: Of a completion, as the issue lists them.
@@ -17,7 +17,7 @@ DOCUMENTED = (
     "prompt_ids", "thinking_ids", "answer_ids", "thinking", "answer", "interventions",
     "finish_reason", "usage", "settings",
 )  # fmt: skip
-SHORT = ("--thinking.max=6", "--thinking.max_answer=5", "--thinking.min_answer=1")
+SHORT = ("--thinking.max=6", "--thinking.max_answer_tokens=5", "--thinking.min_answer_tokens=1")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_prompts_and_their_own_settings(folder, tmp_path, capsys):
     assert plain["settings"]["thinking"]["mode"] == "off" and plain["thinking_ids"] == []
     assert len(own["thinking_ids"]) <= 3
     assert own["settings"]["thinking"]["wait_strings"] == ["Hmm", "Wait"]
-    assert own["settings"]["thinking"]["max_answer"] == 5  # the command's
+    assert own["settings"]["thinking"]["max_answer_tokens"] == 5  # the command's
     assert capsys.readouterr().out == ""
 
 
@@ -121,7 +121,7 @@ def test_the_healthy_finish_beside_the_sick(folder, tmp_path, capsys):
         (["--prompt=a", "--thinking.preset=s2"], r"thinking.preset='s2': is unknown; give s1 or"),
         (["--prompt=a", "--thinking.mode=lax"], r"thinking.mode=lax: must be .*strict.*s1_harness"),
         (["--prompt=a", "--thinking.wait=x"], r"thinking.wait: no such field; did you mean"),
-        (["--prompt=a", "--limits.chunk=0"], r"limits.chunk=0: must be at least 1"),
+        (["--prompt=a", "--limits.decode_steps=0"], r"limits.decode_steps=0: must be at least 1"),
         (["--prompt=a", "--output=setup.cfg"], None),
         (["--prompts=nowhere.jsonl"], r"prompts=nowhere.jsonl: cannot be read \(.*No such file"),
         (["--prompt=a", "--model="], r"model='': must name the weights; give --model DIR"),
@@ -194,8 +194,8 @@ def test_a_terminal_shows_thinking_dimmed_and_forced_tokens_marked():
     printer = generate.Printer(tokenizer(), out)
     for text, kind, forced in parts:
         for token in encode(text):
-            printer.show(Event(0, 0, Transcript([token], [forced], [kind]), None))
-    printer.show(Event(0, 0, Transcript(), Completion([1])))
+            printer.show(StreamOutput(0, 0, TokenLog([token], [forced], [kind]), None))
+    printer.show(StreamOutput(0, 0, TokenLog(), Completion([1])))
     plain = generate.PLAIN
     dim, mark = plain + generate.DIM, plain + generate.FORCED
     assert out.getvalue() == (

@@ -15,7 +15,7 @@ from benchmarks.gpu_summary import header, summary, write
 from benchmarks.random_loop import Loop, ask, needs, regret
 from jaxs1.config import UserError
 from jaxs1.decoding import budget
-from jaxs1.decoding.loop import Written
+from jaxs1.decoding.decode_loop import ChunkOutput
 from jaxs1.model.architecture import Architecture
 from kernels import measure
 from kernels.shapes import Shape
@@ -117,7 +117,7 @@ def test_a_loop_that_is_not_repeatable_fails(monkeypatch):
 
     class Restless:
         def run(self, *_, **__):
-            return Written(64, rng.random((64, 4)), none, none), {}
+            return ChunkOutput(64, rng.random((64, 4)), none, none), {}
 
     monkeypatch.setattr(gpu_check, "_small", lambda _: (Restless(), PROMPTS))
     with pytest.raises(RuntimeError, match="three runs wrote different tokens"):

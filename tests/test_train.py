@@ -16,7 +16,7 @@ import transformers
 from convert.mapping import parameters
 from convert.weights import load_params, open_weights
 from jaxs1.data import puzzles
-from jaxs1.model import qwen
+from jaxs1.model import transformer
 from tests.conftest import ROOT
 from tests.numerics import assert_close
 from tests.tiny_models import FLOAT32, one_device
@@ -50,7 +50,7 @@ def metrics(run):
 
 def all_params(run):
     weights = open_weights(str(run))
-    model = qwen.abstract(weights.architecture, FLOAT32, one_device())
+    model = transformer.abstract(weights.architecture, FLOAT32, one_device())
     return load_params(weights, model, np.float32)
 
 
@@ -139,8 +139,8 @@ def test_export_equals_ours_and_generates(uninterrupted):
         return_dict=True,
     )["input_ids"]
     weights = open_weights(str(run))
-    model = qwen.abstract(weights.architecture, FLOAT32, one_device())
-    model = qwen.with_parameters(model, load_params(weights, model, np.float32))
+    model = transformer.abstract(weights.architecture, FLOAT32, one_device())
+    model = transformer.with_parameters(model, load_params(weights, model, np.float32))
     n = ids.shape[1]
     hidden = model(ids.numpy(), np.arange(n)[None], np.ones((1, n), np.int32))
     with torch.no_grad():
@@ -172,7 +172,7 @@ def test_finished_run_resumes_to_nothing(corpus, uninterrupted, run_module):
 
 def test_non_finite_loss_names_step_and_batch(corpus, tmp_path, run_module):
     run = tmp_path / "exploded"
-    settings = {"optimizer.learning_rate": 1e20, "optimizer.clip_norm": "null"}
+    settings = {"optimizer.learning_rate": 1e20, "optimizer.max_grad_norm": "null"}
     more = [x for name, value in settings.items() for x in (f"--{name}", value)]
     done = run_module(*command(corpus, run, *more))
     assert done.returncode == 2
@@ -189,11 +189,11 @@ def test_non_finite_loss_names_step_and_batch(corpus, tmp_path, run_module):
     [
         (["--data.block_size", 4096], ["data.block_size=4096", "max_position_embeddings=1024"]),
         (["--mesh.tensor", 3], ["mesh=", "tensor 3", "1 devices"]),
-        (["--batch_size", 2, "--accumulate", 4], ["batch_size=2", "at least"]),
+        (["--batch_size", 2, "--gradient_accumulation_steps", 4], ["batch_size=2", "at least"]),
         (["--model", "/nowhere"], ["/nowhere", "no such folder"]),
         (["--data.path", "nowhere.jsonl"], ["data.path=nowhere.jsonl", "no such file"]),
         (["--compute.attention", "cudnn"], ["compute.attention=cudnn", "NVIDIA"]),
-        (["--data.on_too_long", "error", "--data.block_size", 30], ["data.block_size=30"]),
+        (["--data.overlong", "error", "--data.block_size", 30], ["data.block_size=30"]),
     ],
 )
 def test_impossible_combination_is_one_line(more, words, corpus, tmp_path, run_module):

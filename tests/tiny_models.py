@@ -13,8 +13,8 @@ import transformers
 
 from convert.weights import load_params, open_weights
 from jaxs1.config import ComputeConfig, MeshConfig
-from jaxs1.model import qwen
-from jaxs1.model.sharding import make_partition
+from jaxs1.model import transformer
+from jaxs1.model.sharding import make_sharding_rules
 
 #: name -> (model type, query heads, kv heads, head width, tied); 14/2 are the head counts of the
 #: 0.5B, 10/2 those of the 32B (40/8) scaled down.
@@ -58,12 +58,12 @@ def hf_model(kind, *, vocab=96, width=None, layers=3, seed=0):
 @functools.cache
 def one_device():
     """A mesh of the first device only."""
-    return make_partition(MeshConfig(), jax.devices()[:1])
+    return make_sharding_rules(MeshConfig(), jax.devices()[:1])
 
 
-def ours(model, folder: Path, *, compute=FLOAT32, partition=None, **options):
+def ours(model, folder: Path, *, compute=FLOAT32, rules=None, **options):
     """Our model with the weights of a transformers model, through a folder on disk."""
     model.save_pretrained(folder)
     weights = open_weights(str(folder))
-    shape = qwen.abstract(weights.architecture, compute, partition or one_device(), **options)
-    return qwen.with_parameters(shape, load_params(weights, shape, jnp.dtype(jnp.float32)))
+    shape = transformer.abstract(weights.architecture, compute, rules or one_device(), **options)
+    return transformer.with_parameters(shape, load_params(weights, shape, jnp.dtype(jnp.float32)))

@@ -19,7 +19,7 @@ from typing import Any
 
 from jaxs1.config import UserError
 from jaxs1.curation.cache import Cache
-from jaxs1.curation.models import Model, NoAnswer, ask_all
+from jaxs1.curation.labelers import Model, NoAnswer, ask_all
 from jaxs1.curation.pool import Pool
 from jaxs1.curation.table import COLUMNS, read_text, read_value
 from jaxs1.data import grading

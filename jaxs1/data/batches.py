@@ -36,25 +36,25 @@ class BatchStats:
 
 
 def fit_to_block(
-    examples: Sequence[Example], block_size: int, on_too_long: Literal["drop", "error"]
+    examples: Sequence[Example], block_size: int, overlong: Literal["drop", "error"]
 ) -> tuple[list[Example], int]:
     """Examples of at most `block_size` tokens, and how many were dropped.
 
     An example is never cut: its end is the answer that it is there to teach.
 
     Raises:
-        UserError: `on_too_long` is "error" and one is too long, or none is left.
+        UserError: `overlong` is "error" and one is too long, or none is left.
     """
     kept = [e for e in examples if len(e.tokens) <= block_size]
     dropped = len(examples) - len(kept)
-    if dropped and on_too_long == "error":
+    if dropped and overlong == "error":
         index, longest = max(
             ((i, len(e.tokens)) for i, e in enumerate(examples)), key=lambda item: item[1]
         )
         raise UserError(
             f"data.block_size={block_size}: {dropped} of {len(examples)} examples are longer (the "
             f"longest, number {index + 1}, has {longest} tokens); raise --data.block_size or set "
-            "--data.on_too_long drop"
+            "--data.overlong drop"
         )
     if not kept:
         shortest = min(len(e.tokens) for e in examples)
@@ -72,7 +72,7 @@ class Batches:
         examples: the training set
         config: recipe's data section (rows, row_multiple)
         batch_size: sequences per step; the last step of an epoch may have fewer
-        accumulate: micro-batches per step
+        gradient_accumulation_steps: micro-batches per step
         loss: normalisation, see `packing.pack`
         seed: decides the order of every epoch
         parts: devices that split a micro-batch's rows among them
@@ -86,7 +86,7 @@ class Batches:
         config: DataConfig,
         *,
         batch_size: int,
-        accumulate: int,
+        gradient_accumulation_steps: int,
         loss: Literal["token", "sequence"],
         seed: int,
         parts: int,
@@ -95,7 +95,11 @@ class Batches:
     ):
         self.examples = examples
         self.lengths = np.asarray([len(e.tokens) for e in examples])
-        self.batch_size, self.accumulate, self.loss = batch_size, accumulate, loss
+        self.batch_size, self.gradient_accumulation_steps, self.loss = (
+            batch_size,
+            gradient_accumulation_steps,
+            loss,
+        )
         self.seed, self.multiple, self.padding_id = seed, config.row_multiple, padding_id
         self.steps_per_epoch = -(-len(examples) // batch_size)
         if config.rows is not None:
@@ -110,7 +114,7 @@ class Batches:
             self.rows = packing.choose_rows(
                 steps[:100],
                 parts=parts,
-                accumulate=accumulate,
+                gradient_accumulation_steps=gradient_accumulation_steps,
                 multiple=config.row_multiple,
                 attention=attention,
             )
@@ -125,13 +129,13 @@ class Batches:
         """The packed batch of a step."""
         indices = self.indices(step)
         examples, lengths = [self.examples[i] for i in indices], self.lengths[indices]
-        contents = packing.plan(lengths.tolist(), self.rows * self.accumulate)
+        contents = packing.plan(lengths.tolist(), self.rows * self.gradient_accumulation_steps)
         length = packing.row_length(lengths.tolist(), contents, self.multiple)
         batch = packing.pack(
             examples,
             contents,
             length,
-            accumulate=self.accumulate,
+            gradient_accumulation_steps=self.gradient_accumulation_steps,
             loss=self.loss,
             padding_id=self.padding_id,
         )

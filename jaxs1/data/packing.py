@@ -60,7 +60,7 @@ def choose_rows(
     steps: Sequence[Sequence[int]],
     *,
     parts: int,
-    accumulate: int,
+    gradient_accumulation_steps: int,
     multiple: int,
     attention: float,
 ) -> int:
@@ -72,17 +72,17 @@ def choose_rows(
     Args:
         steps: lengths of the sequences of each step
         parts: devices that split the rows among them; rows are a multiple of it
-        accumulate: micro-batches of a step
+        gradient_accumulation_steps: micro-batches of a step
         multiple: row lengths are rounded up to this
         attention: cost of attending to one more token, relative to a token's matrix products
     """
     largest = max(len(step) for step in steps)
-    candidates = range(parts, max(parts, -(-largest // accumulate)) + 1, parts)
+    candidates = range(parts, max(parts, -(-largest // gradient_accumulation_steps)) + 1, parts)
 
     def cost(rows: int) -> float:
         total = 0.0
         for lengths in steps:
-            n = rows * accumulate
+            n = rows * gradient_accumulation_steps
             length = row_length(lengths, plan(lengths, n), multiple)
             total += n * length * (1 + attention * length / 2)
         return total
@@ -95,7 +95,7 @@ def pack(
     contents: Sequence[Sequence[int]],
     length: int,
     *,
-    accumulate: int,
+    gradient_accumulation_steps: int,
     loss: Literal["token", "sequence"],
     padding_id: int,
 ) -> Batch:
@@ -105,7 +105,7 @@ def pack(
         examples: the sequences of one step
         contents: for each row the indices of its sequences, from `plan`
         length: of every row
-        accumulate: A; the rows are divided among the micro-batches in order
+        gradient_accumulation_steps: A; the rows are divided among the micro-batches in order
         loss: "token": every target of the step weighs the same; "sequence": every sequence does
         padding_id: fills what is left of a row
     """
@@ -129,7 +129,7 @@ def pack(
             segments[row, here] = segment
             start += n
     arrays = (tokens, targets, weights, positions, segments)
-    return Batch(*(x.reshape(accumulate, -1, length) for x in arrays))
+    return Batch(*(x.reshape(gradient_accumulation_steps, -1, length) for x in arrays))
 
 
 def _target_shares(examples: Sequence[Example], loss: str) -> np.ndarray:

@@ -11,8 +11,8 @@ from typing import Any
 from jaxs1.config import UserError, one_line
 
 #: Never `<|endoftext|>` or `<|im_end|>`: a model must not learn that its end means nothing.
-PADDING = "<|fim_pad|>"
-SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", PADDING)
+PAD_TOKEN = "<|fim_pad|>"
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", PAD_TOKEN)
 #: Qwen2's: transformers gives it to every tokenizer of a qwen2 model, whatever its own file says.
 PRETOKENIZER = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -48,7 +48,7 @@ def load_tokenizer(name: str) -> Any:
 def padding_id(tokenizer: Any) -> int:
     """The id that fills rows: `<|fim_pad|>`, or the tokenizer's own padding where it has none."""
     known = tokenizer.get_vocab()
-    return known.get(PADDING, tokenizer.pad_token_id or 0)
+    return known.get(PAD_TOKEN, tokenizer.pad_token_id or 0)
 
 
 def train_tokenizer(

@@ -2,7 +2,7 @@
 
 A completion thinks, then answers. `step` looks at the token that the model chose and either keeps
 it or writes another: a Wait where the model would stop thinking too early, the end of thinking and
-a cue where its budget is used up (s1, arXiv 2501.19393, section 3.1). That happens before the token
+a answer_prefix where its budget is used up (s1, arXiv 2501.19393, section 3.1). That happens before the token
 reaches the sequence and the KV cache, so nothing is ever rolled back. The file knows token ids: no
 text, no model, no logits. All of it is pure and runs under jit; the loop around it is
 
@@ -11,7 +11,7 @@ text, no model, no logits. All of it is pure and runs under jit; the loop around
     state, token_B, forced_B = step(controls, state, sampled_B)
 
 until every `state.phase` is DONE. The host keeps three things per step, `token_B`, `forced_B` and
-`state.kind`: the kinds split a completion into thinking, close, cue and answer, and
+`state.kind`: the kinds split a completion into thinking, close, answer_prefix and answer, and
 `interventions` makes the log from them; why thinking ended is in the last state's `ended_by`.
 
 Letters: B sequences, E ends of thinking, S stops of the answer, L tokens of the longest of these,
@@ -39,10 +39,10 @@ STRICT, S1_README, S1_HARNESS = range(3)
 # phases
 THINK, INJECT, ANSWER, DONE = range(4)
 #: What a token is. PASSED: nothing, the sequence had ended before.
-PASSED, THINKING, WAIT, CLOSE, CUE, ANSWERING = range(6)
+PASSED, THINKING, WAIT, CLOSE, ANSWER_PREFIX, ANSWERING = range(6)
 #: Why thinking ended last: not yet, by the model, by its budget, by the context window.
 OPEN, BY_MODEL, BY_BUDGET, BY_CONTEXT = range(4)
-#: Why a sequence ended: not yet, a stop of the answer, max_answer or the context window.
+#: Why a sequence ended: not yet, a stop of the answer, max_answer_tokens or the context window.
 RUNNING, STOP, LENGTH = range(3)
 #: Rows of `Controls.text_BKT`; the wait strings follow.
 CLOSE_TEXT, CUT_TEXT, WAIT_TEXT = range(3)
@@ -53,7 +53,7 @@ class Controls(NamedTuple):
 
     How the modes differ (details in `step`):
 
-    * STRICT: max_thinking bounds all thinking tokens, Waits included, over all rounds.
+    * STRICT: thinking_budget bounds all thinking tokens, Waits included, over all rounds.
     * S1_README: the loop of s1's README. The budget counts the model's tokens of all rounds and the
       ends that were suppressed, not the Waits; nothing is written when thinking ends. Equal in ids:
       the original pastes text, whose tokens may melt together at a seam.
@@ -63,32 +63,32 @@ class Controls(NamedTuple):
       which it grades what the answer never saw; prompts cut at their head to fit the context.
 
     mode: STRICT, S1_README or S1_HARNESS
-    max_thinking, max_answer: tokens; UNLIMITED for as many as the context holds
+    thinking_budget, max_answer_tokens: tokens; UNLIMITED for as many as the context holds
     min_thinking: tokens before the model may end its thinking
     num_waits: how many ends are answered with a Wait
     num_strings: wait strings, used in turn; at least 1
-    room: tokens that the context holds behind the prompt; 0 is an empty slot, DONE from the start
-    reserve: of these, kept free for the CUT_TEXT and a least answer; thinking never enters it
+    max_new_tokens: tokens that the context holds behind the prompt; 0 is an empty slot, DONE from the start
+    reserved_tokens: of these, kept free for the CUT_TEXT and a least answer; thinking never enters it
     last: the prompt's last token
     ends_BEL: token sequences that end thinking, each against the right edge, NONE before it
     resume_BE: token of CLOSE_TEXT that follows an end which is kept; NONE: CLOSE_TEXT replaces it
     stops_BSL: token sequences that end the answer, as ends_BEL
     reopen_B1L: token sequence in the answer that begins thinking anew, as ends_BEL
     text_BKT: what can be written, against the left edge: CLOSE_TEXT after an end of the model's,
-        CUT_TEXT (line break, close, cue) where thinking is cut short, then the wait strings
+        CUT_TEXT (line break, close, answer_prefix) where thinking is cut short, then the wait strings
     length_BK: tokens of each text
-    close_at, cue_at: where in CUT_TEXT the close and the cue begin
+    close_at, answer_prefix_at: where in CUT_TEXT the close and the answer_prefix begin
     is_newline_V: bool, ids whose text ends in a line break; one table for all sequences
     """
 
     mode: Any
-    max_thinking: Any
+    thinking_budget: Any
     min_thinking: Any
     num_waits: Any
     num_strings: Any
-    max_answer: Any
-    room: Any
-    reserve: Any
+    max_answer_tokens: Any
+    max_new_tokens: Any
+    reserved_tokens: Any
     last: Any
     ends_BEL: Any
     resume_BE: Any
@@ -97,7 +97,7 @@ class Controls(NamedTuple):
     text_BKT: Any
     length_BK: Any
     close_at: Any
-    cue_at: Any
+    answer_prefix_at: Any
     is_newline_V: Any
 
 
@@ -105,14 +105,14 @@ class State(NamedTuple):
     """Where each sequence stands; a pytree of int32 arrays.
 
     phase: THINK, INJECT (a text is being written), ANSWER or DONE
-    thinking_used: tokens that count against max_thinking, over all rounds
+    thinking_used: tokens that count against thinking_budget, over all rounds
     waits_left: ends that will still be answered with a Wait
     inject_text, inject_cursor: the text being written (row of text_BKT), and its next token
-    answer_used: tokens of the answer, without close and cue, with the stop
+    answer_used: tokens of the answer, without close and answer_prefix, with the stop
     position: tokens behind the prompt
     last: the newest token
     recent_BH: the model's own newest tokens in this phase, H = L - 1, NONE before the first
-    kind: what the newest token is: THINKING, WAIT, CLOSE, CUE, ANSWERING, or PASSED after the end
+    kind: what the newest token is: THINKING, WAIT, CLOSE, ANSWER_PREFIX, ANSWERING, or PASSED after the end
     ended_by: why thinking ended last: OPEN, BY_MODEL, BY_BUDGET, BY_CONTEXT
     finish: why the sequence ended: RUNNING, STOP, LENGTH
     """
@@ -135,7 +135,7 @@ class Intervention(NamedTuple):
     """One text that the controller wrote.
 
     position: of its first forced token, counted from the first token behind the prompt
-    kind: wait, close or cue
+    kind: wait, close or answer_prefix
     string: which wait string; None for the others
     """
 
@@ -149,7 +149,7 @@ def init(controls: Controls) -> State:
     zero = jnp.zeros_like(controls.mode)
     batch, _, longest = controls.ends_BEL.shape
     state = State(
-        phase=jnp.where(controls.room > 0, zero + THINK, DONE),
+        phase=jnp.where(controls.max_new_tokens > 0, zero + THINK, DONE),
         thinking_used=zero,
         waits_left=controls.num_waits,
         inject_text=zero,
@@ -160,7 +160,7 @@ def init(controls: Controls) -> State:
         recent_BH=jnp.full((batch, longest - 1), NONE, jnp.int32),
         kind=zero + PASSED,
         ended_by=zero + OPEN,
-        finish=jnp.where(controls.room > 0, zero + RUNNING, LENGTH),
+        finish=jnp.where(controls.max_new_tokens > 0, zero + RUNNING, LENGTH),
     )
     return _cut_where_used_up(controls, state)
 
@@ -193,12 +193,12 @@ def step(
 
     * An end of thinking becomes a Wait while waits are left and it fits: STRICT, the whole Wait and
       one more token within the budget; S1_README, any budget is left after counting the end;
-      always, the Wait and one more token before the reserve. A Wait that does not fit is not put
+      always, the Wait and one more token before the reserved_tokens. A Wait that does not fit is not put
       off: thinking ends there (`ended_by` BY_MODEL with `waits_left` above 0 says so).
     * Otherwise an end is followed by the rest of CLOSE_TEXT. Tokens of the model that already are
       its beginning stay and are not forced; any other end (EOS) is replaced. Under S1_README the
       token stays, as the first of the answer: what greedy decoding would choose again.
-    * When the budget or the room before the reserve is used up, CUT_TEXT is written, with its line
+    * When the budget or the max_new_tokens before the reserved_tokens is used up, CUT_TEXT is written, with its line
       break unless the text ends in one. S1_HARNESS, where only the rounds' sum reaches the budget,
       waits for one more choice: an end with no Wait left gives CLOSE_TEXT. A Wait is cut there too.
       The original generates on beyond that sum, throws the surplus away and lets its ending choose
@@ -206,7 +206,7 @@ def step(
     * Tokens that turn out to begin an end of several tokens have been counted as thinking, and stay
       when a Wait or a close replaces the last of them.
     * `reopen` in the answer starts to count again where the count stood; it is part of the answer.
-    * The stop of an answer is its last token and counts against max_answer.
+    * The stop of an answer is its last token and counts against max_answer_tokens.
 
     Args:
         controls: what was asked
@@ -245,8 +245,8 @@ def interventions(
             wait_ends = position + wait_lengths[string]
             waits += 1
             log.append(Intervention(position, "wait", string))
-        elif kind in (CLOSE, CUE) and forced and before != kind:
-            log.append(Intervention(position, "close" if kind == CLOSE else "cue", None))
+        elif kind in (CLOSE, ANSWER_PREFIX) and forced and before != kind:
+            log.append(Intervention(position, "close" if kind == CLOSE else "answer_prefix", None))
         # a close that the model began is logged where the controller takes over
         before = kind if forced else PASSED
     return log
@@ -303,8 +303,12 @@ def _advance(controls: Controls, state: State, token_B: jax.Array) -> State:
     phase = jnp.where((before == INJECT) & ~waited & whole, ANSWER, phase)
 
     stopped = answered & _matches(controls.stops_BSL, window_BL).any(axis=1)
-    long = answered & (controls.max_answer >= 0) & (state.answer_used >= controls.max_answer)
-    long = long | (state.position >= controls.room)
+    long = (
+        answered
+        & (controls.max_answer_tokens >= 0)
+        & (state.answer_used >= controls.max_answer_tokens)
+    )
+    long = long | (state.position >= controls.max_new_tokens)
     over = (before != DONE) & (stopped | long)
     finish = jnp.where(over, jnp.where(stopped, STOP, LENGTH), state.finish)
     state = state._replace(phase=jnp.where(over, DONE, phase), finish=finish)
@@ -316,19 +320,23 @@ def _advance(controls: Controls, state: State, token_B: jax.Array) -> State:
 
 def _kind(controls: Controls, state: State) -> jax.Array:
     """What the token is that is written in this state."""
-    cue = (state.inject_text == CUT_TEXT) & (state.inject_cursor >= controls.cue_at)
-    injected = jnp.where(state.inject_text >= WAIT_TEXT, WAIT, jnp.where(cue, CUE, CLOSE))
+    answer_prefix = (state.inject_text == CUT_TEXT) & (
+        state.inject_cursor >= controls.answer_prefix_at
+    )
+    injected = jnp.where(
+        state.inject_text >= WAIT_TEXT, WAIT, jnp.where(answer_prefix, ANSWER_PREFIX, CLOSE)
+    )
     own = jnp.where(state.phase == THINK, THINKING, ANSWERING)
     kind = jnp.where(state.phase == INJECT, injected, own)
     return jnp.where(state.phase == DONE, PASSED, kind).astype(jnp.int32)
 
 
 def _cut_where_used_up(controls: Controls, state: State) -> State:
-    """Cut thinking whose budget, or room before the reserve, has no token left."""
+    """Cut thinking whose budget, or max_new_tokens before the reserved_tokens, has no token left."""
     # in S1_HARNESS a round's fresh budget outlasts what its predecessors left of the sum
     only_the_sum = (controls.mode == S1_HARNESS) & (state.waits_left < controls.num_waits)
     budget = _used_up(controls, state.thinking_used) & ~only_the_sum
-    context = state.position >= controls.room - controls.reserve
+    context = state.position >= controls.max_new_tokens - controls.reserved_tokens
     over = (state.phase == THINK) & (budget | context)
     return _cut(controls, state, over, jnp.where(budget, BY_BUDGET, BY_CONTEXT))
 
@@ -346,7 +354,7 @@ def _cut(controls: Controls, state: State, where: jax.Array, reason: Any) -> Sta
 
 
 def _used_up(controls: Controls, used: jax.Array) -> jax.Array:
-    return (controls.max_thinking >= 0) & (used >= controls.max_thinking)
+    return (controls.thinking_budget >= 0) & (used >= controls.thinking_budget)
 
 
 def _wait_row(controls: Controls, state: State) -> jax.Array:
@@ -354,12 +362,12 @@ def _wait_row(controls: Controls, state: State) -> jax.Array:
 
 
 def _wait_fits(controls: Controls, state: State) -> jax.Array:
-    """A Wait is left, and there is room for it and one token of the model's."""
+    """A Wait is left, and there is max_new_tokens for it and one token of the model's."""
     more = _row(controls.length_BK, _wait_row(controls, state)) + 1
     needed = jnp.select([controls.mode == STRICT, controls.mode == S1_README], [more, 2], 0)
-    left = controls.max_thinking - state.thinking_used
-    budget = (controls.max_thinking < 0) | (left >= needed)
-    context = state.position + more <= controls.room - controls.reserve
+    left = controls.thinking_budget - state.thinking_used
+    budget = (controls.thinking_budget < 0) | (left >= needed)
+    context = state.position + more <= controls.max_new_tokens - controls.reserved_tokens
     return (state.waits_left > 0) & budget & context
 
 

@@ -18,13 +18,14 @@ import numpy as np
 
 from jaxs1.config import UserError
 from jaxs1.decoding import budget
-from jaxs1.decoding.completer import Completer, Event
-from jaxs1.decoding.completion import Request, Transcript, complete, failed
-from jaxs1.decoding.loop import Programs, Written
-from jaxs1.decoding.pages import PagePool, pages_for
-from jaxs1.decoding.presets import Thinking
-from jaxs1.decoding.script import (
-    Script,
+from jaxs1.decoding.base_engine import BaseEngine, StreamOutput
+from jaxs1.decoding.decode_loop import ChunkOutput, CompiledFunctions
+from jaxs1.decoding.decode_state import DecodeState, NewSequence, rows_of, sampling_flags, table
+from jaxs1.decoding.outputs import Request, TokenLog, complete, failed
+from jaxs1.decoding.page_allocator import PageAllocator, pages_for
+from jaxs1.decoding.params import ThinkingParams
+from jaxs1.decoding.tokenized_thinking import (
+    TokenizedThinking,
     capacity,
     check_sizes,
     fit,
@@ -32,9 +33,8 @@ from jaxs1.decoding.script import (
     resolve_auto,
     script,
 )
-from jaxs1.decoding.slots import Slots, Start, kinds_of, rows_of, table
-from jaxs1.model.kv_cache import PADDING, PAGE, init_cache
-from jaxs1.model.qwen import Qwen
+from jaxs1.model.kv_cache import PAD_POSITION, PAGE, init_cache
+from jaxs1.model.transformer import Transformer
 
 #: Prompt tokens of a row that are run at a time, at least: shorter pieces share one shape.
 SHORTEST = 16
@@ -45,19 +45,19 @@ class Limits:
     """What the engine may use.
 
     Args:
-        max_sequences: sequences that are decoded at the same time
-        kv_tokens: tokens that the KV cache holds, of all sequences together; null: 2 GiB of them
+        max_num_seqs: sequences that are decoded at the same time
+        kv_cache_tokens: tokens that the KV cache holds, of all sequences together; null: 2 GiB of them
             on a CPU, on other devices 90 % of what the weights leave free
-        context: longest sequence, prompt included [tokens]; null: what model and cache allow
-        chunk: decode steps between two looks for waiting prompts
-        prefill: prompt tokens that are run at a time
+        max_seq_len: longest sequence, prompt included [tokens]; null: what model and cache allow
+        decode_steps: decode steps between two looks for waiting prompts
+        prefill_chunk_tokens: prompt tokens that are run at a time
     """
 
-    max_sequences: int = 16
-    kv_tokens: int | None = None
-    context: int | None = None
-    chunk: int = 32
-    prefill: int = 512
+    max_num_seqs: int = 16
+    kv_cache_tokens: int | None = None
+    max_seq_len: int | None = None
+    decode_steps: int = 32
+    prefill_chunk_tokens: int = 512
 
     def __post_init__(self) -> None:
         """Refuse what holds nothing."""
@@ -73,7 +73,7 @@ class _Sequence:
     number: int
     sample: int
     request: Request
-    script: Script
+    script: TokenizedThinking
     prompt: list[int]
     note: str | None
     first: _Sequence | None
@@ -82,7 +82,7 @@ class _Sequence:
     shared: list[int] = field(default_factory=list)
     siblings: int = 0
     prefilled: int = 0
-    written: Transcript = field(default_factory=Transcript)
+    written: TokenLog = field(default_factory=TokenLog)
 
     @property
     def ready(self) -> bool:
@@ -90,22 +90,22 @@ class _Sequence:
         return self.prefilled >= len(self.prompt) - 1
 
 
-class Engine(Completer):
+class Engine(BaseEngine):
     """A model that completes requests.
 
     Args:
         model: abstract
-        params: from `unrolled.unstack`
+        params: from `decode.unstack`
         tokenizer: the model's
         limits: what may be used
         num_pages: of the KV cache, page 0 included
         cache_dtype: of keys and values
-        impl: of the decode step, a name in `unrolled.IMPLS`
+        impl: of the decode step, a name in `decode.IMPLS`
     """
 
     def __init__(
         self,
-        model: Qwen,
+        model: Transformer,
         params: Any,
         tokenizer: Any,
         limits: Limits,
@@ -116,27 +116,27 @@ class Engine(Completer):
     ):
         self.model, self.params, self.tokenizer, self.limits = model, params, tokenizer, limits
         held = (num_pages - 1) * PAGE
-        self.context = min(limits.context or model.architecture.max_position_embeddings, held)
-        self.programs = Programs(model, impl, limits.chunk)
-        self.cache = init_cache(model.architecture, num_pages, cache_dtype, model.partition)
-        self._pool = PagePool(num_pages)
-        whole = model.partition.sharding(())
+        self.context = min(limits.max_seq_len or model.architecture.max_position_embeddings, held)
+        self.programs = CompiledFunctions(model, impl, limits.decode_steps)
+        self.cache = init_cache(model.architecture, num_pages, cache_dtype, model.rules)
+        self._pool = PageAllocator(num_pages)
+        whole = model.rules.sharding(())
         self._is_newline_V = jax.device_put(newline_table(tokenizer), whole)
-        self._scripts: dict[Thinking, Script] = {}
+        self._scripts: dict[ThinkingParams, TokenizedThinking] = {}
         self._waiting: deque[_Sequence] = deque()
         self._prefilling: list[_Sequence] = []
         self._ready: deque[_Sequence] = deque()
-        self._slots: list[_Sequence | None] = [None] * limits.max_sequences
-        self._refused: list[Event] = []
-        self._written: Written | None = None
+        self._slots: list[_Sequence | None] = [None] * limits.max_num_seqs
+        self._refused: list[StreamOutput] = []
+        self._written: ChunkOutput | None = None
         # rows without pages are empty slots; their script takes nothing from the tokenizer
-        thinking, no = Thinking(mode="off", min_answer=1), ()
-        asks_nothing = Script(thinking, no, no, no, no, no, no, no, no, no)
+        thinking, no = ThinkingParams(mode="off", min_answer_tokens=1), ()
+        asks_nothing = TokenizedThinking(thinking, no, no, no, no, no, no, no, no, no)
         nobody = _Sequence(0, 0, Request([0], thinking), asks_nothing, [0], None, None, 0)
-        self._rows = jax.device_put(self._new_rows([nobody], limits.max_sequences), whole)
+        self._rows = jax.device_put(self._new_rows([nobody], limits.max_num_seqs), whole)
 
     def submit(self, request: Request, longest: int | None = None) -> int:
-        """See `Completer`."""
+        """See `BaseEngine`."""
         number = self.submitted
         self.submitted += 1
         try:
@@ -144,18 +144,18 @@ class Engine(Completer):
         except UserError as error:
             for sample in range(request.n):
                 completion = failed(request, sample, str(error))
-                self._refused.append(Event(number, sample, Transcript(), completion))
+                self._refused.append(StreamOutput(number, sample, TokenLog(), completion))
         return number
 
     @property
     def busy(self) -> bool:
-        """See `Completer`."""
+        """See `BaseEngine`."""
         return bool(
             self._refused or self._waiting or self._prefilling or self._ready or any(self._slots)
         )
 
-    def step(self) -> list[Event]:
-        """See `Completer`."""
+    def step(self) -> list[StreamOutput]:
+        """See `BaseEngine`."""
         self.begin()
         return self.end()
 
@@ -167,7 +167,7 @@ class Engine(Completer):
         if any(self._slots):
             self._written = self._chunk()
 
-    def end(self) -> list[Event]:
+    def end(self) -> list[StreamOutput]:
         """The second half of `step`: wait for the device, and hand out what it wrote."""
         events, self._refused = self._refused, []
         if self._written is not None:
@@ -194,8 +194,8 @@ class Engine(Completer):
         if needed + spare > self._pool.size:
             held = self._pool.size * PAGE
             raise UserError(
-                f"limits.kv_tokens={held}: too small for this request, which can need "
-                f"{(needed + spare) * PAGE}; raise it or lower thinking.max and thinking.max_answer"
+                f"limits.kv_cache_tokens={held}: too small for this request, which can need "
+                f"{(needed + spare) * PAGE}; raise it or lower thinking.max and thinking.max_answer_tokens"
             )
         first = None
         sequences = []
@@ -206,7 +206,7 @@ class Engine(Completer):
         sequences[0].siblings = request.n - 1
         return sequences
 
-    def _script(self, thinking: Thinking) -> Script:
+    def _script(self, thinking: ThinkingParams) -> TokenizedThinking:
         if thinking not in self._scripts:
             asked = script(thinking, self.tokenizer)
             check_sizes(asked)
@@ -259,11 +259,11 @@ class Engine(Completer):
             if not self._prefilling:
                 return
             left = [len(s.prompt) - 1 - s.prefilled for s in self._prefilling]
-            width = min(self.limits.prefill, max(SHORTEST, _bucket(left[0])))
-            batch = self._prefilling[: max(1, self.limits.prefill // width)]
+            width = min(self.limits.prefill_chunk_tokens, max(SHORTEST, _bucket(left[0])))
+            batch = self._prefilling[: max(1, self.limits.prefill_chunk_tokens // width)]
             rows = _bucket(len(batch))
             tokens_RT = np.zeros((rows, width), np.int32)
-            positions_RT = np.full((rows, width), PADDING, np.int32)
+            positions_RT = np.full((rows, width), PAD_POSITION, np.int32)
             ends = []
             for r, s in enumerate(batch):
                 start, end = s.prefilled, min(s.prefilled + width, len(s.prompt) - 1)
@@ -292,13 +292,13 @@ class Engine(Completer):
 
     # decoding
 
-    def _chunk(self) -> Written:
+    def _chunk(self) -> ChunkOutput:
         """Start one chunk."""
         self._compact()
         active = [(i, s) for i, s in enumerate(self._slots) if s is not None]
         rows = min(_bucket(active[-1][0] + 1), len(self._slots))
         furthest = max(len(s.prompt) + len(s.written.tokens) for _, s in active)
-        furthest += self.limits.chunk
+        furthest += self.limits.decode_steps
         pages = min(_bucket(pages_for(furthest)), self._rows.table_BM.shape[1])
         self.cache, self._rows, written = self.programs.chunk(
             self.params,
@@ -307,11 +307,11 @@ class Engine(Completer):
             self._is_newline_V,
             rows=rows,
             pages=pages,
-            kinds=kinds_of([s.request.sampling for _, s in active]),
+            kinds=sampling_flags([s.request.sampling for _, s in active]),
         )
         return written
 
-    def _collect(self, written: Written) -> list[Event]:
+    def _collect(self, written: ChunkOutput) -> list[StreamOutput]:
         """What a chunk wrote; sequences that are whole leave their slots."""
         state = self._rows.state
         written, phase, ended_by, finish = jax.device_get(
@@ -322,7 +322,7 @@ class Engine(Completer):
             if s is None:
                 continue
             real_N = written.kind_NB[: written.count, slot] != budget.PASSED
-            new = Transcript(*(x[: written.count, slot][real_N].tolist() for x in written[1:]))
+            new = TokenLog(*(x[: written.count, slot][real_N].tolist() for x in written[1:]))
             s.written.extend(new)
             completion = None
             if phase[slot] == budget.DONE:
@@ -333,7 +333,7 @@ class Engine(Completer):
                 )  # fmt: skip
                 self._slots[slot] = None
                 self._pool.release(s.pages)
-            events.append(Event(s.number, s.sample, new, completion))
+            events.append(StreamOutput(s.number, s.sample, new, completion))
         return events
 
     def _compact(self) -> None:
@@ -345,10 +345,10 @@ class Engine(Completer):
         self._slots = [self._slots[i] for i in order]
         self._rows = self.programs.reorder(self._rows, np.asarray(order, np.int32))
 
-    def _new_rows(self, sequences: list[_Sequence], rows: int) -> Slots:
+    def _new_rows(self, sequences: list[_Sequence], rows: int) -> DecodeState:
         """What sequences start with, for the device."""
         starts = [
-            Start(s.script, s.prompt, s.pages, s.request.sampling, s.request.seed, s.sample)
+            NewSequence(s.script, s.prompt, s.pages, s.request.sampling, s.request.seed, s.sample)
             for s in sequences
         ]
         return rows_of(

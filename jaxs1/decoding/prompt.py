@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxs1.config import UserError, one_line
-from jaxs1.decoding.presets import Thinking, delimiters_of
+from jaxs1.decoding.params import ThinkingParams, delimiters_of
 
 
-def prompt_ids(messages: Sequence[dict[str, str]], thinking: Thinking, tokenizer: Any) -> list[int]:
+def prompt_ids(
+    messages: Sequence[dict[str, str]], thinking: ThinkingParams, tokenizer: Any
+) -> list[int]:
     """Ids of a conversation in the tokenizer's chat template, up to where thinking begins.
 
     The engine writes the start of thinking; where a template does so too, it is taken away.

@@ -19,7 +19,7 @@ from jax import lax
 BLOCK = 512
 
 
-class Kinds(NamedTuple):
+class SamplingFlags(NamedTuple):
     """What any sequence of a batch needs: what is not needed is not compiled.
 
     sampled: a temperature above 0; filtered: top-k, top-p or min-p; penalised: seen tokens
@@ -30,7 +30,7 @@ class Kinds(NamedTuple):
     penalised: bool
 
 
-class Draw(NamedTuple):
+class SamplingState(NamedTuple):
     """How each sequence draws: arrays [B], float32 but for `top_k` (int32, 0: all ids).
 
     seen_BV: bool, ids that occurred in prompt or completion, kept up where anything is penalised
@@ -47,12 +47,12 @@ class Draw(NamedTuple):
     key_B: Any
 
 
-def choose(
+def sample(
     logits_BV: jax.Array,
-    draw: Draw,
+    draw: SamplingState,
     answering_B: jax.Array,
     position_B: jax.Array,
-    kinds: Kinds,
+    kinds: SamplingFlags,
 ) -> jax.Array:
     """The next token of every sequence, int32 [B].
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from jaxs1.evaluation.control import WAYS
+from jaxs1.evaluation.methods import WAYS
 
 Results = Mapping[str, Any]
 #: Colours that stay apart for the colour-blind (Okabe and Ito), one a way, and a marker each.

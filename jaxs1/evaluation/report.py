@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxs1.evaluation.control import WAYS
+from jaxs1.evaluation.methods import WAYS
 from jaxs1.evaluation.plots import draw
 from jaxs1.evaluation.results import RESULTS
 

@@ -16,7 +16,7 @@ from typing import Any
 from jaxs1.config import UserError
 from jaxs1.data.grading import Grader
 from jaxs1.evaluation import metrics
-from jaxs1.evaluation.control import Bound, Point, natural_of
+from jaxs1.evaluation.methods import Bound, Point, natural_of
 from jaxs1.evaluation.samples import Key
 from jaxs1.evaluation.tasks import Questions
 

@@ -1,7 +1,7 @@
 """Keys and values of the sequences that are being decoded, in pages.
 
 A sequence owns pages of `PAGE` tokens, listed in its row of a table; which page comes where is
-decided on the host (`jaxs1.decoding.pages`). Page 0 belongs to nobody: what padding and finished
+decided on the host (`jaxs1.decoding.page_allocator`). Page 0 belongs to nobody: what padding and finished
 sequences write goes there, and nothing reads it.
 
 Letters beside those of `jaxs1/model/architecture.py`: P pages, S tokens of a page, M pages of one
@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxs1.model.architecture import Architecture
-from jaxs1.model.sharding import Axes, Partition
+from jaxs1.model.sharding import Axes, ShardingRules
 
 #: Tokens of a page.
 PAGE = 64
 #: The page that is written to and never read.
-TRASH = 0
+NULL_PAGE = 0
 #: Position of a token that is padding.
-PADDING = -1
+PAD_POSITION = -1
 #: Logical axes of a layer's pages.
 AXES: Axes = ("kv_heads", None, None, None)
 
@@ -35,10 +35,10 @@ class KVCache(NamedTuple):
     v: list[jax.Array]
 
 
-def init_cache(a: Architecture, num_pages: int, dtype: Any, partition: Partition) -> KVCache:
+def init_cache(a: Architecture, num_pages: int, dtype: Any, rules: ShardingRules) -> KVCache:
     """An empty cache, its heads split over devices as the model's are."""
     shape = (a.num_kv_heads, num_pages, PAGE, a.head_dim)
-    sharding = partition.sharding(AXES)
+    sharding = rules.sharding(AXES)
 
     def pages() -> list[jax.Array]:
         return [jnp.zeros(shape, dtype, device=sharding) for _ in range(a.num_layers)]
@@ -60,10 +60,10 @@ def append(
         pages_KPSH: of one layer
         x_BTKH: what is written
         table_BM: int32, pages of each sequence in order
-        positions_BT: int32, from 0 in each sequence; PADDING for what goes to the trash
+        positions_BT: int32, from 0 in each sequence; PAD_POSITION for what goes to the trash
     """
     page_BT = jnp.take_along_axis(table_BM, jnp.maximum(positions_BT, 0) // PAGE, axis=1)
-    page_BT = jnp.where(positions_BT == PADDING, TRASH, page_BT)
+    page_BT = jnp.where(positions_BT == PAD_POSITION, NULL_PAGE, page_BT)
     x_KBTH = x_BTKH.transpose(2, 0, 1, 3).astype(pages_KPSH.dtype)
     return pages_KPSH.at[:, page_BT, positions_BT % PAGE].set(x_KBTH)
 
@@ -76,7 +76,7 @@ def append_one(
     For TPU: of a scatter XLA there wants the heads innermost, and copies all pages to and fro.
     """
     page_B = jnp.take_along_axis(table_BM, jnp.maximum(positions_B1, 0) // PAGE, axis=1)[:, 0]
-    page_B = jnp.where(positions_B1[:, 0] == PADDING, TRASH, page_B)
+    page_B = jnp.where(positions_B1[:, 0] == PAD_POSITION, NULL_PAGE, page_B)
     slot_B = positions_B1[:, 0] % PAGE
     x_KBH = x_B1KH[:, 0].swapaxes(0, 1).astype(pages_KPSH.dtype)
     for b in range(x_KBH.shape[1]):

@@ -20,11 +20,11 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxs1.config import UserError
-from jaxs1.model.sharding import TABLE, Partition
+from jaxs1.model.sharding import LOGICAL_RULES, ShardingRules
 
 #: Added to the score of a key that a query may not see.
-HIDDEN = -1e30
-#: Rows up to which a narrow product of all weights of a layer is faster with these on the left.
+MASK_VALUE = -1e30
+#: Rows up to which a bf16x3 product of all weights of a layer is faster with these on the left.
 FEW_ROWS = 16
 #: Queries that one block of the XLA attention takes at least.
 QUERY_BLOCK = 128
@@ -73,7 +73,7 @@ def linear(x: jax.Array, w: jax.Array, inputs: int, *, flat: bool) -> jax.Array:
     return (x.reshape(-1, width) @ w.reshape(width, -1)).reshape(*rows, *outputs)
 
 
-def linear_narrow(x: jax.Array, w: jax.Array, inputs: int) -> jax.Array:
+def linear_bf16x3(x: jax.Array, w: jax.Array, inputs: int) -> jax.Array:
     """As `linear` of float32 with bfloat16 weights, which are read as they are.
 
     A float32 is the sum of three bfloat16, 8 bits of its 24 each, and the product of two bfloat16
@@ -140,7 +140,7 @@ def attention_xla(
         scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32) * H**-0.5
         causal = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
         visible = causal & (segments[:, start:end, None] == segments[:, None, :])
-        bias = jnp.where(visible, 0.0, HIDDEN)[:, None, :, None]  # X is (query, G)
+        bias = jnp.where(visible, 0.0, MASK_VALUE)[:, None, :, None]  # X is (query, G)
         scores = (scores.reshape(B, K, -1, G, end) + bias).reshape(scores.shape)
         # softmax, divided after the product with v: one pass less over the scores
         weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
@@ -239,7 +239,7 @@ IMPLS: dict[str, dict[str, Callable[..., jax.Array]]] = {
     "rms_norm": {"xla": rms_norm},
     "rope": {"xla": rope},
     "swiglu": {"xla": swiglu},
-    "linear": {"xla": linear, "narrow": linear_narrow},
+    "linear": {"xla": linear, "bf16x3": linear_bf16x3},
     "attention": {"xla": attention_xla, "cudnn": attention_cudnn, "splash": attention_splash},
 }
 
@@ -288,7 +288,7 @@ def attention(
     segments_BT: jax.Array,
     *,
     impl: str,
-    partition: Partition,
+    rules: ShardingRules,
     max_segments: int,
     keep_scores: bool = False,
 ) -> jax.Array:
@@ -305,7 +305,7 @@ def attention(
         v: [B, T, K, H]
         segments_BT: int32, 0 for padding
         impl: a name in `IMPLS["attention"]`
-        partition: the mesh
+        rules: the mesh
         max_segments: upper bound of the sequences in a row
         keep_scores: for the backward pass; those of fused kernels never exist
 
@@ -330,9 +330,9 @@ def attention(
         # the other implementations' primitives keep their own outputs
         return checkpoint_name(out, "attention_out") if impl == "xla" else out
 
-    if partition.mesh.size == 1:
+    if rules.mesh.size == 1:
         return attend(q, k, v, segments_BT)
-    axes, parts = TABLE["sequence"], partition.size("sequence")
+    axes, parts = LOGICAL_RULES["sequence"], rules.size("sequence")
 
     def exchange(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
         repeat = next(r for r in range(1, parts + 1) if k.shape[2] * r % parts == 0)
@@ -341,13 +341,13 @@ def attention(
         q, k, v = (lax.all_to_all(x, axes, 2, 1, tiled=True) for x in (q, k, v))
         return lax.all_to_all(attend(q, k, v, segments), axes, 1, 2, tiled=True)
 
-    layout = partition.spec(("rows", "sequence", "heads", None))
-    rows = partition.spec(("rows", None))
-    exchanged = partition.on_parts(exchange, (layout, layout, layout, rows), layout)
+    layout = rules.spec(("rows", "sequence", "heads", None))
+    rows = rules.spec(("rows", None))
+    exchanged = rules.shard_map(exchange, (layout, layout, layout, rows), layout)
     return exchanged(q, k, v, segments_BT)
 
 
-def embed(table_VD: jax.Array, tokens_BT: jax.Array, dtype: Any, partition: Partition) -> jax.Array:
+def embed(table_VD: jax.Array, tokens_BT: jax.Array, dtype: Any, rules: ShardingRules) -> jax.Array:
     """Rows of the embedding table, in `dtype`.
 
     Where the table is split along D, every device looks up its columns for all tokens that its
@@ -358,14 +358,14 @@ def embed(table_VD: jax.Array, tokens_BT: jax.Array, dtype: Any, partition: Part
         table_VD: laid out as ("vocab", "embed")
         tokens_BT: int32, laid out as ("rows", "sequence")
         dtype: of the result
-        partition: the mesh
+        rules: the mesh
 
     Returns:
         [B, T, D], laid out as ("rows", "sequence", None).
     """
-    if partition.mesh.size == 1:
+    if rules.mesh.size == 1:
         return jnp.take(table_VD, tokens_BT, axis=0).astype(dtype)
-    columns, vocabulary = TABLE["embed"], TABLE["vocab"]
+    columns, vocabulary = LOGICAL_RULES["embed"], LOGICAL_RULES["vocab"]
 
     def look_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
         ids = lax.all_gather(tokens, columns) - table.shape[0] * lax.axis_index(vocabulary)
@@ -374,6 +374,6 @@ def embed(table_VD: jax.Array, tokens_BT: jax.Array, dtype: Any, partition: Part
         found = lax.psum(jnp.where(is_here[..., None], found, 0), vocabulary)
         return lax.all_to_all(found, columns, 0, 3, tiled=True)[0]
 
-    table, tokens = partition.spec(("vocab", "embed")), partition.spec(("rows", "sequence"))
-    layout = partition.spec(("rows", "sequence", None))
-    return partition.on_parts(look_up, (table, tokens), layout)(table_VD, tokens_BT)
+    table, tokens = rules.spec(("vocab", "embed")), rules.spec(("rows", "sequence"))
+    layout = rules.spec(("rows", "sequence", None))
+    return rules.shard_map(look_up, (table, tokens), layout)(table_VD, tokens_BT)

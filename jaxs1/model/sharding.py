@@ -1,6 +1,6 @@
 """From logical axis names to mesh axes: the one table that decides who holds what.
 
-Every parameter and every constrained activation names its axes; `TABLE` maps the names to mesh
+Every parameter and every constrained activation names its axes; `LOGICAL_RULES` maps the names to mesh
 axes. Changing a layout is changing a row here or the mesh in the recipe, nothing else.
 """
 
@@ -21,7 +21,7 @@ from jaxs1.model.architecture import Architecture
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 
 #: Logical axis -> mesh axes. Names that are absent are never split.
-TABLE: dict[str, tuple[str, ...]] = {
+LOGICAL_RULES: dict[str, tuple[str, ...]] = {
     # parameters
     "embed": ("fsdp", "context"),
     "heads": ("tensor",),
@@ -37,19 +37,21 @@ Axes = tuple[str | None, ...]
 
 
 @dataclass(frozen=True)
-class Partition:
+class ShardingRules:
     """A mesh and what the table makes of it."""
 
     mesh: Mesh
 
     def size(self, name: str) -> int:
         """Number of parts that a logical axis is split into."""
-        return int(np.prod([self.mesh.shape[axis] for axis in TABLE.get(name, ())], dtype=int))
+        return int(
+            np.prod([self.mesh.shape[axis] for axis in LOGICAL_RULES.get(name, ())], dtype=int)
+        )
 
     def spec(self, axes: Axes, *, without: tuple[str, ...] = ()) -> PartitionSpec:
         """Logical axis names to a `PartitionSpec`; names in `without` are left whole."""
         return PartitionSpec(
-            *(TABLE.get(a) if a is not None and a not in without else None for a in axes)
+            *(LOGICAL_RULES.get(a) if a is not None and a not in without else None for a in axes)
         )
 
     def sharding(self, axes: Axes) -> NamedSharding:
@@ -62,7 +64,7 @@ class Partition:
             return x
         return jax.lax.with_sharding_constraint(x, self.sharding(axes))
 
-    def on_parts(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
+    def shard_map(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
         """`function`, run by every device on its own parts; as it is where there is one device."""
         if self.mesh.size == 1:
             return function
@@ -103,7 +105,9 @@ def _gather_backward(
 _gather.defvjp(_gather_forward, _gather_backward)
 
 
-def make_partition(config: MeshConfig, devices: list[jax.Device] | None = None) -> Partition:
+def make_sharding_rules(
+    config: MeshConfig, devices: list[jax.Device] | None = None
+) -> ShardingRules:
     """Arrange devices in a mesh of (data, fsdp, context, tensor).
 
     Raises:
@@ -124,16 +128,16 @@ def make_partition(config: MeshConfig, devices: list[jax.Device] | None = None) 
             "change --mesh.fsdp (-1 takes what the others leave)"
         )
     grid = np.asarray(devices).reshape([sizes[axis] for axis in MESH_AXES])
-    return Partition(Mesh(grid, MESH_AXES))
+    return ShardingRules(Mesh(grid, MESH_AXES))
 
 
-def check_divisible(architecture: Architecture, partition: Partition) -> None:
+def check_divisible(architecture: Architecture, rules: ShardingRules) -> None:
     """Refuse a mesh that the model's widths do not divide into.
 
     Raises:
         UserError: names the mesh axis, its size and the width.
     """
-    a, mesh = architecture, partition.mesh.shape
+    a, mesh = architecture, rules.mesh.shape
     tensor, attention = mesh["tensor"], mesh["tensor"] * mesh["context"]
     requirements = [
         ("num_attention_heads", a.num_heads, "mesh.tensor", tensor),
@@ -141,7 +145,7 @@ def check_divisible(architecture: Architecture, partition: Partition) -> None:
         ("intermediate_size", a.intermediate_size, "mesh.tensor", tensor),
         ("vocab_size", a.vocab_size, "mesh.tensor", tensor),
         ("num_attention_heads", a.num_heads, "mesh.context x mesh.tensor", attention),
-        ("hidden_size", a.hidden_size, "mesh.fsdp x mesh.context", partition.size("embed")),
+        ("hidden_size", a.hidden_size, "mesh.fsdp x mesh.context", rules.size("embed")),
     ]
     for name, width, axis, size in requirements:
         if width % size:

@@ -11,10 +11,10 @@ import jax
 import optax
 
 from jaxs1.config import TrainConfig, UserError
-from jaxs1.model import ops, qwen
+from jaxs1.model import ops, transformer
 from jaxs1.model.architecture import Architecture
-from jaxs1.model.qwen import Qwen
-from jaxs1.model.sharding import check_divisible, make_partition
+from jaxs1.model.sharding import check_divisible, make_sharding_rules
+from jaxs1.model.transformer import Transformer
 from jaxs1.planning.compile import Compiled, compile_step
 from jaxs1.planning.estimate import (
     Memory,
@@ -43,7 +43,7 @@ class Case:
 
     config: TrainConfig
     target: Target
-    model: Qwen  # abstract
+    model: Transformer  # abstract
     workload: Workload
 
     @cached_property
@@ -94,7 +94,7 @@ class Case:
     @property
     def _sizes(self) -> dict[str, int]:
         return {
-            "accumulate": self.config.accumulate,
+            "gradient_accumulation_steps": self.config.gradient_accumulation_steps,
             "rows": self.workload.rows,
             "loss_chunk": self.config.compute.loss_chunk,
         }
@@ -112,9 +112,9 @@ def make_case(
     Raises:
         UserError: a mesh, a number of rows or a length that cannot be.
     """
-    partition = make_partition(config.mesh, devices)
-    check_divisible(architecture, partition)
-    parts, context = partition.size("rows"), partition.size("sequence")
+    rules = make_sharding_rules(config.mesh, devices)
+    check_divisible(architecture, rules)
+    parts, context = rules.size("rows"), rules.size("sequence")
     rows = config.data.rows or parts
     if rows % parts:
         raise UserError(
@@ -136,7 +136,7 @@ def make_case(
             batch_size=config.batch_size,
             epochs=config.epochs,
             steps=config.steps,
-            accumulate=config.accumulate,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
             rows=rows,
             multiple=config.data.row_multiple,
         )
@@ -145,7 +145,7 @@ def make_case(
             sequences.mean,
             batch_size=config.batch_size,
             steps=config.steps or config.epochs * -(-sequences.examples // config.batch_size),
-            accumulate=config.accumulate,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
             rows=rows,
             length=sequences.length,
         )
@@ -153,10 +153,10 @@ def make_case(
     impl: Any = ops.resolve_attention(
         config.compute.attention, device.platform, config.compute.dtype, device.capability
     )
-    model = qwen.abstract(
+    model = transformer.abstract(
         architecture,
         dataclasses.replace(config.compute, attention=impl),
-        partition,
+        rules,
         max_segments=config.batch_size,
         lora=config.lora,
     )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxs1.data.packing import Batch
-from jaxs1.model.qwen import Qwen
+from jaxs1.model.transformer import Transformer
 from jaxs1.planning.estimate import abstract_state, local_bytes
 from jaxs1.planning.hlo import Collective, collectives
 from jaxs1.planning.targets import Target
@@ -55,11 +55,11 @@ class Compiled:
 
 
 def compile_step(
-    model: Qwen,
+    model: Transformer,
     optimizer: optax.GradientTransformation,
     target: Target,
     *,
-    accumulate: int,
+    gradient_accumulation_steps: int,
     rows: int,
     length: int,
     loss_chunk: int,
@@ -67,18 +67,18 @@ def compile_step(
     """Compile the step that training would run.
 
     Args:
-        model: abstract, with the partition over the target's devices
+        model: abstract, with the rules over the target's devices
         optimizer: from `make_optimizer`
         target: what the model's devices are
-        accumulate: micro-batches of a step
+        gradient_accumulation_steps: micro-batches of a step
         rows: of a micro-batch, over all devices
         length: of a row [tokens]
         loss_chunk: see `loss.batch_loss`
     """
     state = abstract_state(model, optimizer)
-    where = batch_sharding(model.partition)
+    where = batch_sharding(model.rules)
     kinds = Batch(*(jnp.dtype(kind) for kind in ("int32", "int32", "float32", "int32", "int32")))
-    shape = (accumulate, rows, length)
+    shape = (gradient_accumulation_steps, rows, length)
     batch = jax.tree.map(lambda kind: jax.ShapeDtypeStruct(shape, kind, sharding=where), kinds)
     with tracing_for(target):
         step: Any = make_train_step(model, optimizer, loss_chunk=loss_chunk)
@@ -89,7 +89,7 @@ def compile_step(
         "parameters": local_bytes(weights),
         "optimizer": local_bytes(state.opt_state),
         "batch": local_bytes(batch),
-        "products": product_flops(traced.jaxpr, model.partition.mesh.size),
+        "products": product_flops(traced.jaxpr, model.rules.mesh.size),
     }
     with _options(target) as (options, read_text):
         try:

@@ -20,16 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxs1.config import ComputeConfig, MeshConfig, UserError, parse
-from jaxs1.decoding.completion import Sampling
-from jaxs1.decoding.loop import Programs
-from jaxs1.decoding.pages import pages_for
-from jaxs1.decoding.presets import Thinking
-from jaxs1.decoding.sampling import Kinds
-from jaxs1.decoding.script import Script
-from jaxs1.decoding.slots import Start, rows_of
-from jaxs1.model import kv_cache, qwen, unrolled
+from jaxs1.decoding.decode_loop import CompiledFunctions
+from jaxs1.decoding.decode_state import NewSequence, rows_of
+from jaxs1.decoding.outputs import SamplingParams
+from jaxs1.decoding.page_allocator import pages_for
+from jaxs1.decoding.params import ThinkingParams
+from jaxs1.decoding.sampling import SamplingFlags
+from jaxs1.decoding.tokenized_thinking import TokenizedThinking
+from jaxs1.model import decode, kv_cache, transformer
 from jaxs1.model.architecture import Architecture, read_config
-from jaxs1.model.sharding import check_divisible, make_partition
+from jaxs1.model.sharding import check_divisible, make_sharding_rules
 from jaxs1.planning.estimate import local_bytes
 from jaxs1.planning.hlo import Collective, collectives
 from jaxs1.planning.targets import Target, parse_target
@@ -114,23 +114,23 @@ def compile_chunk(
     """
     cpu = target.accelerator.platform == "cpu"
     dtype: Any = "float32" if cpu else "bfloat16"
-    partition = make_partition(MeshConfig(fsdp=1, tensor=len(devices)), devices)
-    check_divisible(a, partition)
-    unrolled.check(plan.impl, a, partition, dtype=dtype, sequences=plan.sequences)
+    rules = make_sharding_rules(MeshConfig(fsdp=1, tensor=len(devices)), devices)
+    check_divisible(a, rules)
+    decode.check(plan.impl, a, rules, dtype=dtype, sequences=plan.sequences)
     compute = ComputeConfig(dtype=dtype, param_dtype=dtype, remat="none", attention="xla")
-    model = qwen.abstract(a, compute, partition)
+    model = transformer.abstract(a, compute, rules)
     pages = pages_for(plan.context)
     pool = (a.num_kv_heads, plan.sequences * pages + 1, kv_cache.PAGE, a.head_dim)
-    where = partition.sharding(kv_cache.AXES)
+    where = rules.sharding(kv_cache.AXES)
     layer: Any = jax.ShapeDtypeStruct(pool, jnp.dtype(dtype), sharding=where)
     cache = kv_cache.KVCache([layer] * a.num_layers, [layer] * a.num_layers)
     params = abstract_params(model)
-    whole = partition.sharding(())
+    whole = rules.sharding(())
     slots, is_newline_V = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=whole),
         _slots(a, plan, pages),
     )
-    chunk: Any = Programs(model, plan.impl, plan.steps).chunk
+    chunk: Any = CompiledFunctions(model, plan.impl, plan.steps).chunk
     lowered = chunk.lower(
         params,
         cache,
@@ -138,7 +138,7 @@ def compile_chunk(
         is_newline_V,
         rows=plan.sequences,
         pages=pages,
-        kinds=Kinds(sampled=False, filtered=False, penalised=False),
+        kinds=SamplingFlags(sampled=False, filtered=False, penalised=False),
     )
     program, launched = compile_and_look(lowered, target.accelerator.platform)
     memory, text = program.memory_analysis(), program.as_text()
@@ -241,9 +241,9 @@ def _in_place(program: DecodeProgram) -> float:
     return min(1.0, program.in_place / program.cache)
 
 
-def abstract_params(model: qwen.Qwen) -> Any:
-    """Shapes and layouts of `unrolled.unstack`'s result."""
-    stacked, layouts = qwen.parameters(model), unrolled.shardings(model)
+def abstract_params(model: transformer.Transformer) -> Any:
+    """Shapes and layouts of `decode.unstack`'s result."""
+    stacked, layouts = transformer.parameters(model), decode.shardings(model)
     layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked["layers"])
     tree = {**stacked, "layers": [layer] * model.architecture.num_layers}
     return jax.tree.map(
@@ -254,12 +254,12 @@ def abstract_params(model: qwen.Qwen) -> Any:
 def _slots(a: Architecture, plan: DecodePlan, pages: int) -> Any:
     """Slots of the right shapes, without a tokenizer, and the table of line breaks."""
     is_newline_V = np.zeros(a.vocab_size, bool)
-    thinking = Thinking(max=0, max_answer=1, min_answer=1)
-    asked = Script(
+    thinking = ThinkingParams(max=0, max_answer_tokens=1, min_answer_tokens=1)
+    asked = TokenizedThinking(
         thinking, start=(), ends=((0,),), resume=(1,), stops=((0,),), reopen=(), line_break=(),
-        close=(0,), cue=(), waits=((0,),),
+        close=(0,), answer_prefix=(), waits=((0,),),
     )  # fmt: skip
-    start = Start(asked, [0], [1], Sampling(), seed=0, sample=0)
+    start = NewSequence(asked, [0], [1], SamplingParams(), seed=0, sample=0)
     context = max(plan.context, 8)
     rows = rows_of(
         [start], plan.sequences, context=context, max_pages=pages, is_newline_V=is_newline_V

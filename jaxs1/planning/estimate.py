@@ -18,8 +18,8 @@ from flax import nnx
 from jaxs1.config import TrainConfig, UserError
 from jaxs1.data import packing
 from jaxs1.data.batches import Batches
-from jaxs1.model import qwen
-from jaxs1.model.qwen import Qwen
+from jaxs1.model import transformer
+from jaxs1.model.transformer import Transformer
 from jaxs1.planning.targets import Accelerator
 from jaxs1.planning.workload import Workload
 from jaxs1.training.optimizer import make_optimizer
@@ -68,23 +68,29 @@ class Seconds:
 
 
 def estimate_memory(
-    model: Qwen, state: Any, *, accumulate: int, rows: int, length: int, loss_chunk: int
+    model: Transformer,
+    state: Any,
+    *,
+    gradient_accumulation_steps: int,
+    rows: int,
+    length: int,
+    loss_chunk: int,
 ) -> Memory:
     """Bytes on the fullest device.
 
     Args:
         model: abstract
         state: `TrainState` of shapes (or arrays) with shardings
-        accumulate: micro-batches of a step
+        gradient_accumulation_steps: micro-batches of a step
         rows: of a micro-batch
         length: of a row
         loss_chunk: see `loss.batch_loss`
     """
-    a, compute, mesh = model.architecture, model.compute, model.partition.mesh.shape
+    a, compute, mesh = model.architecture, model.compute, model.rules.mesh.shape
     size = jnp.dtype(compute.dtype).itemsize
     D, F, L, t = a.hidden_size, a.intermediate_size, a.num_layers, mesh["tensor"]
     q, kv = a.num_heads * a.head_dim / t, a.num_kv_heads * a.head_dim / t
-    tokens = rows / model.partition.size("rows") * length / model.partition.size("sequence")
+    tokens = rows / model.rules.size("rows") * length / model.rules.size("sequence")
     trained = local_bytes(state.params)
     statistics = 4 * a.num_heads / t * model.max_segments if compute.attention == "cudnn" else 0
     scores = 4 * a.num_heads / t * length / 2 if compute.attention == "xla" else 0  # causal
@@ -100,13 +106,13 @@ def estimate_memory(
     return Memory(
         parameters=trained + local_bytes(state.frozen),
         optimizer=local_bytes(state.opt_state),
-        gradients=trained * (2 if accumulate > 1 else 1),
+        gradients=trained * (2 if gradient_accumulation_steps > 1 else 1),
         activations=tokens * L * kept,
         working=max(passing, head),
     )
 
 
-def estimate_flops(model: Qwen, slots: float) -> float:
+def estimate_flops(model: Transformer, slots: float) -> float:
     """FLOPs of the matrix products of a step over all devices, recomputed ones included.
 
     Args:
@@ -118,29 +124,29 @@ def estimate_flops(model: Qwen, slots: float) -> float:
     q, kv = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
     again = {"none": 0, "attention": 2 * D * F, "full": 2 * D * F + 2 * D * (q + kv)}[remat]
     layers = L * (3 * D * F + 2 * D * (q + kv))
-    backward = 4 if qwen.trained(model) is nnx.Param else 2
+    backward = 4 if transformer.trained(model) is nnx.Param else 2
     head = (2 + backward) * a.vocab_size * D
     return slots * ((2 + backward) * layers + 2 * L * again + head)
 
 
-def estimate_received(model: Qwen, workload: Workload, length: float) -> float:
+def estimate_received(model: Transformer, workload: Workload, length: float) -> float:
     """Bytes that one device receives in a step: weights, their gradients, parts of sequences."""
-    a, partition = model.architecture, model.partition
+    a, rules = model.architecture, model.rules
     size = jnp.dtype(model.compute.dtype).itemsize
-    shared, context = partition.size("embed"), partition.size("sequence")
-    weights = a.num_parameters / partition.mesh.shape["tensor"] * size
-    tokens = workload.rows / partition.size("rows") * length / context
+    shared, context = rules.size("embed"), rules.size("sequence")
+    weights = a.num_parameters / rules.mesh.shape["tensor"] * size
+    tokens = workload.rows / rules.size("rows") * length / context
     moved = 2 * (a.num_heads + a.num_kv_heads) * a.head_dim * size * (context - 1) / context
     passes = {"none": 2, "attention": 2.5, "full": 3}[model.compute.remat]
     sequences = tokens * a.num_layers * moved * passes
-    tensor = partition.mesh.shape["tensor"]
+    tensor = rules.mesh.shape["tensor"]
     reduced = tokens * a.num_layers * 8 * a.hidden_size * size * (tensor - 1) / tensor
     gathers = 3 * weights * (shared - 1) / shared
-    return workload.accumulate * (gathers + sequences + reduced)
+    return workload.gradient_accumulation_steps * (gathers + sequences + reduced)
 
 
 def estimate_seconds(
-    model: Qwen,
+    model: Transformer,
     accelerator: Accelerator,
     workload: Workload,
     *,
@@ -156,8 +162,8 @@ def estimate_seconds(
         products: FLOPs of matrix products on one device at the average length, from a compiled step
         received: bytes that a device receives in a step of average length, likewise
     """
-    a, n = model.architecture, model.partition.mesh.size
-    slots = workload.accumulate * workload.rows * workload.mean
+    a, n = model.architecture, model.rules.mesh.size
+    slots = workload.gradient_accumulation_steps * workload.rows * workload.mean
     if products is None:
         products = estimate_flops(model, slots) / n
     if received is None:
@@ -182,7 +188,7 @@ def estimate_seconds(
 
 
 def check_fits(
-    model: Qwen, config: TrainConfig, batches: Batches, steps: int, device: jax.Device
+    model: Transformer, config: TrainConfig, batches: Batches, steps: int, device: jax.Device
 ) -> None:
     """Refuse a run that cannot fit, where the device says how much memory it has (a CPU does not).
 
@@ -202,12 +208,12 @@ def check_fits(
     longest = 0
     for step in range(min(steps, batches.steps_per_epoch)):
         lengths = batches.lengths[batches.indices(step)].tolist()
-        contents = packing.plan(lengths, batches.rows * config.accumulate)
+        contents = packing.plan(lengths, batches.rows * config.gradient_accumulation_steps)
         longest = max(longest, packing.row_length(lengths, contents, config.data.row_multiple))
     memory = estimate_memory(
         model,
         abstract_state(model, make_optimizer(config.optimizer, steps)),
-        accumulate=config.accumulate,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
         rows=batches.rows,
         length=longest,
         loss_chunk=config.compute.loss_chunk,
@@ -215,15 +221,15 @@ def check_fits(
     refuse_if_too_large(memory, limit, device.device_kind)
 
 
-def abstract_state(model: Qwen, optimizer: optax.GradientTransformation) -> TrainState:
+def abstract_state(model: Transformer, optimizer: optax.GradientTransformation) -> TrainState:
     """Shapes, dtypes and layouts of all that a step reads and changes; no array is made."""
     shardings = state_shardings(model, optimizer)
-    trained = qwen.parameters(model, qwen.trained(model))
+    trained = transformer.parameters(model, transformer.trained(model))
     shapes = TrainState(
         jax.ShapeDtypeStruct((), jnp.int32),
         trained,
         jax.eval_shape(optimizer.init, trained),
-        None if shardings.frozen is None else qwen.parameters(model),
+        None if shardings.frozen is None else transformer.parameters(model),
     )
     return jax.tree.map(
         lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
@@ -250,7 +256,7 @@ def refuse_if_too_large(memory: Memory, available: float, device: str) -> None:
     raise UserError(
         f"memory={memory.total / 1e9:.1f} GB: a step needs about so much on each device ({parts}) "
         f"and {device} has {available / 1e9:.1f}; more devices along mesh.fsdp or mesh.context, "
-        "--compute.remat full or a higher --accumulate help; python -m jaxs1.plan finds the fastest"
+        "--compute.remat full or a higher --gradient_accumulation_steps help; python -m jaxs1.plan finds the fastest"
     )
 
 

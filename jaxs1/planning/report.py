@@ -68,12 +68,16 @@ class Outcome:
 def print_case(case: Case, origin: str) -> None:
     """Say what is planned, and every choice that was made for the user."""
     a, c, w = case.model.architecture, case.model.compute, case.workload
-    mesh = ", ".join(f"{k} {v}" for k, v in case.model.partition.mesh.shape.items())
+    mesh = ", ".join(f"{k} {v}" for k, v in case.model.rules.mesh.shape.items())
     kept = {"none": "nothing", "attention": "all but attention", "full": "everything"}[c.remat]
     print(f"model     {a.num_parameters:,} parameters ({origin})")
     print(f"target    {case.target.devices} x {case.target.accelerator.device_kind}: {mesh}")
     print(f"compute   attention {c.attention}, {c.dtype}; the backward pass recomputes {kept}")
-    packed = f"{w.accumulate} x {w.rows} rows" if w.accumulate > 1 else f"{w.rows} rows"
+    packed = (
+        f"{w.gradient_accumulation_steps} x {w.rows} rows"
+        if w.gradient_accumulation_steps > 1
+        else f"{w.rows} rows"
+    )
     print(
         f"steps     {w.steps:,} of {case.config.batch_size} sequences in {packed} of "
         f"{min(w.lengths):,} to {w.longest:,} tokens, {w.mean:,.0f} on average, {w.fill:.0%} filled"
@@ -188,11 +192,11 @@ def _figures(outcome: Outcome) -> dict[str, Any]:
     case, workload = outcome.case, outcome.case.workload
     return {
         "arguments": describe(case.config),
-        "mesh": dict(case.model.partition.mesh.shape),
+        "mesh": dict(case.model.rules.mesh.shape),
         "attention": case.model.compute.attention,
         "remat": case.model.compute.remat,
         "rows": workload.rows,
-        "accumulate": workload.accumulate,
+        "gradient_accumulation_steps": workload.gradient_accumulation_steps,
         "row_length": case.typical,
         "longest_row": workload.longest,
         "fits": outcome.fits,

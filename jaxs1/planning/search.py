@@ -12,7 +12,7 @@ from jaxs1.planning.estimate import MARGIN
 from jaxs1.planning.targets import Target
 
 #: What one change may change.
-ASPECTS = ("remat", "layout", "accumulate")
+ASPECTS = ("remat", "layout", "gradient_accumulation_steps")
 
 REMATS: tuple[Literal["none", "attention", "full"], ...] = ("none", "attention", "full")
 Make = Callable[[TrainConfig], Case]
@@ -23,7 +23,7 @@ def describe(config: TrainConfig) -> str:
     mesh = config.mesh
     return (
         f"--mesh.fsdp {mesh.fsdp} --mesh.context {mesh.context} --data.rows {config.data.rows} "
-        f"--accumulate {config.accumulate} --compute.remat {config.compute.remat}"
+        f"--gradient_accumulation_steps {config.gradient_accumulation_steps} --compute.remat {config.compute.remat}"
     )
 
 
@@ -36,7 +36,7 @@ def alternatives(case: Case, make: Make, *, aspects: int) -> list[Case]:
         aspects: how many of `ASPECTS` may differ
     """
     found = []
-    for config in _configs(case.config, case.target, case.model.partition.mesh.shape["fsdp"]):
+    for config in _configs(case.config, case.target, case.model.rules.mesh.shape["fsdp"]):
         if not 0 < len(_changes(case, config)) <= aspects:
             continue
         try:
@@ -50,14 +50,17 @@ def alternatives(case: Case, make: Make, *, aspects: int) -> list[Case]:
 
 def _changes(case: Case, config: TrainConfig) -> set[str]:
     """Aspects in which a recipe differs from a case's."""
-    mesh, rows = case.model.partition.mesh.shape, case.workload.rows
+    mesh, rows = case.model.rules.mesh.shape, case.workload.rows
     pairs = {
         "remat": (config.compute.remat, case.config.compute.remat),
         "layout": (
             (config.mesh.fsdp, config.mesh.context, config.data.rows),
             (mesh["fsdp"], mesh["context"], rows),
         ),
-        "accumulate": (config.accumulate, case.config.accumulate),
+        "gradient_accumulation_steps": (
+            config.gradient_accumulation_steps,
+            case.config.gradient_accumulation_steps,
+        ),
     }
     return {name for name, (here, there) in pairs.items() if here != there}
 
@@ -71,14 +74,14 @@ def _configs(config: TrainConfig, target: Target, fsdp: int) -> Iterator[TrainCo
         mesh = dataclasses.replace(config.mesh, fsdp=shared // context, context=context)
         parts = mesh.data * mesh.fsdp
         for rows in (parts * k for k in (1, 2, 4, 8, 16)):
-            for accumulate in (1, 2, 4, 8, 16):
-                if rows * accumulate > config.batch_size:
+            for gradient_accumulation_steps in (1, 2, 4, 8, 16):
+                if rows * gradient_accumulation_steps > config.batch_size:
                     break
                 for remat in REMATS:
                     yield dataclasses.replace(
                         config,
                         mesh=mesh,
-                        accumulate=accumulate,
+                        gradient_accumulation_steps=gradient_accumulation_steps,
                         data=dataclasses.replace(config.data, rows=rows),
                         compute=dataclasses.replace(config.compute, remat=remat),
                     )

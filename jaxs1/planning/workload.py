@@ -24,7 +24,7 @@ class Workload:
 
     Args:
         steps: optimizer steps of the run
-        accumulate: micro-batches of a step
+        gradient_accumulation_steps: micro-batches of a step
         rows: of a micro-batch
         lengths: of the rows, one for each step of an epoch
         tokens: of a step, on average
@@ -32,7 +32,7 @@ class Workload:
     """
 
     steps: int
-    accumulate: int
+    gradient_accumulation_steps: int
     rows: int
     lengths: tuple[int, ...]
     tokens: float
@@ -55,7 +55,7 @@ class Workload:
     @property
     def fill(self) -> float:
         """Share of the slots that hold tokens."""
-        return self.tokens / (self.accumulate * self.rows * self.mean)
+        return self.tokens / (self.gradient_accumulation_steps * self.rows * self.mean)
 
 
 def draw_lengths(mean: float, longest: int, *, examples: int = S1K_EXAMPLES) -> np.ndarray:
@@ -80,7 +80,7 @@ def make_workload(
     batch_size: int,
     epochs: int,
     steps: int | None,
-    accumulate: int,
+    gradient_accumulation_steps: int,
     rows: int,
     multiple: int,
 ) -> Workload:
@@ -91,17 +91,19 @@ def make_workload(
         batch_size: sequences of a step
         epochs: passes over the data
         steps: optimizer steps; None for as many as the epochs need
-        accumulate: micro-batches of a step
+        gradient_accumulation_steps: micro-batches of a step
         rows: of a micro-batch
         multiple: row lengths are rounded up to it
     """
     groups = [lengths[i : i + batch_size] for i in range(0, len(lengths), batch_size)]
     return Workload(
         steps=steps or epochs * len(groups),
-        accumulate=accumulate,
+        gradient_accumulation_steps=gradient_accumulation_steps,
         rows=rows,
         lengths=tuple(
-            packing.row_length(group, packing.plan(group, rows * accumulate), multiple)
+            packing.row_length(
+                group, packing.plan(group, rows * gradient_accumulation_steps), multiple
+            )
             for group in groups
         ),
         tokens=sum(lengths) / len(groups),
@@ -109,10 +111,10 @@ def make_workload(
     )
 
 
-def fixed_workload(mean: float, *, batch_size: int, steps: int, accumulate: int, rows: int,
+def fixed_workload(mean: float, *, batch_size: int, steps: int, gradient_accumulation_steps: int, rows: int,
                    length: int) -> Workload:  # fmt: skip
     """All rows have one given length; the sequences in them are `mean` tokens long on average."""
     lengths = draw_lengths(mean, length)
-    tokens = min(batch_size * mean, accumulate * rows * length)
+    tokens = min(batch_size * mean, gradient_accumulation_steps * rows * length)
     pairs = float((lengths * (lengths + 1.0)).sum() / 2 / lengths.sum() * tokens)
-    return Workload(steps, accumulate, rows, (length,), tokens, pairs)
+    return Workload(steps, gradient_accumulation_steps, rows, (length,), tokens, pairs)

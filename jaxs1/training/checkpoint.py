@@ -64,7 +64,7 @@ class Checkpoints:
                 "meta": ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=config.keep,
+                max_to_keep=config.max_to_keep,
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
             ),

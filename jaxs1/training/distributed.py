@@ -43,7 +43,7 @@ def session(config: DistributedConfig) -> Iterator[None]:
     """All that a process does between joining the others and leaving them.
 
     An error in one process ends this process at once, without waiting for the others, so that they
-    notice: at their next exchange, or after `lost_after` seconds of silence. On an exchange that
+    notice: at their next exchange, or after `heartbeat_timeout` seconds of silence. On an exchange that
     hangs it is JAX itself that ends them, with a message that names the lost process.
 
     Raises:
@@ -126,7 +126,7 @@ def _join(config: DistributedConfig) -> bool:
     # it would catch SIGTERM, which then ended nothing before the first step
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**explicit, heartbeat_timeout_seconds=config.lost_after)
+        jax.distributed.initialize(**explicit, heartbeat_timeout_seconds=config.heartbeat_timeout)
     except (RuntimeError, ValueError) as error:
         where = config.coordinator or f"cluster={config.cluster}"
         raise UserError(

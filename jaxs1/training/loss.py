@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxs1.data.packing import Batch
-from jaxs1.model.qwen import Qwen
+from jaxs1.model.transformer import Transformer
 
 
-def batch_loss(model: Qwen, batch: Batch, *, chunk: int) -> jax.Array:
+def batch_loss(model: Transformer, batch: Batch, *, chunk: int) -> jax.Array:
     """Weighted sum of the cross-entropy of one micro-batch of rows [B, T].
 
     The weights of a step sum to 1 over all its micro-batches, so the sum is the step's mean loss in
@@ -30,8 +30,8 @@ def batch_loss(model: Qwen, batch: Batch, *, chunk: int) -> jax.Array:
         batch.targets,
         batch.weights,
         chunk=chunk,
-        sequence_parts=model.partition.size("sequence"),
-        row_parts=model.partition.size("rows"),
+        sequence_parts=model.rules.size("sequence"),
+        row_parts=model.rules.size("rows"),
     )
 
 

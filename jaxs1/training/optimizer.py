@@ -34,7 +34,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         peak_value=config.learning_rate,
         warmup_steps=warmup,
         decay_steps=max(steps, warmup + 1),
-        end_value=config.learning_rate * config.final_ratio,
+        end_value=config.learning_rate * config.min_lr_ratio,
     )
 
 
@@ -62,8 +62,8 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         )
     clip = (
         optax.identity()
-        if config.clip_norm is None
-        else optax.clip_by_global_norm(config.clip_norm)
+        if config.max_grad_norm is None
+        else optax.clip_by_global_norm(config.max_grad_norm)
     )
     return optax.chain(clip, update)
 

@@ -14,9 +14,9 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxs1.data.packing import Batch
-from jaxs1.model import qwen
-from jaxs1.model.qwen import Qwen
-from jaxs1.model.sharding import Partition
+from jaxs1.model import transformer
+from jaxs1.model.sharding import ShardingRules
+from jaxs1.model.transformer import Transformer
 from jaxs1.training.loss import batch_loss
 
 
@@ -42,12 +42,12 @@ class StepMetrics(NamedTuple):
     grad_norm: jax.Array
 
 
-def state_shardings(model: Qwen, optimizer: optax.GradientTransformation) -> TrainState:
+def state_shardings(model: Transformer, optimizer: optax.GradientTransformation) -> TrainState:
     """Where the state lives; the optimizer's moments lie beside their parameters."""
-    kind = qwen.trained(model)
-    shardings = qwen.shardings(model, kind)
-    frozen = None if kind is nnx.Param else qwen.shardings(model)
-    whole = NamedSharding(model.partition.mesh, PartitionSpec())
+    kind = transformer.trained(model)
+    shardings = transformer.shardings(model, kind)
+    frozen = None if kind is nnx.Param else transformer.shardings(model)
+    whole = NamedSharding(model.rules.mesh, PartitionSpec())
     by_path = {_dict_keys(path): s for path, s in jax.tree.leaves_with_path(shardings)}
 
     def beside_parameter(path: Any, _: Any) -> NamedSharding:
@@ -57,7 +57,7 @@ def state_shardings(model: Qwen, optimizer: optax.GradientTransformation) -> Tra
         return next((by_path[ending] for ending in endings if ending in by_path), whole)
 
     opt_state = jax.tree.map_with_path(
-        beside_parameter, jax.eval_shape(optimizer.init, qwen.parameters(model, kind))
+        beside_parameter, jax.eval_shape(optimizer.init, transformer.parameters(model, kind))
     )
     return TrainState(whole, shardings, opt_state, frozen)
 
@@ -67,7 +67,7 @@ def _dict_keys(path: Any) -> tuple[str, ...]:
 
 
 def init_state(
-    model: Qwen, optimizer: optax.GradientTransformation, params: Any, frozen: Any = None
+    model: Transformer, optimizer: optax.GradientTransformation, params: Any, frozen: Any = None
 ) -> TrainState:
     """The state before the first step, of what is trained and what is not."""
     shardings = state_shardings(model, optimizer)
@@ -80,19 +80,19 @@ def put_scalar(number: int, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback((), sharding, lambda _: np.int32(number))
 
 
-def batch_sharding(partition: Partition) -> NamedSharding:
+def batch_sharding(rules: ShardingRules) -> NamedSharding:
     """Where a [A, B, T] array of a batch lives."""
-    return partition.sharding((None, "rows", "sequence"))
+    return rules.sharding((None, "rows", "sequence"))
 
 
-def put_batch(batch: Batch, partition: Partition) -> Batch:
+def put_batch(batch: Batch, rules: ShardingRules) -> Batch:
     """Move a batch to the devices; in a run of many processes each provides its own part."""
-    sharding = batch_sharding(partition)
+    sharding = batch_sharding(rules)
     return Batch(*(jax.make_array_from_callback(x.shape, sharding, x.__getitem__) for x in batch))
 
 
 def make_train_step(
-    model: Qwen, optimizer: optax.GradientTransformation, *, loss_chunk: int
+    model: Transformer, optimizer: optax.GradientTransformation, *, loss_chunk: int
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """The jitted step. The state is donated: its buffers become the new state's.
 
@@ -106,7 +106,7 @@ def make_train_step(
 
     def micro_loss(params: Any, frozen: Any, micro: Batch) -> jax.Array:
         weights = [params] if frozen is None else [frozen, params]
-        return batch_loss(qwen.with_parameters(model, *weights), micro, chunk=loss_chunk)
+        return batch_loss(transformer.with_parameters(model, *weights), micro, chunk=loss_chunk)
 
     gradient = jax.value_and_grad(micro_loss)
 
@@ -130,6 +130,6 @@ def make_train_step(
     return jax.jit(
         train_step,
         donate_argnums=0,
-        in_shardings=(shardings, batch_sharding(model.partition)),
+        in_shardings=(shardings, batch_sharding(model.rules)),
         out_shardings=(shardings, StepMetrics(whole, whole)),
     )

@@ -19,7 +19,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 def reduced(name, *, tied=None, layers=2):
-    """A config of configs/models with its head counts, but narrow."""
+    """A config of configs/models with its head counts, but bf16x3."""
     config = dict(CONFIGS[name])
     heads, head_dim = config["num_attention_heads"], 2
     config |= {"num_hidden_layers": layers, "vocab_size": 61, "intermediate_size": 24}

@@ -8,7 +8,7 @@ import transformers
 from flax.traverse_util import flatten_dict
 
 from convert import mapping
-from jaxs1.model import qwen
+from jaxs1.model import transformer
 from jaxs1.model.architecture import Architecture
 from tests.convert.checkpoints import CONFIGS, reduced
 from tests.tiny_models import FLOAT32, one_device
@@ -18,21 +18,21 @@ from tests.tiny_models import FLOAT32, one_device
 @pytest.mark.parametrize("name", CONFIGS)
 def test_table_is_the_parameter_tree(name, tied):
     architecture = Architecture.from_hf(CONFIGS[name] | {"tie_word_embeddings": tied}, name)
-    model = qwen.abstract(architecture, FLOAT32, one_device())
-    tree = flatten_dict(qwen.parameters(model), sep=".")
+    model = transformer.abstract(architecture, FLOAT32, one_device())
+    tree = flatten_dict(transformer.parameters(model), sep=".")
     assert {path: x.shape for path, x in tree.items()} == mapping.parameters(architecture)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_table_has_the_tensors_of_transformers(name):
-    narrow = reduced(name)
-    config = transformers.AutoConfig.for_model(**narrow)
+    bf16x3 = reduced(name)
+    config = transformers.AutoConfig.for_model(**bf16x3)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     theirs = {key: tuple(x.shape) for key, x in model.state_dict().items()}
     if config.tie_word_embeddings:
         del theirs["lm_head.weight"]
-    assert theirs == mapping.tensors(Architecture.from_hf(narrow, name))
+    assert theirs == mapping.tensors(Architecture.from_hf(bf16x3, name))
 
 
 @pytest.mark.parametrize("elements", [1 << 30, 100, 37])

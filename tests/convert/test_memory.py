@@ -8,7 +8,7 @@ import sys
 import ml_dtypes
 import numpy as np
 
-from convert import mapping, shards, to_hf
+from convert import mapping, safetensors_io, to_hf
 from jaxs1.model.architecture import Architecture
 from tests.convert.checkpoints import CONFIGS
 
@@ -47,10 +47,10 @@ def test_peak_memory_of_the_0_5b(tmp_path):
             peak = int(done.stdout)
             assert peak <= 4 * largest + 1.5e9
             assert peak <= 1e9, "less than the model's weights alone"
-        before, after = shards.read_folder(src), shards.read_folder(hf)
+        before, after = safetensors_io.read_folder(src), safetensors_io.read_folder(hf)
         for name, entry in before.items():
             rows = slice(0, entry.shape[0])
-            a, b = (shards.read_rows(e, rows).view(np.uint16) for e in (entry, after[name]))
+            a, b = (safetensors_io.read_rows(e, rows).view(np.uint16) for e in (entry, after[name]))
             assert np.array_equal(a, b), name
     finally:
         for folder in (src, ours, hf):

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from convert import mapping
-from convert.copying import bands
 from convert.from_hf import from_hf
 from convert.to_hf import to_hf
+from convert.transpose import bands
 from convert.weights import open_weights
 from jaxs1.config import UserError
 from tests.convert.checkpoints import CONFIGS, DTYPES, make_hf, read_bits, write_hf

@@ -12,12 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from convert import checkpoint, shards, to_hf, transfer
+from convert import orbax_io, safetensors_io, to_hf, transfer
 from convert.from_hf import from_hf
 from jaxs1.config import UserError
 from tests.convert.checkpoints import make_hf, read_bits
 
-DIRECTIONS = {"from_hf": (from_hf, checkpoint.Writer), "to_hf": (to_hf.to_hf, to_hf.Writer)}
+DIRECTIONS = {"from_hf": (from_hf, orbax_io.Writer), "to_hf": (to_hf.to_hf, to_hf.Writer)}
 
 
 @pytest.fixture
@@ -83,8 +83,8 @@ def test_another_source_or_target_starts_afresh(what, sources, tmp_path, monkeyp
     to_hf.to_hf(src, dst, "bfloat16", shard_bytes=5_000 if what == "target" else 10**9)
     expected = tmp_path / ("other" if what == "source" else "src")
     assert read_bits(dst) == read_bits(expected)
-    assert (dst / shards.INDEX).exists() == (what == "target")
-    assert (dst / shards.SINGLE).exists() == (what == "source")
+    assert (dst / safetensors_io.INDEX).exists() == (what == "target")
+    assert (dst / safetensors_io.SINGLE).exists() == (what == "source")
 
 
 def test_killed_at_any_time_it_goes_on(tmp_path):
@@ -127,7 +127,7 @@ def test_a_full_disk_is_one_line(direction, call, sources, tmp_path, monkeypatch
 
 def test_too_little_space_is_refused_at_once(sources, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
-    written = count_writes(monkeypatch, checkpoint.Writer)
+    written = count_writes(monkeypatch, orbax_io.Writer)
     with pytest.raises(UserError, match="the disk is full"):
         from_hf(sources["from_hf"], tmp_path / "dst")
     assert not written
@@ -148,14 +148,14 @@ def test_a_folder_of_the_user_is_not_taken_for_a_conversion(sources, tmp_path):
 
 
 def test_two_conversions_to_one_folder_do_not_mix(sources, tmp_path, monkeypatch):
-    waiting, go_on, write = threading.Event(), threading.Event(), checkpoint.Writer.write
+    waiting, go_on, write = threading.Event(), threading.Event(), orbax_io.Writer.write
 
     def slow(self, folder, piece, block):
         waiting.set()
         go_on.wait(30)
         return write(self, folder, piece, block)
 
-    monkeypatch.setattr(checkpoint.Writer, "write", slow)
+    monkeypatch.setattr(orbax_io.Writer, "write", slow)
     first = threading.Thread(target=from_hf, args=(sources["from_hf"], tmp_path / "dst"))
     first.start()
     waiting.wait(30)

@@ -10,12 +10,12 @@ from flax.traverse_util import flatten_dict
 
 from convert import mapping
 from convert.from_hf import from_hf
-from convert.live import LiveWeights
+from convert.in_memory import InMemoryWeights
 from convert.to_hf import to_hf
 from convert.weights import load_params, open_weights
 from jaxs1.config import MeshConfig, UserError
-from jaxs1.model import qwen
-from jaxs1.model.sharding import make_partition
+from jaxs1.model import transformer
+from jaxs1.model.sharding import make_sharding_rules
 from tests.convert.checkpoints import make_hf, random_tensors, read_bits, reduced, write_hf
 from tests.tiny_models import FLOAT32, one_device
 
@@ -26,8 +26,8 @@ MESHES = [
 ]
 
 
-def load(weights, partition, dtype):
-    return load_params(weights, qwen.abstract(weights.architecture, FLOAT32, partition), dtype)
+def load(weights, rules, dtype):
+    return load_params(weights, transformer.abstract(weights.architecture, FLOAT32, rules), dtype)
 
 
 def bits(tree):
@@ -49,11 +49,11 @@ def test_sharded_equals_whole(form, mesh, src, tmp_path, monkeypatch):
     if form == "ours":
         from_hf(src, tmp_path / "ours")
         src = tmp_path / "ours"
-    partition = make_partition(mesh)
-    params = load(open_weights(src), partition, jnp.bfloat16)
+    rules = make_sharding_rules(mesh)
+    params = load(open_weights(src), rules, jnp.bfloat16)
     assert bits(params) == bits(whole)
-    model = qwen.abstract(open_weights(src).architecture, FLOAT32, partition)
-    layouts = flatten_dict(qwen.shardings(model), sep=".")
+    model = transformer.abstract(open_weights(src).architecture, FLOAT32, rules)
+    layouts = flatten_dict(transformer.shardings(model), sep=".")
     for path, array in flatten_dict(params, sep=".").items():
         assert array.sharding == layouts[path]
 
@@ -62,7 +62,7 @@ def test_loading_reads_every_piece_once(src, monkeypatch):
     weights, read = open_weights(src), []
     original = weights.read
     monkeypatch.setattr(weights, "read", lambda piece: read.append(piece) or original(piece))
-    load(weights, make_partition(MESHES[0]), jnp.float32)
+    load(weights, make_sharding_rules(MESHES[0]), jnp.float32)
     assert sorted(p.name for p in read) == sorted(
         p.name for p in mapping.pieces(weights.architecture)
     )
@@ -70,8 +70,8 @@ def test_loading_reads_every_piece_once(src, monkeypatch):
 
 def test_loading_casts(src):
     weights = open_weights(src)
-    narrow, wide = (load(weights, one_device(), d) for d in (jnp.bfloat16, jnp.float32))
-    for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(wide), strict=True):
+    bf16x3, wide = (load(weights, one_device(), d) for d in (jnp.bfloat16, jnp.float32))
+    for a, b in zip(jax.tree.leaves(bf16x3), jax.tree.leaves(wide), strict=True):
         assert (a.dtype, b.dtype) == (jnp.bfloat16, jnp.float32)
         np.testing.assert_array_equal(np.asarray(a).astype(np.float32), np.asarray(b))
 
@@ -79,7 +79,7 @@ def test_loading_casts(src):
 def test_another_architecture_is_refused(src, tmp_path):
     other = open_weights(make_hf(tmp_path / "other", "qwen3-0.6b")).architecture
     with pytest.raises(UserError, match=r"missing: layers\.attn\.k_norm\.scale, ") as caught:
-        load_params(open_weights(src), qwen.abstract(other, FLOAT32, one_device()))
+        load_params(open_weights(src), transformer.abstract(other, FLOAT32, one_device()))
     assert "extra: layers.attn.q.bias" in str(caught.value)
     assert "misshapen: embedding is [64, 80], must be [61, 20]" in str(caught.value)
 
@@ -88,8 +88,8 @@ def test_another_architecture_is_refused(src, tmp_path):
 def test_live_parameters_are_exported_from_any_mesh(mesh, src, tmp_path, monkeypatch):
     monkeypatch.setattr(mapping, "PIECE_ELEMENTS", 1000)
     weights = open_weights(src)
-    params = load(weights, make_partition(mesh), jnp.bfloat16)
-    to_hf(LiveWeights(params, weights.config, src), tmp_path / "hf")
+    params = load(weights, make_sharding_rules(mesh), jnp.bfloat16)
+    to_hf(InMemoryWeights(params, weights.config, src), tmp_path / "hf")
     assert read_bits(tmp_path / "hf") == read_bits(src)
     assert (tmp_path / "hf/tokenizer.json").exists()
 
@@ -97,14 +97,14 @@ def test_live_parameters_are_exported_from_any_mesh(mesh, src, tmp_path, monkeyp
 def test_live_parameters_change_their_dtype(src, tmp_path):
     weights = open_weights(src)
     finite = jax.tree.map(jnp.ones_like, load(weights, one_device(), jnp.float32))
-    to_hf(LiveWeights(finite, weights.config), tmp_path / "hf", "bfloat16")
+    to_hf(InMemoryWeights(finite, weights.config), tmp_path / "hf", "bfloat16")
     assert open_weights(tmp_path / "hf").dtype("embedding") == ml_dtypes.bfloat16
 
 
 def test_a_training_run_is_read_at_its_newest_finished_step(src, tmp_path):
     weights, run = open_weights(src), tmp_path / "run"
     for step, seed in ((90, 1), (100, 2)):  # 100 is newer, though "90" sorts after it
-        params = load(weights, make_partition(MESHES[0]), jnp.float32)
+        params = load(weights, make_sharding_rules(MESHES[0]), jnp.float32)
         params = jax.tree.map(lambda x, seed=seed: jnp.full_like(x, seed), params)
         with ocp.PyTreeCheckpointer(use_ocdbt=False) as checkpointer:
             checkpointer.save(run / f"checkpoints/{step}/params", params)

@@ -10,7 +10,7 @@ import pytest
 
 from jaxs1.config import UserError
 from jaxs1.curate import main
-from jaxs1.curation.models import ModelConfig, ask_all
+from jaxs1.curation.labelers import ModelConfig, ask_all
 from jaxs1.curation.pool import write_rows
 from tests.curation.conftest import bare_pool, command, feature_settings, reply
 from tests.curation.pools import planted_pool, write_benchmarks, write_jsonl

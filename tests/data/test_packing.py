@@ -23,7 +23,7 @@ def make_batches(examples, seed=0, loss="token", parts=1, **data):
         examples,
         DataConfig(**{"row_multiple": 8, **data}),
         batch_size=16,
-        accumulate=1,
+        gradient_accumulation_steps=1,
         loss=loss,
         seed=seed,
         parts=parts,
@@ -63,17 +63,26 @@ def test_two_rows_of_s1k_lengths_are_nearly_full():
 
 
 @pytest.mark.parametrize("loss", ["token", "sequence"])
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_rows_hold_every_sequence_once(loss, accumulate):
+@pytest.mark.parametrize("gradient_accumulation_steps", [1, 3])
+def test_rows_hold_every_sequence_once(loss, gradient_accumulation_steps):
     rng = np.random.default_rng(1)
     examples = make_examples(11, rng)
     lengths = [len(e.tokens) for e in examples]
     contents = packing.plan(lengths, 3)
     length = packing.row_length(lengths, contents, 16)
     batch = packing.pack(
-        examples, contents, length, accumulate=accumulate, loss=loss, padding_id=55
+        examples,
+        contents,
+        length,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        loss=loss,
+        padding_id=55,
     )
-    assert batch.tokens.shape == (accumulate, 3 // accumulate, length)
+    assert batch.tokens.shape == (
+        gradient_accumulation_steps,
+        3 // gradient_accumulation_steps,
+        length,
+    )
     rows = [x.reshape(3, length) for x in batch]
     counts = [e.is_target[1:].sum() for e in examples]
     for row, content in enumerate(contents):
@@ -96,7 +105,9 @@ def test_rows_hold_every_sequence_once(loss, accumulate):
 def test_sequence_without_targets_has_no_share():
     tokens = np.arange(4, dtype=np.int32)
     examples = [Example(tokens, np.ones(4, bool)), Example(tokens, np.zeros(4, bool))]
-    batch = packing.pack(examples, [[0, 1]], 8, accumulate=1, loss="sequence", padding_id=0)
+    batch = packing.pack(
+        examples, [[0, 1]], 8, gradient_accumulation_steps=1, loss="sequence", padding_id=0
+    )
     assert batch.weights.sum() == pytest.approx(1)
 
 

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxs1.decoding import budget
-from jaxs1.decoding.presets import Thinking
-from jaxs1.decoding.script import Script, Sizes, build_controls
+from jaxs1.decoding.params import ThinkingParams
+from jaxs1.decoding.tokenized_thinking import Sizes, TokenizedThinking, build_controls
 from tests.decoding.oracle import Case, Oracle
 
 VOCAB = 16
 NEWLINES = {5}
 SIZES = Sizes(ends=6, stops=4, longest=3, texts=6, text=8)
-KINDS = ["passed", "thinking", "wait", "close", "cue", "answer"]
+KINDS = ["passed", "thinking", "wait", "close", "answer_prefix", "answer"]
 ENDED = [None, "model", "budget", "context"]
 FINISH = [None, "stop", "length"]
 #: name -> delimiters in ids, shaped like the presets'; the last two have ends of several tokens.
@@ -40,26 +40,28 @@ def random_case(rng, mode=None):
     case = Case(mode=mode, newlines=NEWLINES, **DELIMITERS[rng.choice(names)])
     case.stops = [[1], [2]] + ([[3, 4]] if mode == "strict" and rng.random() < 0.3 else [])
     case.lead = rng.choice([[], [5]])
-    case.cue = rng.choice([[], [3], [5, 3, 0]])
+    case.answer_prefix = rng.choice([[], [3], [5, 3, 0]])
     case.waits = rng.choice(WAITS)
     case.last = rng.choice([0, 5, 8])
-    case.max_thinking = rng.choice([-1, 0, 1, 2, 3, 5, 8, 12])
+    case.thinking_budget = rng.choice([-1, 0, 1, 2, 3, 5, 8, 12])
     case.num_waits = rng.choice([0, 0, 1, 2, 3, 6])
     if mode == "s1_harness" and rng.random() < 0.2:  # rounds that together reach the budget
-        case.max_thinking, case.num_waits = rng.choice([3, 4, 5]), 1
-    case.min_thinking = rng.choice([0, 0, 0, 1, 3, 7, case.max_thinking])
-    case.max_answer = rng.choice([-1, 1, 2, 4, 8])
-    case.min_answer = rng.choice([1, 1, 3])
-    if case.max_answer > 0:
-        case.min_answer = min(case.min_answer, case.max_answer)
+        case.thinking_budget, case.num_waits = rng.choice([3, 4, 5]), 1
+    case.min_thinking = rng.choice([0, 0, 0, 1, 3, 7, case.thinking_budget])
+    case.max_answer_tokens = rng.choice([-1, 1, 2, 4, 8])
+    case.min_answer_tokens = rng.choice([1, 1, 3])
+    if case.max_answer_tokens > 0:
+        case.min_answer_tokens = min(case.min_answer_tokens, case.max_answer_tokens)
     if mode != "strict":
         case.reopen = []
     if mode == "s1_readme":
-        case.lead, case.close, case.cue = [], [], []
-    reserve = len(case.lead + case.close + case.cue) + case.min_answer
-    case.room = reserve + rng.choice([0, 1, 2, 4, 7, 12, 30, 100])
-    case.max_thinking = min(case.max_thinking, case.room - reserve)
-    most = case.room - reserve if case.max_thinking < 0 else case.max_thinking
+        case.lead, case.close, case.answer_prefix = [], [], []
+    reserved_tokens = len(case.lead + case.close + case.answer_prefix) + case.min_answer_tokens
+    case.max_new_tokens = reserved_tokens + rng.choice([0, 1, 2, 4, 7, 12, 30, 100])
+    case.thinking_budget = min(case.thinking_budget, case.max_new_tokens - reserved_tokens)
+    most = (
+        case.max_new_tokens - reserved_tokens if case.thinking_budget < 0 else case.thinking_budget
+    )
     case.min_thinking = max(0, min(case.min_thinking, most))
     return case
 
@@ -89,14 +91,14 @@ def as_script(case):
             resume[-1] = len(case.close)
     if case.mode == "s1_readme":
         resume = [budget.NONE] * len(case.ends)
-    return Script(
-        thinking=Thinking(
-            max=case.max_thinking,
+    return TokenizedThinking(
+        thinking=ThinkingParams(
+            max=case.thinking_budget,
             min=case.min_thinking,
             num_waits=case.num_waits,
             mode=case.mode,
-            max_answer=case.max_answer,
-            min_answer=case.min_answer,
+            max_answer_tokens=case.max_answer_tokens,
+            min_answer_tokens=case.min_answer_tokens,
         ),
         start=(),
         ends=(*tuples(case.ends), *tuples(case.stops)),
@@ -105,15 +107,15 @@ def as_script(case):
         reopen=tuple(case.reopen),
         line_break=tuple(case.lead),
         close=tuple(case.close),
-        cue=tuple(case.cue),
+        answer_prefix=tuple(case.answer_prefix),
         waits=(*tuples(case.waits),),
     )
 
 
 def controls_of(cases):
     """All cases in one batch: the same context, prompts as long as their rooms leave."""
-    context = max(case.room for case in cases) + 1
-    prompts = [[0] * (context - case.room - 1) + [case.last] for case in cases]
+    context = max(case.max_new_tokens for case in cases) + 1
+    prompts = [[0] * (context - case.max_new_tokens - 1) + [case.last] for case in cases]
     is_newline = np.asarray([i in NEWLINES for i in range(VOCAB)])
     controls, notes = build_controls(
         [as_script(c) for c in cases], prompts, context, is_newline, SIZES

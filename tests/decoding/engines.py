@@ -12,9 +12,9 @@ import jax
 import torch
 
 from jaxs1.data.tokenizer import load_tokenizer, train_tokenizer
-from jaxs1.decoding.completion import Sampling
 from jaxs1.decoding.engine import Limits
-from jaxs1.decoding.opening import EngineConfig, Parallel, open_engine
+from jaxs1.decoding.loading import EngineConfig, ParallelConfig, load_engine
+from jaxs1.decoding.outputs import SamplingParams
 from tests.tiny_models import hf_model
 
 TEXTS = [
@@ -27,10 +27,12 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 torch.set_num_threads(1)  # threads cost more than they give to so small a model
 #: Ids of the model; the tokenizer has fewer.
 VOCAB = 336
-LIMITS = Limits(max_sequences=16, kv_tokens=2048, context=64, chunk=8, prefill=32)
+LIMITS = Limits(
+    max_num_seqs=16, kv_cache_tokens=2048, max_seq_len=64, decode_steps=8, prefill_chunk_tokens=32
+)
 
 #: All that a draw can ask for; with greedy ones these are the only two kinds that are compiled.
-HOT = Sampling(temperature=1.2, answer_temperature=1, top_k=200, top_p=0.98, min_p=0.01,
+HOT = SamplingParams(temperature=1.2, answer_temperature=1, top_k=200, top_p=0.98, min_p=0.01,
                repetition_penalty=1.1)  # fmt: skip
 
 
@@ -81,12 +83,12 @@ def write_model(folder, likes=None, *, kind="qwen2-untied-4-4", seed=0, context=
 
 def open_tiny(folder, *, tensor=1, replicas=1, **limits):
     """An engine on a folder."""
-    return open_engine(
+    return load_engine(
         EngineConfig(
             model=str(folder),
             dtype="float32",
             limits=dataclasses.replace(LIMITS, **limits),
-            parallel=Parallel(tensor, replicas),
+            parallel=ParallelConfig(tensor, replicas),
         )
     ).engine
 

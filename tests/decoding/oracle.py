@@ -17,12 +17,12 @@ class Case:
     """One request in token ids; names as in the design."""
 
     mode: str = "strict"
-    max_thinking: int = -1
+    thinking_budget: int = -1
     min_thinking: int = 0
     num_waits: int = 0
-    max_answer: int = -1
-    min_answer: int = 1
-    room: int = 10_000
+    max_answer_tokens: int = -1
+    min_answer_tokens: int = 1
+    max_new_tokens: int = 10_000
     last: int = 0
     ends: list = field(default_factory=list)  # of thinking, token sequences, delimiters first
     whole: list = field(default_factory=list)  # ends that are a close already, to the last token
@@ -30,7 +30,7 @@ class Case:
     reopen: list = field(default_factory=list)
     close: list = field(default_factory=list)
     lead: list = field(default_factory=list)
-    cue: list = field(default_factory=list)
+    answer_prefix: list = field(default_factory=list)
     waits: list = field(default_factory=list)
     newlines: set = field(default_factory=set)
 
@@ -74,7 +74,7 @@ class Oracle:
         self.forced.append(forced)
 
     def _check_room(self):
-        if len(self.tokens) >= self.case.room:
+        if len(self.tokens) >= self.case.max_new_tokens:
             self.finish = "length"
             raise Over
 
@@ -89,13 +89,15 @@ class Oracle:
 
     def _narrow(self):
         case = self.case
-        texts = 0 if case.mode == "s1_readme" else len(case.lead + case.close + case.cue)
-        return len(self.tokens) >= case.room - texts - case.min_answer
+        texts = 0 if case.mode == "s1_readme" else len(case.lead + case.close + case.answer_prefix)
+        return len(self.tokens) >= case.max_new_tokens - texts - case.min_answer_tokens
 
     def _wait_has_room(self, text):
         case = self.case
-        texts = 0 if case.mode == "s1_readme" else len(case.lead + case.close + case.cue)
-        return len(self.tokens) + len(text) + 1 <= case.room - texts - case.min_answer
+        texts = 0 if case.mode == "s1_readme" else len(case.lead + case.close + case.answer_prefix)
+        return (
+            len(self.tokens) + len(text) + 1 <= case.max_new_tokens - texts - case.min_answer_tokens
+        )
 
     def _completions(self, own):
         """Tokens that would complete an end of thinking."""
@@ -123,7 +125,7 @@ class Oracle:
             if any(own[-len(stop) :] == stop for stop in case.stops):
                 self.finish = "stop"
                 raise Over
-            if 0 <= case.max_answer <= used:
+            if 0 <= case.max_answer_tokens <= used:
                 self.finish = "length"
                 raise Over
             self._check_room()
@@ -145,7 +147,7 @@ class Oracle:
                 last = self.tokens[-1] if self.tokens else case.last
                 lead = [] if last in case.newlines else case.lead
                 yield from self._write(lead + case.close, "close")
-                yield from self._write(case.cue, "cue")
+                yield from self._write(case.answer_prefix, "answer_prefix")
             else:
                 self.ended_by = "model"
                 yield from self._close_after(end, token)
@@ -186,7 +188,7 @@ class Oracle:
         """Returns the end and its last token, or None twice where thinking was cut."""
         case, own, fresh = self.case, [], False
         while True:
-            if 0 <= case.max_thinking <= self.count:
+            if 0 <= case.thinking_budget <= self.count:
                 self.ended_by = "budget"
                 return None, None
             if self._narrow():
@@ -204,7 +206,9 @@ class Oracle:
                 continue
             if self.waited < case.num_waits:
                 text = case.waits[self.waited % len(case.waits)]
-                enough = case.max_thinking < 0 or self.count + len(text) + 1 <= case.max_thinking
+                enough = (
+                    case.thinking_budget < 0 or self.count + len(text) + 1 <= case.thinking_budget
+                )
                 if enough and self._wait_has_room(text):
                     yield from self._wait(text)
                     self.count += len(text)
@@ -214,7 +218,7 @@ class Oracle:
 
     def _think_harness(self):
         case = self.case
-        budget = case.max_thinking if case.max_thinking >= 0 else 10**9
+        budget = case.thinking_budget if case.thinking_budget >= 0 else 10**9
         for r in range(case.num_waits + 1):
             own = []
             while True:
@@ -251,7 +255,7 @@ class Oracle:
         case = self.case
         self.ended_by = "budget"
         lead = [] if (self.tokens[-1] if self.tokens else case.last) in case.newlines else case.lead
-        for kind, ids in (("close", lead + case.close), ("cue", case.cue)):
+        for kind, ids in (("close", lead + case.close), ("answer_prefix", case.answer_prefix)):
             for i, t in enumerate(ids):
                 if not (kind == "close" and i == 0):
                     yield from self._pick()
@@ -266,7 +270,7 @@ class Oracle:
 
     def _readme(self):
         case = self.case
-        left = case.max_thinking if case.max_thinking >= 0 else 10**9
+        left = case.thinking_budget if case.thinking_budget >= 0 else 10**9
         if left == 0:
             self.ended_by = "budget"
         r, counted, fresh = 0, 0, False

@@ -58,40 +58,42 @@ class Engine:
                 return Output(ids, ids, "length")
 
 
-def readme(engine, prompt, *, max_thinking, num_ignore, wait, stops, answer_stops, max_answer):
+def readme(
+    engine, prompt, *, thinking_budget, num_ignore, wait, stops, answer_stops, max_answer_tokens
+):
     """The ids behind the prompt."""
     context = list(prompt)
-    out = engine.generate(context, max_thinking, stops)
-    left = max_thinking
+    out = engine.generate(context, thinking_budget, stops)
+    left = thinking_budget
     for _ in range(num_ignore):
         left -= len(out.ids)
         if left > 0:
             context += out.text + wait
             out = engine.generate(context, left, stops, min_tokens=1)
     context += out.text
-    context += engine.generate(context, max_answer, answer_stops).ids
+    context += engine.generate(context, max_answer_tokens, answer_stops).ids
     return context[len(prompt) :]
 
 
-def harness(engine, prompt, *, max_thinking, num_ignore, wait, stops, close, cue, newline, newlines,
-            answer_stops, max_answer):  # fmt: skip
+def harness(engine, prompt, *, thinking_budget, num_ignore, wait, stops, close, answer_prefix, newline, newlines,
+            answer_stops, max_answer_tokens):  # fmt: skip
     """The ids behind the prompt, where the thinking among them ends, and the surplus cut off."""
     kept = []
     min_tokens = 0 if num_ignore is None else 1
     rounds = 1 if num_ignore is None else num_ignore + 1
     for r in range(rounds):
-        out = engine.generate(list(prompt) + kept, max_thinking, stops, min_tokens)
+        out = engine.generate(list(prompt) + kept, thinking_budget, stops, min_tokens)
         if out.finish == "length" or r == rounds - 1:
             kept += out.text
             break
         kept += out.text + wait
-    surplus = kept[max_thinking:]
-    kept = kept[:max_thinking]
+    surplus = kept[thinking_budget:]
+    kept = kept[:thinking_budget]
     if out.finish == "length":
         broken = (kept or list(prompt))[-1] in newlines
-        end = ([] if broken else newline) + close + cue
+        end = ([] if broken else newline) + close + answer_prefix
     else:
         end = close
     context = list(prompt) + kept + end
-    context += engine.generate(context, max_answer, answer_stops).ids
+    context += engine.generate(context, max_answer_tokens, answer_stops).ids
     return context[len(prompt) :], len(kept), surplus

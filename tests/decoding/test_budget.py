@@ -85,7 +85,7 @@ EVENTS = [
         "wait did not fit", "min = max", "stop", "length")),
     "strict EOS inside thinking", "s1_harness EOS inside thinking", "strict reopened",
     "strict reopened with nothing left", "strict end as first token",
-    "strict cue", "strict line break left out",
+    "strict answer_prefix", "strict line break left out",
     "strict end of several tokens", "strict whole end", "s1_harness cut wait",
     "s1_harness end behind the sum",
 ]  # fmt: skip
@@ -95,17 +95,17 @@ def events(case, oracle):
     """Names of the edges that one sequence went through."""
     kinds, log = oracle.kinds, oracle.log
     waits = [entry for entry in log if entry[1] == "wait"]
-    found = {f"budget {case.max_thinking}", f"by {oracle.ended_by}", str(oracle.finish)}
+    found = {f"budget {case.thinking_budget}", f"by {oracle.ended_by}", str(oracle.finish)}
     if waits:
         found.add("wait")
     if len({string for _, _, string in waits}) > 1:
         found.add("two strings")
     if oracle.ended_by == "model" and len(waits) < case.num_waits:
         found.add("wait did not fit")
-    if 0 < case.min_thinking == case.max_thinking:
+    if 0 < case.min_thinking == case.thinking_budget:
         found.add("min = max")
-    if "cue" in kinds:
-        found.add("cue")
+    if "answer_prefix" in kinds:
+        found.add("answer_prefix")
     first = kinds.index("close") if "close" in kinds else None
     if first is not None and oracle.forced[first]:
         before = oracle.tokens[first - 1] if first else case.last
@@ -121,11 +121,11 @@ def events(case, oracle):
         rest = kinds[kinds.index("answer") :]
         found |= {"reopened"} if "thinking" in rest else set()
         found |= {"reopened with nothing left"} if "close" in rest else set()
-    if case.mode == "s1_harness" and case.max_thinking >= 0:
+    if case.mode == "s1_harness" and case.thinking_budget >= 0:
         counted = kinds.count("thinking") + kinds.count("wait")
         length = sum(len(case.waits[s]) for _, _, s in waits)
         found |= {"cut wait"} if kinds.count("wait") < length else set()
-        if waits and counted == case.max_thinking and oracle.ended_by == "model":
+        if waits and counted == case.thinking_budget and oracle.ended_by == "model":
             found.add("end behind the sum")
     return {f"{case.mode} {name}" for name in found}
 
@@ -140,21 +140,25 @@ def test_strict_control_is_complete():
             kinds = [KINDS[k] for k in kind_BT[b]]
             thinking = kinds.count("thinking") + kinds.count("wait")
             assert thinking == state.thinking_used[b]
-            assert case.max_thinking < 0 or thinking <= case.max_thinking
+            assert case.thinking_budget < 0 or thinking <= case.thinking_budget
             why = ENDED[state.ended_by[b]]
             if why is None or "close" not in kinds:
                 continue  # the choices ran out before
             checked += 1
             assert thinking >= case.min_thinking or why == "context"
             if why == "budget":
-                assert thinking == case.max_thinking
+                assert thinking == case.thinking_budget
             reopened = "thinking" in kinds[kinds.index("close") :]
             if why == "model" and state.waits_left[b] and not reopened:
                 injected = case.num_waits - state.waits_left[b]
                 needed = len(case.waits[injected % len(case.waits)]) + 1
-                reserve = len(case.lead + case.close + case.cue) + case.min_answer
-                over_budget = 0 <= case.max_thinking < thinking + needed
-                assert over_budget or thinking + needed > case.room - reserve, case
+                reserved_tokens = (
+                    len(case.lead + case.close + case.answer_prefix) + case.min_answer_tokens
+                )
+                over_budget = 0 <= case.thinking_budget < thinking + needed
+                assert over_budget or thinking + needed > case.max_new_tokens - reserved_tokens, (
+                    case
+                )
     assert checked > 2000
 
 

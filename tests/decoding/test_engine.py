@@ -8,11 +8,11 @@ import jax
 import pytest
 
 from jaxs1.config import UserError
-from jaxs1.decoding.completion import Request, Sampling
+from jaxs1.decoding.data_parallel import DataParallelEngine
 from jaxs1.decoding.engine import Engine
-from jaxs1.decoding.presets import Thinking
-from jaxs1.decoding.replicas import Replicas
-from jaxs1.model.kv_cache import PADDING
+from jaxs1.decoding.outputs import Request, SamplingParams
+from jaxs1.decoding.params import ThinkingParams
+from jaxs1.model.kv_cache import PAD_POSITION
 from tests.decoding.engines import (
     HOT,
     VOCAB,
@@ -23,14 +23,20 @@ from tests.decoding.engines import (
     tokenizer,
     write_model,
 )
-from tests.decoding.test_script import Words
+from tests.decoding.test_tokenized_thinking import Words
 
 ENDS = ("<|im_end|>", "<|endoftext|>")
 #: Prompt lengths around the edges of pages and of pieces of a prefill.
 LENGTHS = [1, 2, 31, 32, 33, 63, 64, 65, 66, 100, 5, 17, 3]
 SHORT = [n for n in LENGTHS if n < 40]
 #: So little that sequences must wait for pages and slots.
-SMALL = {"max_sequences": 2, "kv_tokens": 256, "context": 128, "chunk": 5, "prefill": 7}
+SMALL = {
+    "max_num_seqs": 2,
+    "kv_cache_tokens": 256,
+    "max_seq_len": 128,
+    "decode_steps": 5,
+    "prefill_chunk_tokens": 7,
+}
 
 
 def folder_of(tmp_path_factory, name, **options):
@@ -66,15 +72,15 @@ def mixed_requests(count, seed, lengths=SHORT):
     rng = random.Random(seed)
     requests = []
     for _ in range(count):
-        thinking = Thinking(
+        thinking = ThinkingParams(
             mode=rng.choice(["strict", "strict", "off"]),
             max=rng.choice([-1, 0, 4, 12]),
             num_waits=rng.choice([0, 1, 3]),
-            max_answer=rng.choice([1, 5, 12]),
-            min_answer=1,
+            max_answer_tokens=rng.choice([1, 5, 12]),
+            min_answer_tokens=1,
         )
         prompt = prompt_of(rng, rng.choice(lengths))
-        sampling = rng.choice([Sampling(), HOT, HOT])
+        sampling = rng.choice([SamplingParams(), HOT, HOT])
         requests.append(
             Request(prompt, thinking, sampling, rng.choice([1, 1, 3]), seed=len(prompt))
         )
@@ -89,7 +95,7 @@ def tokens_of(results):
 def test_greedy_is_transformers(tiny, size, lengths, request):
     _, model = tiny
     rng = random.Random(1)
-    thinking = Thinking(mode="off", max_answer=20, min_answer=1)
+    thinking = ThinkingParams(mode="off", max_answer_tokens=20, min_answer_tokens=1)
     requests = [Request(prompt_of(rng, n), thinking) for n in lengths]
     engine = request.getfixturevalue(size)
     ends = [encode(text)[0] for text in ENDS]
@@ -137,14 +143,14 @@ def test_alone_in_a_batch_or_late(engine, small):
 def test_samples_share_the_prefill(small, length):
     engine = small
     rng = random.Random(length)
-    thinking = Thinking(max=6, max_answer=6, min_answer=1)
+    thinking = ThinkingParams(max=6, max_answer_tokens=6, min_answer_tokens=1)
     prompt = prompt_of(rng, length)
     request = Request(prompt, thinking, HOT, seed=5)
     prefilled = []
     run = engine.programs.prefill
 
     def counting(params, cache, tokens, positions, table):
-        prefilled.append(int((positions != PADDING).sum()))
+        prefilled.append(int((positions != PAD_POSITION).sum()))
         return run(params, cache, tokens, positions, table)
 
     engine.programs.prefill = counting
@@ -200,11 +206,11 @@ def test_no_compilation_after_the_first_time(engine):
 @pytest.mark.parametrize("parallel", [{"replicas": 2}, {"tensor": 2}])
 def test_devices_give_the_tokens_of_one(tiny, engine, parallel):
     rng = random.Random(6)
-    thinking = Thinking(max=12, num_waits=1, max_answer=12, min_answer=1)
+    thinking = ThinkingParams(max=12, num_waits=1, max_answer_tokens=12, min_answer_tokens=1)
     prompts = [prompt_of(rng, n) for n in (1, 5, 17, 9)]
-    requests = [Request(p, thinking, s, seed=4) for p in prompts for s in (Sampling(), HOT)]
-    several = open_tiny(tiny[0], max_sequences=4, **parallel)
-    parts = several.engines if isinstance(several, Replicas) else [several]
+    requests = [Request(p, thinking, s, seed=4) for p in prompts for s in (SamplingParams(), HOT)]
+    several = open_tiny(tiny[0], max_num_seqs=4, **parallel)
+    parts = several.engines if isinstance(several, DataParallelEngine) else [several]
     devices = [set(part.cache.k[0].sharding.device_set) for part in parts]
     assert len(parts) == parallel.get("replicas", 1)
     assert sum(map(len, devices)) == len(set.union(*devices)) == 2
@@ -224,7 +230,7 @@ def test_pages_come_back(small):
 
 
 def test_errors_leave_the_others_whole(tiny, engine):
-    thinking = Thinking(max=4, max_answer=4, min_answer=1)
+    thinking = ThinkingParams(max=4, max_answer_tokens=4, min_answer_tokens=1)
     good = Request(prompt_of(random.Random(8), 20), thinking)
     ids = list(good.prompt_ids)
     bad = {
@@ -233,9 +239,9 @@ def test_errors_leave_the_others_whole(tiny, engine):
         "prompt: id 330 is not in the tokenizer (0 to 321)": Request([330], thinking),
         "prompt: id -1 is not in the tokenizer": Request([-1], thinking),
         "thinking.wait_strings='': encodes to no token": Request(
-            ids, Thinking(num_waits=1, wait_strings=("",))
+            ids, ThinkingParams(num_waits=1, wait_strings=("",))
         ),
-        "thinking.min=60: does not fit": Request(ids, Thinking(min=60, min_answer=1)),
+        "thinking.min=60: does not fit": Request(ids, ThinkingParams(min=60, min_answer_tokens=1)),
     }
     requests = [good]
     for request in bad.values():
@@ -248,7 +254,7 @@ def test_errors_leave_the_others_whole(tiny, engine):
         assert done.prompt_ids == list(request.prompt_ids) and done.tokens == []
     assert all(tokens_of([result]) == tokens_of([alone]) for result in results[::2])
     assert engine._pool.free == engine._pool.size
-    clamped = Request(ids, Thinking(max=500, max_answer=2, min_answer=2))
+    clamped = Request(ids, ThinkingParams(max=500, max_answer_tokens=2, min_answer_tokens=2))
     (done,) = complete_all(engine, [clamped])[0]
     assert done.note.startswith("thinking.max=500: clamped to 34") and done.error is None
     with pytest.raises(UserError, match="n=0: must be at least 1"):
@@ -261,22 +267,24 @@ def test_a_tokenizer_without_the_texts_of_s1(engine):
     class Tagged(Words):
         vocabulary = tuple("xx" if w == "<|im_start|>" else w for w in Words.vocabulary)
 
-    limits = dataclasses.replace(engine.limits, max_sequences=1)
+    limits = dataclasses.replace(engine.limits, max_num_seqs=1)
     tagged = Engine(engine.model, engine.params, Tagged("<think>", "</think>"), limits,
                     num_pages=3, cache_dtype="float32")  # fmt: skip
-    assert tagged.submit(Request([8], Thinking(preset="think_tags", min_answer=1))) == 0
-    assert tagged.submit(Request([8], Thinking(mode="off", min_answer=1))) == 1
+    assert (
+        tagged.submit(Request([8], ThinkingParams(preset="think_tags", min_answer_tokens=1))) == 0
+    )
+    assert tagged.submit(Request([8], ThinkingParams(mode="off", min_answer_tokens=1))) == 1
     assert not tagged._refused
-    tagged.submit(Request([8], Thinking(min_answer=1)))
+    tagged.submit(Request([8], ThinkingParams(min_answer_tokens=1)))
     ((number, _, _, done),) = tagged._refused
     assert number == 2 and "has no token <|im_start|>; give thinking.preset" in done.error
 
 
 def test_too_little_memory_for_several_samples(tiny):
     """The second sample needs a copy of the page in which the prompt ends."""
-    engine = open_tiny(tiny[0], kv_tokens=64)
+    engine = open_tiny(tiny[0], kv_cache_tokens=64)
     (two,) = complete_all(
-        engine, [Request(prompt_of(random.Random(9), 20), Thinking(min_answer=1), n=2)]
+        engine, [Request(prompt_of(random.Random(9), 20), ThinkingParams(min_answer_tokens=1), n=2)]
     )
     assert [c.error for c in two] == [two[0].error] * 2
-    assert two[0].error.startswith("limits.kv_tokens=64: too small for this request")
+    assert two[0].error.startswith("limits.kv_cache_tokens=64: too small for this request")

@@ -15,10 +15,10 @@ import pytest
 
 from convert.weights import load_params, open_weights
 from jaxs1.decoding import budget
-from jaxs1.decoding.completion import Request, Sampling, Transcript
-from jaxs1.decoding.presets import Delimiters, Thinking
-from jaxs1.decoding.script import capacity, fit, script
-from jaxs1.model import qwen
+from jaxs1.decoding.outputs import Request, SamplingParams, TokenLog
+from jaxs1.decoding.params import Delimiters, ThinkingParams
+from jaxs1.decoding.tokenized_thinking import capacity, fit, script
+from jaxs1.model import transformer
 from jaxs1.model.kv_cache import PAGE
 from tests.decoding.cases import KINDS
 from tests.decoding.engines import HOT, LIMITS, encode, open_tiny, tokenizer, write_model
@@ -26,7 +26,7 @@ from tests.decoding.oracle import Case, Oracle
 from tests.tiny_models import FLOAT32, one_device
 
 REQUESTS = 1100
-CONTEXT = LIMITS.context
+CONTEXT = LIMITS.max_seq_len
 #: Tokens that models of this test like, so that an end of two of them is met by chance.
 SPELLED = ("!", "?")
 WAITS = [("Wait",), ("Wait", "Hmm"), ("\nAlternatively, let us", "Wait", "Hmm,")]
@@ -43,7 +43,7 @@ def random_request(rng):
     mode = rng.choice(["strict"] * 7 + ["s1_readme", "s1_harness", "off"])
     preset, own = rng.choice(delimiters()[: 4 if mode in ("strict", "off") else 2])
     most = rng.choice([-1, 0, 1, 2, 5, 9, 16, 25, 1000])
-    thinking = Thinking(
+    thinking = ThinkingParams(
         mode=mode,
         preset=preset,
         delimiters=own,
@@ -51,11 +51,11 @@ def random_request(rng):
         min=rng.choice([0, 0, 0, 1, 4, 9]) if most < 0 else min(rng.choice([0, 0, 2, 9]), most),
         num_waits=rng.choice([0, 0, 1, 2, 5]),
         wait_strings=rng.choice(WAITS),
-        cue=rng.choice([None, "", "\nFinal Answer:"]),
-        max_answer=rng.choice([1, 3, 8, -1]),
-        min_answer=rng.choice([1, 3]),
+        answer_prefix=rng.choice([None, "", "\nFinal Answer:"]),
+        max_answer_tokens=rng.choice([1, 3, 8, -1]),
+        min_answer_tokens=rng.choice([1, 3]),
     )
-    sampling = rng.choice([Sampling(), HOT])
+    sampling = rng.choice([SamplingParams(), HOT])
     length = rng.choice([1, 3, 8, 14, 25])  # so long that contexts become tiny
     prompt = [rng.randrange(4, len(tokenizer()) - 2) for _ in range(length)]
     return Request(prompt, thinking, sampling, n=rng.choice([1, 1, 1, 2]), seed=rng.randrange(99))
@@ -71,7 +71,7 @@ def ran(tmp_path_factory):
     engine = open_tiny(folder)
     rng = random.Random(0)
     requests = [random_request(rng) for _ in range(REQUESTS)]
-    written, done = collections.defaultdict(Transcript), {}
+    written, done = collections.defaultdict(TokenLog), {}
     for event in engine.stream(requests):
         written[event.request, event.sample].extend(event.written)
         if event.completion is not None:
@@ -83,8 +83,8 @@ def ran(tmp_path_factory):
         asked = script(requests[i].thinking, tokenizer())
         runs.append((requests[i], asked, completion, written[i, sample]))
     weights = open_weights(str(folder))
-    shape = qwen.abstract(weights.architecture, FLOAT32, one_device())
-    return runs, qwen.with_parameters(shape, load_params(weights, shape))
+    shape = transformer.abstract(weights.architecture, FLOAT32, one_device())
+    return runs, transformer.with_parameters(shape, load_params(weights, shape))
 
 
 def room_of(asked, prompt_length):
@@ -104,10 +104,10 @@ def test_thinking_keeps_to_its_budget_and_reaches_its_minimum(ran):
     ends = collections.Counter()
     for request, asked, done, _ in runs:
         used = len(done.thinking_ids)
-        room, limit = room_of(asked, len(done.prompt_ids))
+        max_new_tokens, limit = room_of(asked, len(done.prompt_ids))
         assert limit < 0 or used <= limit
         assert used >= request.thinking.min
-        assert used + asked.reserve <= room
+        assert used + asked.reserved_tokens <= max_new_tokens
         clamped = limit != request.thinking.max
         assert clamped == (done.note is not None)
         if clamped:
@@ -123,7 +123,7 @@ def test_waits_are_what_was_asked_or_did_not_fit(ran):
     seen = collections.Counter()
     for request, asked, done, written in strict(ran[0]):
         thinking = request.thinking
-        room, limit = room_of(asked, len(done.prompt_ids))
+        max_new_tokens, limit = room_of(asked, len(done.prompt_ids))
         waits = [entry for entry in done.interventions if entry.kind == "wait"]
         assert len(waits) <= thinking.num_waits
         assert [w.string for w in waits] == [i % len(asked.waits) for i in range(len(waits))]
@@ -133,13 +133,13 @@ def test_waits_are_what_was_asked_or_did_not_fit(ran):
             said = sum(w.position < position for w in waits)
             if (closed or position == 0 == kind) and said < thinking.num_waits:
                 text = asked.waits[said % len(asked.waits)]
-                narrow = position + len(text) + 1 > room - asked.reserve
+                bf16x3 = position + len(text) + 1 > max_new_tokens - asked.reserved_tokens
                 short = 0 <= limit < used + len(text) + 1
-                assert narrow or short or used == limit, (request, done)
-                seen["no room" if narrow else "no budget"] += 1
+                assert bf16x3 or short or used == limit, (request, done)
+                seen["no max_new_tokens" if bf16x3 else "no budget"] += 1
             used += kind in (budget.THINKING, budget.WAIT)
         seen["all" if len(waits) == thinking.num_waits else "fewer"] += thinking.num_waits > 0
-    assert min(seen[x] for x in ("no room", "no budget", "all", "fewer")) > 20, seen
+    assert min(seen[x] for x in ("no max_new_tokens", "no budget", "all", "fewer")) > 20, seen
 
 
 def test_what_a_completion_says_is_in_its_tokens(ran):
@@ -166,8 +166,8 @@ def test_what_a_completion_says_is_in_its_tokens(ran):
             assert done.answer == answer.strip()
         assert done.settings["thinking"] == dataclasses.asdict(request.thinking)
         assert (done.seed, done.finish_reason in ("stop", "length")) == (request.seed, True)
-        if request.thinking.max_answer >= 0:
-            assert parts[budget.ANSWERING] <= request.thinking.max_answer
+        if request.thinking.max_answer_tokens >= 0:
+            assert parts[budget.ANSWERING] <= request.thinking.max_answer_tokens
 
 
 def test_interventions_point_at_what_was_written(ran):
@@ -177,8 +177,8 @@ def test_interventions_point_at_what_was_written(ran):
         for position, kind, string in done.interventions:
             if kind == "wait":
                 texts = [asked.waits[string]]
-            elif kind == "cue":
-                texts = [asked.cue]
+            elif kind == "answer_prefix":
+                texts = [asked.answer_prefix]
             else:  # whole, without its line break, or the rest of what the model began
                 whole = asked.line_break + asked.close
                 texts = [whole[i:] for i in range(len(whole))]
@@ -201,7 +201,7 @@ def test_interventions_point_at_what_was_written(ran):
 
 def case_of(request, asked, done):
     """The request for the oracle."""
-    room, limit = room_of(asked, len(done.prompt_ids))
+    max_new_tokens, limit = room_of(asked, len(done.prompt_ids))
     thinking = request.thinking
     lists = functools.partial(map, list)
     whole = [
@@ -212,12 +212,12 @@ def case_of(request, asked, done):
     harness = thinking.mode == "s1_harness"
     return Case(
         mode="s1_readme" if thinking.mode == "off" else thinking.mode,
-        max_thinking=limit,
+        thinking_budget=limit,
         min_thinking=max(thinking.min, int(harness and thinking.num_waits > 0)),
         num_waits=thinking.num_waits,
-        max_answer=thinking.max_answer,
-        min_answer=asked.reserve - len(asked.cut),
-        room=room,
+        max_answer_tokens=thinking.max_answer_tokens,
+        min_answer_tokens=asked.reserved_tokens - len(asked.cut),
+        max_new_tokens=max_new_tokens,
         last=done.prompt_ids[-1],
         ends=[*lists(e for e in asked.ends if e not in asked.stops)],
         whole=whole,
@@ -225,7 +225,7 @@ def case_of(request, asked, done):
         reopen=list(asked.reopen),
         close=list(asked.close),
         lead=list(asked.line_break),
-        cue=list(asked.cue),
+        answer_prefix=list(asked.answer_prefix),
         waits=[*lists(asked.waits)],
         newlines=newlines(),
     )

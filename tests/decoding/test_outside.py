@@ -42,12 +42,12 @@ def requests(mode, seed):
         case = Case(
             mode=mode, newlines=NEWLINES, ends=[[IM_START]], stops=[[IM_END], [END_OF_TEXT]]
         )
-        case.max_thinking = rng.choice([1, 2, 4, 8, 16, 24])
+        case.thinking_budget = rng.choice([1, 2, 4, 8, 16, 24])
         case.num_waits = rng.choice([0, 1, 2, 4])
         case.waits = rng.choice([[[10]], [[10, 3]]])
-        case.max_answer = rng.choice([1, 3, 8, 16])
+        case.max_answer_tokens = rng.choice([1, 3, 8, 16])
         if mode == "s1_harness":
-            case.close, case.lead, case.cue = DELIMITERS["s1"]["close"], [5], [5, 3, 0]
+            case.close, case.lead, case.answer_prefix = DELIMITERS["s1"]["close"], [5], [5, 3, 0]
         prompts.append([rng.randrange(VOCAB) for _ in range(rng.randrange(1, 6))] + [IM_START, 8])
         case.last = 8
         cases.append(case)
@@ -78,12 +78,12 @@ def test_readme():
         expected = readme(
             engine,
             prompt,
-            max_thinking=case.max_thinking,
+            thinking_budget=case.thinking_budget,
             num_ignore=case.num_waits,
             wait=case.waits[0],
             stops=[IM_START, IM_END],
             answer_stops=[IM_END],
-            max_answer=case.max_answer,
+            max_answer_tokens=case.max_answer_tokens,
         )
         assert tokens == expected, (case, prompt)
         waits = int((kinds == budget.WAIT).sum()) // len(case.waits[0])
@@ -107,27 +107,29 @@ def test_harness():
         expected, thought, surplus = harness(
             engine,
             prompt,
-            max_thinking=case.max_thinking,
+            thinking_budget=case.thinking_budget,
             num_ignore=case.num_waits or None,
             wait=case.waits[0],
             stops=[IM_START, IM_END],
             close=case.close,
-            cue=case.cue,
+            answer_prefix=case.answer_prefix,
             newline=case.lead,
             newlines=NEWLINES,
             answer_stops=[IM_END],
-            max_answer=case.max_answer,
+            max_answer_tokens=case.max_answer_tokens,
         )
         waits = int((kinds == budget.WAIT).sum())
-        seen["cue" if budget.CUE in kinds else "plain close"] += 1
+        seen["answer_prefix" if budget.ANSWER_PREFIX in kinds else "plain close"] += 1
         seen["wait"] += waits > 0
         seen["part of a wait"] += waits % len(case.waits[0]) > 0
-        seen["line break left out"] += budget.CUE in kinds and expected[thought] == IM_START
+        seen["line break left out"] += (
+            budget.ANSWER_PREFIX in kinds and expected[thought] == IM_START
+        )
         if surplus and tokens != expected:
             # the original chose the close by how the surplus ended; here it is a cut
             seen["other close"] += 1
             assert tokens[:thought] == expected[:thought]
-            assert budget.CUE in kinds
+            assert budget.ANSWER_PREFIX in kinds
             assert kinds[thought] == budget.CLOSE
         else:
             seen["surplus"] += bool(surplus)

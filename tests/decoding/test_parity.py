@@ -9,8 +9,8 @@ import random
 
 import pytest
 
-from jaxs1.decoding.completion import Request
-from jaxs1.decoding.presets import Thinking
+from jaxs1.decoding.outputs import Request
+from jaxs1.decoding.params import ThinkingParams
 from tests.decoding import outside
 from tests.decoding.engines import (
     complete_all,
@@ -22,7 +22,7 @@ from tests.decoding.engines import (
 )
 
 PROMPTS = 120
-CLOSE, CUE = "<|im_start|>answer", "\nFinal Answer:"
+CLOSE, ANSWER_PREFIX = "<|im_start|>answer", "\nFinal Answer:"
 
 
 class Outside:
@@ -57,12 +57,12 @@ def requests(mode, seed):
     asked = []
     for _ in range(PROMPTS):
         prompt = [rng.randrange(4, len(tokenizer()) - 2) for _ in range(rng.randrange(1, 20))]
-        thinking = Thinking(
+        thinking = ThinkingParams(
             mode=mode,
             max=rng.choice([1, 3, 8, 16, 24]),
             num_waits=rng.choice([0, 1, 2, 4]),
             wait_strings=rng.choice([("Wait",), ("Hmm",)]),
-            max_answer=rng.choice([1, 2, 6]),
+            max_answer_tokens=rng.choice([1, 2, 6]),
         )
         asked.append(Request(prompt, thinking))
     return asked
@@ -82,12 +82,12 @@ def test_readme(tiny):
         expected = outside.readme(
             driver,
             [*request.prompt_ids, *encode("<|im_start|>think")],
-            max_thinking=thinking.max,
+            thinking_budget=thinking.max,
             num_ignore=thinking.num_waits,
             wait=encode(thinking.wait_strings[0]),
             stops=[start, end],
             answer_stops=[end],
-            max_answer=thinking.max_answer,
+            max_answer_tokens=thinking.max_answer_tokens,
         )
         assert mine.tokens == expected, request
         begins = expected[len(mine.thinking_ids)]
@@ -112,31 +112,31 @@ def test_harness(tiny):
         expected, thought, surplus = outside.harness(
             driver,
             [*request.prompt_ids, *encode("<|im_start|>think")],
-            max_thinking=thinking.max,
+            thinking_budget=thinking.max,
             num_ignore=thinking.num_waits or None,
             wait=encode(thinking.wait_strings[0]),
             stops=[start, end],
             close=close,
-            cue=encode(CLOSE + CUE)[len(close) :],
+            answer_prefix=encode(CLOSE + ANSWER_PREFIX)[len(close) :],
             newline=encode("\n"),
             newlines=newlines,
             answer_stops=[end],
-            max_answer=thinking.max_answer,
+            max_answer_tokens=thinking.max_answer_tokens,
         )
         kinds = [entry.kind for entry in mine.interventions]
-        seen["cue" if "cue" in kinds else "plain close"] += 1
+        seen["answer_prefix" if "answer_prefix" in kinds else "plain close"] += 1
         seen[f"{waits_of(mine)} waits"] += 1
         part = mine.thinking_ids[-1:] == encode("Hmm")[:1] and mine.forced[thought - 1]
         seen["wait cut short"] += part
-        seen["line break left out"] += "cue" in kinds and expected[thought] == start
-        seen["line break written"] += "cue" in kinds and expected[thought] != start
+        seen["line break left out"] += "answer_prefix" in kinds and expected[thought] == start
+        seen["line break written"] += "answer_prefix" in kinds and expected[thought] != start
         seen[f"ended by {mine.thinking_ended_by}"] += 1
         seen[f"finish {mine.finish_reason}"] += 1
         if surplus and mine.tokens != expected:
             # the original chose the close by how the surplus ended; here it is a cut
             seen["other close"] += 1
             assert mine.tokens[:thought] == expected[:thought]
-            assert "cue" in kinds
+            assert "answer_prefix" in kinds
         else:
             seen["surplus"] += bool(surplus)
             assert mine.tokens == expected, request

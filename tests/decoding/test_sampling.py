@@ -13,11 +13,19 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from jaxs1.decoding.sampling import BLOCK, Draw, Kinds, choose, draw_from, keep_likely, penalise
+from jaxs1.decoding.sampling import (
+    BLOCK,
+    SamplingFlags,
+    SamplingState,
+    draw_from,
+    keep_likely,
+    penalise,
+    sample,
+)
 
 ROWS, VOCAB = 24, 1300
-ALL = Kinds(sampled=True, filtered=True, penalised=True)
-draw_from_jit, choose_jit = jax.jit(draw_from), jax.jit(choose, static_argnames="kinds")
+ALL = SamplingFlags(sampled=True, filtered=True, penalised=True)
+draw_from_jit, choose_jit = jax.jit(draw_from), jax.jit(sample, static_argnames="kinds")
 
 
 def random_logits(rng, rows=ROWS, vocab=VOCAB):
@@ -29,7 +37,7 @@ def random_logits(rng, rows=ROWS, vocab=VOCAB):
 def draw_of(rng, rows, **fields):
     """Settings of every kind, each row its own; `fields` are the same for all rows."""
     pick = lambda *values: rng.choice(values, rows)  # noqa: E731
-    draw = Draw(
+    draw = SamplingState(
         temperature=pick(0, 0.3, 0.7, 1, 2).astype(np.float32),
         answer_temperature=pick(0, 0.5, 1).astype(np.float32),
         top_k=pick(0, 1, 2, 10, 700, 5000).astype(np.int32),
@@ -132,8 +140,10 @@ def test_frequencies(seed):
     logits_V = rng.normal(scale=1.0, size=V).astype(np.float32)
     zeros, ones = np.zeros(N, np.float32), np.ones(N, np.float32)
     key_B = np.tile(np.uint32([1, seed]), (N, 1))
-    draw = Draw(ones, ones, zeros.astype(int), ones, zeros, ones, np.zeros((N, 1), bool), key_B)
-    kinds = Kinds(sampled=True, filtered=False, penalised=False)
+    draw = SamplingState(
+        ones, ones, zeros.astype(int), ones, zeros, ones, np.zeros((N, 1), bool), key_B
+    )
+    kinds = SamplingFlags(sampled=True, filtered=False, penalised=False)
     drawn_B = choose_jit(np.tile(logits_V, (N, 1)), draw, zeros > 0, np.arange(N), kinds)
     p_V = np.exp(logits_V.astype(np.float64))
     expected_V = N * p_V / p_V.sum()
@@ -167,13 +177,13 @@ def test_what_a_row_does_not_ask_for_changes_nothing():
     neutral = {"top_k": zeros.astype(int), "top_p": ones, "min_p": zeros, "penalty": ones}
     logits_BV, draw = random_logits(rng), draw_of(rng, ROWS, **neutral)
     rest = (zeros > 0, np.arange(ROWS))
-    plain = Kinds(sampled=True, filtered=False, penalised=False)
+    plain = SamplingFlags(sampled=True, filtered=False, penalised=False)
     np.testing.assert_array_equal(
         choose_jit(logits_BV, draw, *rest, ALL), choose_jit(logits_BV, draw, *rest, plain)
     )
     greedy = draw._replace(temperature=zeros)
     likeliest_B = logits_BV.argmax(1)
-    for kinds in (ALL, plain, Kinds(False, False, False)):
+    for kinds in (ALL, plain, SamplingFlags(False, False, False)):
         np.testing.assert_array_equal(choose_jit(logits_BV, greedy, *rest, kinds), likeliest_B)
 
 

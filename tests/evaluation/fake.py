@@ -12,14 +12,14 @@ import time
 
 from jaxs1 import evaluate as command
 from jaxs1.config import parse, run_command
+from jaxs1.decoding.base_engine import BaseEngine
 from jaxs1.decoding.budget import Intervention
-from jaxs1.decoding.completer import Completer
-from jaxs1.decoding.completion import Completion, settings_of
-from jaxs1.decoding.opening import Opened
+from jaxs1.decoding.loading import LoadedEngine
+from jaxs1.decoding.outputs import Completion, settings_of
 from tests.curation.pools import write_jsonl
 
 NATURAL, PER_WAIT = 40, 20
-CUE = "\nFinal Answer:"
+ANSWER_PREFIX = "\nFinal Answer:"
 
 
 class Tokenizer:
@@ -40,7 +40,7 @@ class Tokenizer:
         return f"<user>{message['content']}<assistant>"
 
 
-class Engine(Completer):
+class Engine(BaseEngine):
     """Finishes requests in an order of its own."""
 
     def __init__(self, seconds=0.0, asked=None, fingerprint="fake"):
@@ -77,17 +77,17 @@ class Engine(Completer):
         said = a + b + (0 if right else 1 + luck.randrange(2))
         answer = f" {said}\nbecause so it is" if cut else f"\nAnswer: {said:03}"
         waits = [Intervention(NATURAL + PER_WAIT * i, "wait", 0) for i in range(asked.num_waits)]
-        cue = [Intervention(used, "cue", None)] if cut else []
+        answer_prefix = [Intervention(used, "answer_prefix", None)] if cut else []
         thinking = ("thought thought\n\n" * used)[:used]
-        tokens = thinking + (CUE if cut else "") + answer
-        forced = [used <= i < used + len(CUE) * cut for i in range(len(tokens))]
+        tokens = thinking + (ANSWER_PREFIX if cut else "") + answer
+        forced = [used <= i < used + len(ANSWER_PREFIX) * cut for i in range(len(tokens))]
         return Completion(
             prompt_ids=list(request.prompt_ids),
             thinking_ids=list(map(ord, thinking)),
             answer_ids=list(map(ord, answer)),
             thinking=thinking,
             answer=answer,
-            interventions=waits + cue,
+            interventions=waits + answer_prefix,
             thinking_ended_by="budget" if cut else "model",
             finish_reason="stop",
             usage={
@@ -120,7 +120,9 @@ def config(*arguments):
 
 def evaluate(config, engine):
     """The command behind its parser."""
-    return command.evaluate(config, lambda _: Opened(engine, "fake", engine.fingerprint, "a fake"))
+    return command.evaluate(
+        config, lambda _: LoadedEngine(engine, "fake", engine.fingerprint, "a fake")
+    )
 
 
 def main(argv):

@@ -56,9 +56,9 @@ def start(model, math500, output):
         "sweep.max_thinking": "[0,5,12]",
         "sweep.num_waits": "[1]",
         "thinking.max": 20,
-        "thinking.max_answer": 8,
-        "limits.max_sequences": 2,
-        "limits.chunk": 8,
+        "thinking.max_answer_tokens": 8,
+        "limits.max_num_seqs": 2,
+        "limits.decode_steps": 8,
     }
     arguments = [x for name, value in settings.items() for x in (f"--{name}", str(value))]
     return subprocess.Popen(

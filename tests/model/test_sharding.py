@@ -9,10 +9,10 @@ from flax import nnx
 from jaxs1.config import ComputeConfig, DataConfig, MeshConfig, UserError
 from jaxs1.data.batches import Batches
 from jaxs1.data.chat import Example
-from jaxs1.model import qwen
+from jaxs1.model import transformer
 from jaxs1.model.architecture import Architecture
-from jaxs1.model.qwen import Qwen
-from jaxs1.model.sharding import check_divisible, make_partition
+from jaxs1.model.sharding import check_divisible, make_sharding_rules
+from jaxs1.model.transformer import Transformer
 from jaxs1.training.step import init_state, make_train_step, put_batch
 from tests.numerics import assert_close
 
@@ -28,7 +28,7 @@ MESHES = {
 }
 
 
-def losses(partition, rows, remat, steps=5, accumulate=1):
+def losses(rules, rows, remat, steps=5, gradient_accumulation_steps=1):
     """Losses of some steps of the same batches from the same random weights."""
     compute = ComputeConfig(dtype="float32", remat=remat, attention="xla", loss_chunk=8)
     rng = np.random.default_rng(0)
@@ -40,50 +40,50 @@ def losses(partition, rows, remat, steps=5, accumulate=1):
         examples,
         DataConfig(rows=rows, row_multiple=128),
         batch_size=16,
-        accumulate=accumulate,
+        gradient_accumulation_steps=gradient_accumulation_steps,
         loss="token",
         seed=0,
-        parts=partition.size("rows"),
+        parts=rules.size("rows"),
         attention=0.01,
         padding_id=0,
     )
-    model = qwen.abstract(ARCHITECTURE, compute, partition)
+    model = transformer.abstract(ARCHITECTURE, compute, rules)
     # plain SGD: Adam divides by the gradient's size, which would hide a wrong scale
     optimizer = optax.sgd(0.3)
     whole = jax.jit(
-        lambda: qwen.parameters(Qwen(ARCHITECTURE, compute, partition, rngs=nnx.Rngs(0)))
+        lambda: transformer.parameters(Transformer(ARCHITECTURE, compute, rules, rngs=nnx.Rngs(0)))
     )()
-    params = jax.device_put(whole, qwen.shardings(model))
+    params = jax.device_put(whole, transformer.shardings(model))
     state = init_state(model, optimizer, params)
     step = make_train_step(model, optimizer, loss_chunk=8)
     result = []
     for number in range(steps):
         batch, _ = batches.batch(number)
-        state, metrics = step(state, put_batch(batch, partition))
+        state, metrics = step(state, put_batch(batch, rules))
         result.append([float(metrics.loss), float(metrics.grad_norm)])
     return np.asarray(result), state
 
 
 @pytest.fixture(scope="module")
 def one_device():
-    partition = make_partition(MeshConfig(fsdp=1), jax.devices()[:1])
-    return losses(partition, rows=8, remat="none")[0]
+    rules = make_sharding_rules(MeshConfig(fsdp=1), jax.devices()[:1])
+    return losses(rules, rows=8, remat="none")[0]
 
 
 @pytest.mark.parametrize("name", MESHES)
 def test_mesh_gives_the_losses_of_one_device(name, one_device):
-    partition = make_partition(MeshConfig(**MESHES[name]))
-    found, state = losses(partition, rows=8, remat="attention")
+    rules = make_sharding_rules(MeshConfig(**MESHES[name]))
+    found, state = losses(rules, rows=8, remat="attention")
     assert one_device[0, 0] > one_device[-1, 0] > 1  # it learns something
     assert_close(found, one_device, "mesh = one device, losses of 5 steps")
     gate = state.params["layers"]["mlp"]["gate"]["kernel"]
-    parts = partition.size("embed") * partition.size("mlp")
+    parts = rules.size("embed") * rules.size("mlp")
     assert gate.addressable_shards[0].data.size * parts == gate.size  # really split
 
 
 def test_accumulation_gives_the_losses_of_one_batch(one_device):
-    partition = make_partition(MeshConfig(fsdp=2, context=2, tensor=2))
-    found, _ = losses(partition, rows=2, remat="full", accumulate=4)
+    rules = make_sharding_rules(MeshConfig(fsdp=2, context=2, tensor=2))
+    found, _ = losses(rules, rows=2, remat="full", gradient_accumulation_steps=4)
     assert_close(found, one_device, "mesh = one device, losses of 5 steps")
 
 
@@ -97,12 +97,12 @@ def test_accumulation_gives_the_losses_of_one_batch(one_device):
 )
 def test_mesh_that_does_not_fit_the_devices(mesh, words):
     with pytest.raises(UserError) as error:
-        make_partition(MeshConfig(**mesh))
+        make_sharding_rules(MeshConfig(**mesh))
     assert all(word in str(error.value) for word in words), error.value
     assert "\n" not in str(error.value)
 
 
 def test_widths_that_the_mesh_does_not_divide():
-    partition = make_partition(MeshConfig(fsdp=1, tensor=8))
+    rules = make_sharding_rules(MeshConfig(fsdp=1, tensor=8))
     with pytest.raises(UserError, match=r"mesh\.tensor=8.*num_key_value_heads=4"):
-        check_divisible(ARCHITECTURE, partition)
+        check_divisible(ARCHITECTURE, rules)

@@ -12,7 +12,7 @@ from jaxs1.config import UserError
 from jaxs1.data.batches import Batches
 from jaxs1.data.chat import Example
 from jaxs1.data.packing import Batch
-from jaxs1.model.sharding import make_partition
+from jaxs1.model.sharding import make_sharding_rules
 from jaxs1.planning.estimate import Memory, check_fits, estimate_flops, refuse_if_too_large
 from jaxs1.planning.targets import parse_target
 from jaxs1.planning.topology import tracing_for
@@ -34,29 +34,35 @@ def test_products_of_a_function():
     assert product_flops(jax.make_jaxpr(f)(*shapes), 1) == forward
     assert product_flops(jax.make_jaxpr(f)(*shapes), 4) == forward / 4
     assert product_flops(jax.make_jaxpr(jax.grad(f, (0, 1)))(*shapes), 1) == 3 * forward
-    partition = make_partition(tiny_case().config.mesh)
+    rules = make_sharding_rules(tiny_case().config.mesh)
     local = jax.shard_map(
-        lambda x: x @ x.T, mesh=partition.mesh, in_specs=partition.spec(("rows",)),
-        out_specs=partition.spec(("rows",)), check_vma=False,
+        lambda x: x @ x.T, mesh=rules.mesh, in_specs=rules.spec(("rows",)),
+        out_specs=rules.spec(("rows",)), check_vma=False,
     )  # fmt: skip
     assert product_flops(jax.make_jaxpr(local)(jnp.zeros((4, 3))), 8) == 2 * 2 * 2 * 3
 
 
 @pytest.mark.parametrize("remat", ["none", "attention", "full"])
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_products_of_the_train_step(remat, accumulate):
+@pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
+def test_products_of_the_train_step(remat, gradient_accumulation_steps):
     """The closed form and the traced step count the same, recomputed products included."""
-    case = tiny_case("--compute.remat", remat, "--accumulate", str(accumulate))
-    partition = case.model.partition
+    case = tiny_case(
+        "--compute.remat", remat, "--gradient_accumulation_steps", str(gradient_accumulation_steps)
+    )
+    rules = case.model.rules
     compute = dataclasses.replace(case.model.compute, attention="cudnn", dtype="bfloat16")
     case.model.compute = compute  # fused attention is no product
     B, T = 2, 1024
     step = make_train_step(case.model, case.optimizer, loss_chunk=128)
-    x = jax.ShapeDtypeStruct((accumulate, B, T), jnp.int32, sharding=batch_sharding(partition))
+    x = jax.ShapeDtypeStruct(
+        (gradient_accumulation_steps, B, T), jnp.int32, sharding=batch_sharding(rules)
+    )
     batch = Batch(x, x, x.update(dtype=jnp.float32), x, x)
     with tracing_for(parse_target("h100:1x8")):
         found = product_flops(step.trace(case.state, batch).jaxpr, 8)
-    assert found * 8 == pytest.approx(estimate_flops(case.model, accumulate * B * T), rel=1e-6)
+    assert found * 8 == pytest.approx(
+        estimate_flops(case.model, gradient_accumulation_steps * B * T), rel=1e-6
+    )
 
 
 def test_drawn_lengths_are_those_that_were_asked_for():
@@ -73,14 +79,16 @@ def test_workload_is_what_training_packs():
     """Row lengths, tokens and pairs of a plan are those of the batches of the same sequences."""
     lengths = draw_lengths(300, 1000, examples=40)
     examples = [Example(np.zeros(n, np.int32), np.ones(n, bool)) for n in lengths]
-    config = tiny_case("--data.rows", "2", "--accumulate", "2", "--data.row_multiple", "128").config
+    config = tiny_case(
+        "--data.rows", "2", "--gradient_accumulation_steps", "2", "--data.row_multiple", "128"
+    ).config
     batches = Batches(
-        examples, config.data, batch_size=16, accumulate=2, loss="token", seed=0, parts=2,
+        examples, config.data, batch_size=16, gradient_accumulation_steps=2, loss="token", seed=0, parts=2,
         attention=0.01, padding_id=0,
     )  # fmt: skip
     order = np.concatenate([batches.indices(step) for step in range(3)])
     found = make_workload(
-        lengths[order].tolist(), batch_size=16, epochs=5, steps=None, accumulate=2, rows=2,
+        lengths[order].tolist(), batch_size=16, epochs=5, steps=None, gradient_accumulation_steps=2, rows=2,
         multiple=128,
     )  # fmt: skip
     packed = [batches.batch(step) for step in range(3)]
@@ -96,7 +104,7 @@ def test_what_is_estimated_grows_as_it_must():
     small, large = (tiny_case().memory(n) for n in (1024, 2048))
     assert large.activations == 2 * small.activations
     assert large.parameters == small.parameters == small.gradients
-    again = tiny_case("--accumulate", "2").memory(1024)
+    again = tiny_case("--gradient_accumulation_steps", "2").memory(1024)
     assert again.gradients == 2 * small.gradients
     assert tiny_case("--compute.remat", "full").memory(1024).activations < small.activations
     adapters = tiny_case("--lora.rank", "2").memory(1024)
@@ -121,7 +129,7 @@ def test_training_is_refused_by_what_its_device_says():
     case = tiny_case("--compute.remat", "none")
     examples = [Example(np.zeros(n, np.int32), np.ones(n, bool)) for n in [100] * 31 + [2000]]
     batches = Batches(
-        examples, case.config.data, batch_size=16, accumulate=1, loss="token", seed=0, parts=2,
+        examples, case.config.data, batch_size=16, gradient_accumulation_steps=1, loss="token", seed=0, parts=2,
         attention=0.01, padding_id=0,
     )  # fmt: skip
     needed = case.memory(2048).total  # the row of the longest example, rounded up

@@ -87,8 +87,10 @@ def test_alternatives_are_sorted_and_differ_in_one_aspect():
             first.workload.rows,
         )
         remat = other.config.compute.remat != first.config.compute.remat
-        accumulate = other.config.accumulate != first.config.accumulate
-        assert layout + remat + accumulate == 1
+        gradient_accumulation_steps = (
+            other.config.gradient_accumulation_steps != first.config.gradient_accumulation_steps
+        )
+        assert layout + remat + gradient_accumulation_steps == 1
 
 
 def case_of(first, config):

@@ -28,9 +28,9 @@ from jaxs1.config import (
 from jaxs1.data import puzzles
 from jaxs1.data.batches import Batches
 from jaxs1.data.tokenizer import load_tokenizer
-from jaxs1.model import qwen
+from jaxs1.model import transformer
 from jaxs1.model.architecture import Architecture
-from jaxs1.model.sharding import make_partition
+from jaxs1.model.sharding import make_sharding_rules
 from jaxs1.training.optimizer import make_optimizer
 from jaxs1.training.step import init_state, make_train_step, put_batch, state_shardings
 from tests.numerics import assert_close
@@ -38,22 +38,22 @@ from tests.tiny_models import FLOAT32, hf_model, one_device
 from tests.training.test_sft_parity import OPTIMIZER, make_examples, torch_losses
 
 LORA = LoraConfig(rank=4, alpha=6.0, frozen_dtype="float32")
-SOME = LoraConfig(rank=3, alpha=3.0, targets=("q_proj", "down_proj"), frozen_dtype="float32")
+SOME = LoraConfig(rank=3, alpha=3.0, target_modules=("q_proj", "down_proj"), frozen_dtype="float32")
 SAME = "LoRA: merged = adapter = PEFT"
 
 
-def adapted(oracle, folder, lora, *, partition=None, compute=FLOAT32, seed=0):
+def adapted(oracle, folder, lora, *, rules=None, compute=FLOAT32, seed=0):
     """Our model over a transformers model's weights: (abstract, frozen, random A and B)."""
     oracle.save_pretrained(folder)
     weights = open_weights(folder)
-    model = qwen.abstract(weights.architecture, compute, partition or one_device(), lora=lora)
+    model = transformer.abstract(weights.architecture, compute, rules or one_device(), lora=lora)
     rng = np.random.default_rng(seed)
-    layouts = qwen.shardings(model, qwen.Adapter)
+    layouts = transformer.shardings(model, transformer.Adapter)
 
     def random(x, layout):
         return jax.device_put(rng.normal(0, 0.2, x.shape).astype(x.dtype), layout)
 
-    adapters = jax.tree.map(random, qwen.parameters(model, qwen.Adapter), layouts)
+    adapters = jax.tree.map(random, transformer.parameters(model, transformer.Adapter), layouts)
     return model, load_params(weights, model), adapters
 
 
@@ -64,7 +64,7 @@ def on_host(adapters, lora, folder):
 
 def ours(model, *params):
     ids = np.random.default_rng(1).integers(0, 96, (2, 24)).astype(np.int32)
-    whole = qwen.with_parameters(model, *params)
+    whole = transformer.with_parameters(model, *params)
     positions = np.broadcast_to(np.arange(24), ids.shape)
     return ids, whole.logits(whole(ids, positions, np.ones_like(ids)))
 
@@ -92,15 +92,15 @@ def test_adapter_folder_in_peft_and_merged_weights_in_transformers(kind, lora, t
     loaded = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")  # finds the base
     assert_close(found, theirs(loaded, ids), SAME)
     lora_tensors = [name for name, _ in loaded.named_parameters() if "lora_" in name]
-    assert len(lora_tensors) == 2 * len(lora.targets) * model.architecture.num_layers
+    assert len(lora_tensors) == 2 * len(lora.target_modules) * model.architecture.num_layers
 
 
 def test_new_adapter_changes_nothing_and_starts_as_pefts(tmp_path):
     oracle = hf_model("qwen2-tied-14-2")
     model, frozen, _ = adapted(oracle, tmp_path / "base", LORA)
     a = model.architecture
-    fresh = qwen.Qwen(a, FLOAT32, one_device(), rngs=nnx.Rngs(0), lora=LORA)
-    start = qwen.parameters(fresh, qwen.Adapter)
+    fresh = transformer.Transformer(a, FLOAT32, one_device(), rngs=nnx.Rngs(0), lora=LORA)
+    start = transformer.parameters(fresh, transformer.Adapter)
     ids, found = ours(model, frozen, start)
     assert_close(found, theirs(oracle, ids), "hidden and logits = transformers")
     config = peft.LoraConfig(r=4, target_modules=["gate_proj"], init_lora_weights=True)
@@ -114,15 +114,15 @@ def test_new_adapter_changes_nothing_and_starts_as_pefts(tmp_path):
     assert len({layer.tobytes() for layer in mine_a}) == a.num_layers  # each layer its own
 
 
-def make_batches(partition=None):
+def make_batches(rules=None):
     return Batches(
         make_examples(),
         DataConfig(rows=8, row_multiple=128),
         batch_size=8,
-        accumulate=1,
+        gradient_accumulation_steps=1,
         loss="token",
         seed=0,
-        parts=1 if partition is None else partition.size("rows"),
+        parts=1 if rules is None else rules.size("rows"),
         attention=0.01,
         padding_id=0,
     )
@@ -134,7 +134,7 @@ def train(model, frozen, adapters, steps, batches):
     state = init_state(model, optimizer, adapters, frozen)
     losses = []
     for number in range(steps):
-        state, metrics = step(state, put_batch(batches.batch(number)[0], model.partition))
+        state, metrics = step(state, put_batch(batches.batch(number)[0], model.rules))
         losses.append(float(metrics.loss))
     return losses, state
 
@@ -161,16 +161,16 @@ def test_twenty_steps_equal_torch_and_peft_and_change_no_frozen_bit(tmp_path):
 
 @pytest.mark.parametrize("mesh", [{"fsdp": 2, "context": 2, "tensor": 2}], ids=str)
 def test_mesh_gives_the_losses_of_one_device(mesh, tmp_path):
-    oracle, partition = hf_model("qwen2-untied-4-4"), make_partition(MeshConfig(**mesh))
+    oracle, rules = hf_model("qwen2-untied-4-4"), make_sharding_rules(MeshConfig(**mesh))
     whole, state = train(*adapted(oracle, tmp_path / "1", LORA), 3, make_batches())
     compute = ComputeConfig(dtype="float32", remat="attention", attention="xla")
-    split = adapted(oracle, tmp_path / "8", LORA, partition=partition, compute=compute)
-    found, state = train(*split, 3, make_batches(partition))
+    split = adapted(oracle, tmp_path / "8", LORA, rules=rules, compute=compute)
+    found, state = train(*split, 3, make_batches(rules))
     assert_close(found, whole, "mesh = one device, losses of 5 steps")
     a = state.params["layers"]["mlp"]["down"]["adapter"]["a"]  # [L, F, rank]
     b = state.params["layers"]["mlp"]["down"]["adapter"]["b"]  # [L, rank, D]
-    assert a.addressable_shards[0].data.size * partition.size("mlp") == a.size
-    assert b.addressable_shards[0].data.size * partition.size("embed") == b.size
+    assert a.addressable_shards[0].data.size * rules.size("mlp") == a.size
+    assert b.addressable_shards[0].data.size * rules.size("embed") == b.size
     assert state.opt_state[1][0].mu["layers"]["mlp"]["down"]["adapter"]["b"].sharding == b.sharding
 
 
@@ -178,15 +178,15 @@ def test_a_step_needs_no_second_copy_of_the_frozen_weights(tmp_path):
     """Neither gradients nor stacked or transposed copies of them: they are what fills the GPU."""
     wide = Architecture(4096, 512, 2048, 4, 8, 4, 64, 512, 1e4, 1e-6, False, True, False)
     compute = ComputeConfig(dtype="float32", remat="full", attention="xla")
-    model = qwen.abstract(wide, compute, one_device(), lora=LORA)
+    model = transformer.abstract(wide, compute, one_device(), lora=LORA)
     optimizer = make_optimizer(OPTIMIZER, 20)
     layouts = state_shardings(model, optimizer)
-    params = qwen.parameters(model, qwen.Adapter)
+    params = transformer.parameters(model, transformer.Adapter)
     shapes = type(layouts)(
         jax.ShapeDtypeStruct((), jnp.int32),
         params,
         jax.eval_shape(optimizer.init, params),
-        qwen.parameters(model),
+        transformer.parameters(model),
     )
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((1, 1, 128), x.dtype), make_batches().batch(0)[0]
@@ -215,7 +215,7 @@ def recipe(tmp_path_factory):
         "batch_size": 4,
         "steps": 4,
         "lora.rank": 4,
-        "lora.targets": '["q_proj", "o_proj", "up_proj"]',
+        "lora.target_modules": '["q_proj", "o_proj", "up_proj"]',
         "optimizer.learning_rate": 0.01,
         "mesh.fsdp": 2,
         "mesh.context": 2,
@@ -268,9 +268,9 @@ def test_command_keeps_adapters_only_resumes_bitwise_and_exports(recipe, tmp_pat
     [
         (["--lora.rank", "-1"], ["lora.rank=-1", "0 (train all weights) or more"]),
         (["--lora.alpha", "0"], ["lora.alpha=0", "positive"]),
-        (["--lora.targets", "[]"], ["lora.targets=[]", "known: q_proj"]),
-        (["--lora.targets", '["q_proj", "q_proj"]'], ["lora.targets=", "each once"]),
-        (["--lora.targets", '["lm_head"]'], ["lora.targets", "q_proj"]),
+        (["--lora.target_modules", "[]"], ["lora.target_modules=[]", "known: q_proj"]),
+        (["--lora.target_modules", '["q_proj", "q_proj"]'], ["lora.target_modules=", "each once"]),
+        (["--lora.target_modules", '["lm_head"]'], ["lora.target_modules", "q_proj"]),
         (["--optimizer.name", "muon"], ["optimizer.name=muon", "adamw"]),
         (["--model", "null", "--architecture", "x.json"], ["model=null", "--model DIR"]),
     ],

@@ -8,7 +8,7 @@ import pytest
 from jaxs1.data import packing
 from jaxs1.data.chat import Example
 from jaxs1.data.packing import Batch
-from jaxs1.model import qwen
+from jaxs1.model import transformer
 from jaxs1.training.loss import batch_loss, cross_entropy
 from tests.numerics import assert_close
 from tests.tiny_models import hf_model, ours
@@ -58,17 +58,19 @@ def test_packed_equals_unpacked(kind, loss, tmp_path):
     def packed(rows):
         contents = packing.plan(lengths, rows)
         length = packing.row_length(lengths, contents, 8)
-        batch = packing.pack(examples, contents, length, accumulate=1, loss=loss, padding_id=0)
+        batch = packing.pack(
+            examples, contents, length, gradient_accumulation_steps=1, loss=loss, padding_id=0
+        )
         return Batch(*(x[0] for x in batch))
 
     @jax.jit
     def value_and_grad(params, batch):
         def total(params):
-            return batch_loss(qwen.with_parameters(model, params), batch, chunk=16)
+            return batch_loss(transformer.with_parameters(model, params), batch, chunk=16)
 
         return jax.value_and_grad(total)(params)
 
-    params = qwen.parameters(model)
+    params = transformer.parameters(model)
     one_each, two_rows = packed(6), packed(2)
     assert one_each.segments.max() == 1
     assert two_rows.segments.max() >= 3

@@ -9,7 +9,7 @@ import transformers
 from jaxs1.config import DataConfig, OptimizerConfig
 from jaxs1.data.batches import Batches
 from jaxs1.data.chat import Example
-from jaxs1.model import qwen
+from jaxs1.model import transformer
 from jaxs1.training.optimizer import make_optimizer, make_schedule
 from jaxs1.training.step import init_state, make_train_step, put_batch
 from tests.numerics import assert_close
@@ -59,7 +59,7 @@ def torch_losses(model, examples, batches, loss_kind):
             share = sum(counts) if loss_kind == "token" else count * len(chosen)
             (summed / share).backward()
             total += summed.item() / share
-        torch.nn.utils.clip_grad_norm_(model.parameters(), o.clip_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), o.max_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -76,7 +76,7 @@ def test_twenty_steps_equal_torch(loss, tmp_path):
         examples,
         DataConfig(row_multiple=128),
         batch_size=8,
-        accumulate=1,
+        gradient_accumulation_steps=1,
         loss=loss,
         seed=0,
         parts=1,
@@ -85,11 +85,11 @@ def test_twenty_steps_equal_torch(loss, tmp_path):
     )
     optimizer = make_optimizer(OPTIMIZER, STEPS)
     step = make_train_step(model, optimizer, loss_chunk=64)
-    state = init_state(model, optimizer, qwen.parameters(model))
+    state = init_state(model, optimizer, transformer.parameters(model))
     found = []
     for number in range(STEPS):
         batch, _ = batches.batch(number)
-        state, metrics = step(state, put_batch(batch, model.partition))
+        state, metrics = step(state, put_batch(batch, model.rules))
         found.append(float(metrics.loss))
     expected = torch_losses(oracle.train(), examples, batches, loss)
     assert expected[-1] < 0.7 * expected[0]
@@ -113,9 +113,9 @@ def test_schedule_is_that_of_transformers():
 
 def test_muon_moves_matrices_along_orthogonal_directions(tmp_path):
     model = ours(hf_model("qwen2-untied-4-4"), tmp_path)
-    config = OptimizerConfig(name="muon", learning_rate=0.1, warmup_ratio=0, clip_norm=None)
+    config = OptimizerConfig(name="muon", learning_rate=0.1, warmup_ratio=0, max_grad_norm=None)
     optimizer = make_optimizer(config, 10)
-    params = qwen.parameters(model)
+    params = transformer.parameters(model)
     rng = np.random.default_rng(0)
     grads = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), params)
     updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)

@@ -139,13 +139,13 @@ def test_split_over_two_devices():
 
 def test_equals_the_model_token_by_token(tmp_path):
     """Our own model's whole forward pass, Qwen2 with 7 heads a key and Qwen3, tied and untied."""
-    from jaxs1.model import qwen
+    from jaxs1.model import transformer
     from tests.tiny_models import hf_model, ours
 
     for kind, layers in (("qwen2-tied-14-2", 2), ("qwen3-untied-6-3", 1)):
         model = ours(hf_model(kind, layers=layers), tmp_path / kind)
         a = model.architecture
-        params = qwen.parameters(model)
+        params = transformer.parameters(model)
         tokens = np.random.default_rng(0).integers(0, 96, (2, 3))
         where = np.broadcast_to(np.arange(3), tokens.shape)
         expected = model.logits(model(tokens, where, np.ones_like(tokens)))

@@ -4,18 +4,18 @@ import dataclasses
 
 import pytest
 
-from jaxs1.decoding.completion import Request
 from jaxs1.decoding.engine import Limits
-from jaxs1.decoding.opening import EngineConfig, open_engine
-from jaxs1.decoding.presets import Thinking
+from jaxs1.decoding.loading import EngineConfig, load_engine
+from jaxs1.decoding.outputs import Request
+from jaxs1.decoding.params import ThinkingParams
 from tests.decoding.engines import VOCAB, encode, tokenizer, write_model
 from tests.tiny_models import hf_model
 
 #: The interpreter takes about half a second for a step of two layers: few and short.
 ASKED = [
-    Thinking(max=2, max_answer=2, min_answer=2),
-    Thinking(max=6, num_waits=1, max_answer=2, min_answer=2),
-    Thinking(mode="off", max_answer=4, min_answer=4),
+    ThinkingParams(max=2, max_answer_tokens=2, min_answer_tokens=2),
+    ThinkingParams(max=6, num_waits=1, max_answer_tokens=2, min_answer_tokens=2),
+    ThinkingParams(mode="off", max_answer_tokens=4, min_answer_tokens=4),
 ]
 
 
@@ -28,10 +28,10 @@ def test_same_tokens_as_xla(kind, tmp_path):
         tokenizer().save_pretrained(tmp_path)
     prompts = [encode("What is 12 and 30?"), encode("Wait"), encode("the answer " * 3)]
     requests = [Request(*pair) for pair in zip(prompts, ASKED, strict=True)]
-    limits = Limits(max_sequences=4, kv_tokens=256, context=64, chunk=4)
+    limits = Limits(max_num_seqs=4, kv_cache_tokens=256, max_seq_len=64, decode_steps=4)
     written = {}
     for impl in ("xla", "triton-interpreted"):
-        engine = open_engine(EngineConfig(str(tmp_path), impl=impl, limits=limits)).engine
+        engine = load_engine(EngineConfig(str(tmp_path), impl=impl, limits=limits)).engine
         done = dict(engine.run(requests))
         written[impl] = [dataclasses.asdict(done[i][0]) for i in range(len(requests))]
     assert written["xla"] == written["triton-interpreted"]

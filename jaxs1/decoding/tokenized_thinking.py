@@ -1,4 +1,4 @@
-"""`Thinking` in token ids: encoded once per tokenizer, fitted behind prompts, stacked as arrays.
+"""`ThinkingParams` in token ids: encoded once per tokenizer, fitted behind prompts, stacked as arrays.
 
     scripts = [script(thinking, tokenizer) for thinking in requests]
     prompts = [prompt + s.start for prompt, s in zip(prompt_ids, scripts)]
@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxs1.config import UserError
 from jaxs1.decoding import budget
-from jaxs1.decoding.presets import AUTO_ANSWER, Delimiters, Thinking, delimiters_of
+from jaxs1.decoding.params import AUTO_ANSWER, Delimiters, ThinkingParams, delimiters_of
 
 Ids = tuple[int, ...]
 
@@ -35,14 +35,14 @@ MODES = {
 
 
 @dataclass(frozen=True)
-class Script:
-    """`Thinking` in the ids of one tokenizer.
+class TokenizedThinking:
+    """`ThinkingParams` in the ids of one tokenizer.
 
     start: for the end of the prompt; ends, resume, stops, reopen: see `budget.Controls`;
-    line_break, close, cue: the parts of what cuts thinking short; waits: the wait strings.
+    line_break, close, answer_prefix: the parts of what cuts thinking short; waits: the wait strings.
     """
 
-    thinking: Thinking
+    thinking: ThinkingParams
     start: Ids
     ends: tuple[Ids, ...]
     resume: Ids
@@ -50,20 +50,22 @@ class Script:
     reopen: Ids
     line_break: Ids
     close: Ids
-    cue: Ids
+    answer_prefix: Ids
     waits: tuple[Ids, ...]
 
     @property
     def cut(self) -> Ids:
         """What is written where thinking is cut short, in full."""
-        return self.line_break + self.close + self.cue
+        return self.line_break + self.close + self.answer_prefix
 
     @property
-    def reserve(self) -> int:
+    def reserved_tokens(self) -> int:
         """Tokens that thinking leaves free in the context: the cut, and the least answer."""
         asked = self.thinking
         answer = (
-            asked.min_answer if asked.max_answer < 0 else min(asked.min_answer, asked.max_answer)
+            asked.min_answer_tokens
+            if asked.max_answer_tokens < 0
+            else min(asked.min_answer_tokens, asked.max_answer_tokens)
         )
         return len(self.cut) + answer
 
@@ -82,7 +84,7 @@ class Sizes(NamedTuple):
 SIZES = Sizes(ends=8, stops=8, longest=16, texts=budget.WAIT_TEXT + 16, text=64)
 
 
-def script(thinking: Thinking, tokenizer: Any) -> Script:
+def script(thinking: ThinkingParams, tokenizer: Any) -> TokenizedThinking:
     """Encode the texts of a request; special tokens as their ids, never as their letters.
 
     Raises:
@@ -107,7 +109,7 @@ def script(thinking: Thinking, tokenizer: Any) -> Script:
     if thinking.mode in ("s1_readme", "s1_harness"):
         _require_single_tokens(tuple(ends), thinking.mode, tokenizer)
     silent = thinking.mode in ("s1_readme", "off")  # writes nothing when thinking ends
-    return Script(
+    return TokenizedThinking(
         thinking=thinking,
         start=() if thinking.mode == "off" else start,
         ends=tuple(ends),
@@ -116,15 +118,15 @@ def script(thinking: Thinking, tokenizer: Any) -> Script:
         reopen=reopen if thinking.mode == "strict" else (),
         line_break=() if silent else line_break,
         close=() if silent else close,
-        cue=() if silent else _cue(thinking, texts, close, tokenizer),
+        answer_prefix=() if silent else _answer_prefix(thinking, texts, close, tokenizer),
         waits=tuple(_encode(text, "wait_strings", tokenizer) for text in thinking.wait_strings),
     )
 
 
-def resolve_auto(asked: Script, prompt_lengths: Sequence[int]) -> Script:
+def resolve_auto(asked: TokenizedThinking, prompt_lengths: Sequence[int]) -> TokenizedThinking:
     """The budget that s1's harness gives when it is asked for "auto"; others stay as they are.
 
-    max_answer - longest prompt of the batch, start included - close and cue - 100.
+    max_answer_tokens - longest prompt of the batch, start included - close and answer_prefix - 100.
 
     Raises:
         UserError: nothing is left over.
@@ -132,21 +134,21 @@ def resolve_auto(asked: Script, prompt_lengths: Sequence[int]) -> Script:
     thinking = asked.thinking
     if thinking.max != "auto":
         return asked
-    taken = max(prompt_lengths) + len(asked.close + asked.cue) + AUTO_ANSWER
-    if thinking.max_answer <= taken:
+    taken = max(prompt_lengths) + len(asked.close + asked.answer_prefix) + AUTO_ANSWER
+    if thinking.max_answer_tokens <= taken:
         raise UserError(
-            f"thinking.max=auto: is thinking.max_answer={thinking.max_answer} less {taken} for the "
-            "longest prompt, close, cue and answer; raise thinking.max_answer"
+            f"thinking.max=auto: is thinking.max_answer_tokens={thinking.max_answer_tokens} less {taken} for the "
+            "longest prompt, close, answer_prefix and answer; raise thinking.max_answer_tokens"
         )
-    chosen = dataclasses.replace(thinking, max=thinking.max_answer - taken)
+    chosen = dataclasses.replace(thinking, max=thinking.max_answer_tokens - taken)
     return dataclasses.replace(asked, thinking=chosen)
 
 
-def fit(asked: Script, prompt_length: int, context: int) -> tuple[int, str | None]:
+def fit(asked: TokenizedThinking, prompt_length: int, context: int) -> tuple[int, str | None]:
     """The budget that fits behind a prompt, and a note where it is less than was asked for.
 
     Raises:
-        UserError: an empty prompt, no room for close, cue and answer, or none for the minimum.
+        UserError: an empty prompt, no max_new_tokens for close, answer_prefix and answer, or none for the minimum.
     """
     thinking = asked.thinking
     if thinking.mode == "off":
@@ -157,12 +159,12 @@ def fit(asked: Script, prompt_length: int, context: int) -> tuple[int, str | Non
         raise UserError("thinking.max=auto: needs the whole batch; call resolve_auto first")
     if prompt_length == 0:
         raise UserError("prompt: is empty; give at least one token")
-    left = context - prompt_length - asked.reserve
+    left = context - prompt_length - asked.reserved_tokens
     if left < 0:
         raise UserError(
             f"prompt of {prompt_length} tokens: leaves {max(0, context - prompt_length)} of the "
-            f"context's {context}, but close, cue and answer need {asked.reserve}; shorten it or "
-            "lower thinking.min_answer"
+            f"context's {context}, but close, answer_prefix and answer need {asked.reserved_tokens}; shorten it or "
+            "lower thinking.min_answer_tokens"
         )
     if thinking.min > left and thinking.mode != "off":
         raise UserError(
@@ -173,11 +175,11 @@ def fit(asked: Script, prompt_length: int, context: int) -> tuple[int, str | Non
         return limit, None
     return left, (
         f"thinking.max={limit}: clamped to {left}, what the context of {context} leaves behind a "
-        f"prompt of {prompt_length} tokens, close, cue and answer"
+        f"prompt of {prompt_length} tokens, close, answer_prefix and answer"
     )
 
 
-def capacity(asked: Script, limit: int, context: int) -> int:
+def capacity(asked: TokenizedThinking, limit: int, context: int) -> int:
     """Tokens that can follow a prompt at most.
 
     Args:
@@ -186,27 +188,27 @@ def capacity(asked: Script, limit: int, context: int) -> int:
         context: what there is where a budget has no limit
     """
     thinking = asked.thinking
-    if thinking.max_answer < 0 or limit < 0:
+    if thinking.max_answer_tokens < 0 or limit < 0:
         return context
     waits = thinking.num_waits * max(map(len, asked.waits), default=0)
-    return limit + waits + len(asked.cut) + thinking.max_answer
+    return limit + waits + len(asked.cut) + thinking.max_answer_tokens
 
 
-def check_sizes(asked: Script) -> None:
+def check_sizes(asked: TokenizedThinking) -> None:
     """Refuse texts beyond `SIZES`; raises `UserError`."""
     words = (
         "delimiters.ends: number of ends and stops",
         "delimiters.stops: number of stops",
         "delimiters: tokens of an end or a stop",
         "wait_strings: number of texts",
-        "wait_strings: tokens of a wait string, or of close and cue",
+        "wait_strings: tokens of a wait string, or of close and answer_prefix",
     )
     for word, needed, given in zip(words, sizes_of([asked]), SIZES, strict=True):
         if needed > given:
             raise UserError(f"thinking.{word} is {needed}: must be at most {given}; take fewer")
 
 
-def sizes_of(scripts: Sequence[Script]) -> Sizes:
+def sizes_of(scripts: Sequence[TokenizedThinking]) -> Sizes:
     """The smallest arrays that hold all of these scripts."""
     delimiters = [ids for s in scripts for ids in (*s.ends, *s.stops, s.reopen)]
     texts = [ids for s in scripts for ids in (s.cut, *s.waits)]
@@ -220,7 +222,7 @@ def sizes_of(scripts: Sequence[Script]) -> Sizes:
 
 
 def build_controls(
-    scripts: Sequence[Script],
+    scripts: Sequence[TokenizedThinking],
     prompts: Sequence[Sequence[int]],
     context: int,
     is_newline_V: Any,
@@ -252,14 +254,14 @@ def build_controls(
     texts = [(s.close, s.cut, *s.waits) for s in scripts]
     columns = {
         "mode": [MODES[t.mode] for t in asked],
-        "max_thinking": [limit for limit, _ in fitted],
+        "thinking_budget": [limit for limit, _ in fitted],
         # the original asks for one token in every round, the first too, once there are Waits
         "min_thinking": [max(t.min, int(w)) for t, w in zip(asked, waiting, strict=True)],
         "num_waits": [t.num_waits for t in asked],
         "num_strings": [max(1, len(s.waits)) for s in scripts],
-        "max_answer": [t.max_answer for t in asked],
-        "room": [context - len(p) for p in prompts],
-        "reserve": [s.reserve for s in scripts],
+        "max_answer_tokens": [t.max_answer_tokens for t in asked],
+        "max_new_tokens": [context - len(p) for p in prompts],
+        "reserved_tokens": [s.reserved_tokens for s in scripts],
         "last": [p[-1] for p in prompts],
         "ends_BEL": [_right(s.ends, sizes.ends, sizes.longest) for s in scripts],
         "resume_BE": [_left([s.resume], 1, sizes.ends)[0] for s in scripts],
@@ -268,7 +270,7 @@ def build_controls(
         "text_BKT": [_left(t, sizes.texts, sizes.text) for t in texts],
         "length_BK": [[*map(len, t), *[0] * (sizes.texts - len(t))] for t in texts],
         "close_at": [len(s.line_break) for s in scripts],
-        "cue_at": [len(s.line_break + s.close) for s in scripts],
+        "answer_prefix_at": [len(s.line_break + s.close) for s in scripts],
     }
     arrays = {name: jnp.asarray(np.asarray(value, np.int32)) for name, value in columns.items()}
     controls = budget.Controls(**arrays, is_newline_V=jnp.asarray(is_newline_V))
@@ -336,13 +338,17 @@ def _ends(texts: Delimiters, close: Ids, tokenizer: Any) -> dict[Ids, int]:
     return ends
 
 
-def _cue(thinking: Thinking, texts: Delimiters, close: Ids, tokenizer: Any) -> Ids:
-    """The cue's ids, encoded together with the close, as s1 does, unless the two melt together."""
-    cue = thinking.cue
-    if cue is None:
-        cue = "\nFinal Answer:" if thinking.mode == "s1_harness" else ""
-    both = tuple(_plain((texts.close or "") + cue, tokenizer))
-    return both[len(close) :] if both[: len(close)] == close else tuple(_plain(cue, tokenizer))
+def _answer_prefix(thinking: ThinkingParams, texts: Delimiters, close: Ids, tokenizer: Any) -> Ids:
+    """The answer_prefix's ids, encoded together with the close, as s1 does, unless the two melt together."""
+    answer_prefix = thinking.answer_prefix
+    if answer_prefix is None:
+        answer_prefix = "\nFinal Answer:" if thinking.mode == "s1_harness" else ""
+    both = tuple(_plain((texts.close or "") + answer_prefix, tokenizer))
+    return (
+        both[len(close) :]
+        if both[: len(close)] == close
+        else tuple(_plain(answer_prefix, tokenizer))
+    )
 
 
 def _right(sequences: Sequence[Ids], rows: int, width: int) -> list[list[int]]:

@@ -2,7 +2,7 @@
 
 Training scans over stacked weights. A scan that decodes would copy every layer's weights in every
 step, so here each layer has arrays of its own (`unstack`). The layers themselves are those of
-`jaxs1.model.qwen`; `IMPLS` holds other ways to compute one.
+`jaxs1.model.transformer`; `IMPLS` holds other ways to compute one.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxs1.config import UserError
-from jaxs1.model import kv_cache, ops, qwen
+from jaxs1.model import kv_cache, ops, transformer
 from jaxs1.model.architecture import Architecture
 from jaxs1.model.kv_cache import KVCache
-from jaxs1.model.qwen import Qwen
-from jaxs1.model.sharding import Partition
+from jaxs1.model.sharding import ShardingRules
+from jaxs1.model.transformer import Transformer
 
 #: Parameters with `layers` as a list of one tree a layer.
 Params = dict[str, Any]
@@ -36,7 +36,7 @@ def unstack(params: Params, layouts: Params) -> Params:
     """Arrays of their own for every layer. The stacked ones are deleted one after another.
 
     Args:
-        params: as `qwen.parameters` gives them
+        params: as `transformer.parameters` gives them
         layouts: from `shardings`
     """
 
@@ -50,8 +50,8 @@ def unstack(params: Params, layouts: Params) -> Params:
     return {**params, "layers": layers}
 
 
-def narrow(model: Qwen, params: Params) -> Params:
-    """Kernels with outputs before inputs, as `ops.linear_narrow` takes them.
+def bf16x3(model: Transformer, params: Params) -> Params:
+    """Kernels with outputs before inputs, as `ops.linear_bf16x3` takes them.
 
     Args:
         model: abstract
@@ -65,7 +65,7 @@ def narrow(model: Qwen, params: Params) -> Params:
         return turned
 
     for path, module in nnx.iter_modules(model.layers):
-        if isinstance(module, qwen.Linear):
+        if isinstance(module, transformer.Linear):
             for weights in params["layers"]:
                 for name in path:
                     weights = weights[name]
@@ -75,15 +75,15 @@ def narrow(model: Qwen, params: Params) -> Params:
     return params
 
 
-def shardings(model: Qwen) -> Params:
+def shardings(model: Transformer) -> Params:
     """Where each parameter lives, as a tree like that of `unstack`."""
-    whole = qwen.shardings(model)
+    whole = transformer.shardings(model)
     layer = jax.tree.map(lambda s: NamedSharding(s.mesh, P(*s.spec[1:])), whole["layers"])
     return {**whole, "layers": [layer] * model.architecture.num_layers}
 
 
 def forward(
-    model: Qwen,
+    model: Transformer,
     params: Params,
     cache: KVCache,
     tokens_BT: jax.Array,
@@ -94,14 +94,14 @@ def forward(
 ) -> tuple[jax.Array, KVCache]:
     """Run new tokens of some sequences; their keys and values enter the cache.
 
-    A model that was built with `linear="narrow"` takes parameters from `narrow`.
+    A model that was built with `linear="bf16x3"` takes parameters from `bf16x3`.
 
     Args:
         model: abstract
         params: from `unstack`
         cache: keys and values of what came before
         tokens_BT: int32 ids
-        positions_BT: int32, from 0 in each sequence; kv_cache.PADDING where there is no token
+        positions_BT: int32, from 0 in each sequence; kv_cache.PAD_POSITION where there is no token
         table_BM: int32, pages of each sequence; enough for the largest position
         impl: a name in `IMPLS`; triton and pallas take one token of each sequence
 
@@ -117,15 +117,15 @@ def forward(
     return x, KVCache(k_pages, v_pages)
 
 
-def logits(model: Qwen, params: Params, x_BD: jax.Array, *, impl: str = "xla") -> jax.Array:
+def logits(model: Transformer, params: Params, x_BD: jax.Array, *, impl: str = "xla") -> jax.Array:
     """Float32 logits [B, V] from the last layer's output."""
     return IMPLS[impl].logits(model, params, x_BD)
 
 
-def _embed(model: Qwen, table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
-    """Rows of the table; of a narrow model as integers, or XLA on CPU widens the whole table."""
-    if model.build.linear != "narrow":
-        return ops.embed(table_VD, tokens_BT, model.build.dtype, model.partition)
+def _embed(model: Transformer, table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+    """Rows of the table; of a bf16x3 model as integers, or XLA on CPU widens the whole table."""
+    if model.build.linear != "bf16x3":
+        return ops.embed(table_VD, tokens_BT, model.build.dtype, model.rules)
     # bound to the tokens, the table is not turned into integers once for all steps, by a copy
     table_VD, tokens_BT = lax.optimization_barrier((table_VD, tokens_BT))
     rows = jnp.take(lax.bitcast_convert_type(table_VD, jnp.uint16), tokens_BT, axis=0)
@@ -151,7 +151,7 @@ def paged_attention(
     k, v = (pages[:, table_BM].reshape(K, B, X, H) for pages in (k_pages, v_pages))
     scores = jnp.einsum("KBQH,KBXH->KBQX", q, k, preferred_element_type=jnp.float32) * H**-0.5
     visible_BTX = jnp.arange(X) <= positions_BT[:, :, None]
-    scores = jnp.where(jnp.repeat(visible_BTX, G, axis=1), scores, ops.HIDDEN)
+    scores = jnp.where(jnp.repeat(visible_BTX, G, axis=1), scores, ops.MASK_VALUE)
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
     total = weights.sum(axis=-1, keepdims=True)
     # slots behind the newest token may hold anything, and zero times anything must be zero
@@ -187,17 +187,17 @@ def pallas_attention(
     return out[:, None, :, :H]
 
 
-def _pallas_layer(model: Qwen, positions_BT: jax.Array, table_BM: jax.Array) -> Layer:
+def _pallas_layer(model: Transformer, positions_BT: jax.Array, table_BM: jax.Array) -> Layer:
     """`_layer` with Pallas's attention, every device for its own heads."""
-    spec = model.partition.spec
+    spec = model.rules.spec
     heads, pages = spec((None, None, "heads", None)), spec(kv_cache.AXES)
     specs = (heads, pages, pages, P(), P())
-    attention = model.partition.on_parts(pallas_attention, specs, heads)
+    attention = model.rules.shard_map(pallas_attention, specs, heads)
     return _layer(attention, kv_cache.append_one, model, positions_BT, table_BM)
 
 
 def _layer(
-    attention: Any, append: Any, model: Qwen, positions_BT: jax.Array, table_BM: jax.Array
+    attention: Any, append: Any, model: Transformer, positions_BT: jax.Array, table_BM: jax.Array
 ) -> Layer:
     """The training model's own layer, with an `attend` that goes through the cache."""
     a = model.architecture
@@ -219,7 +219,7 @@ def _layer(
     return layer
 
 
-def _logits(model: Qwen, params: Params, x_BD: jax.Array) -> jax.Array:
+def _logits(model: Transformer, params: Params, x_BD: jax.Array) -> jax.Array:
     a, dtype = model.architecture, model.build.dtype
     hidden = ops.rms_norm(x_BD, params["final_norm"]["scale"], a.rms_norm_eps)
     if a.tie_word_embeddings:
@@ -229,36 +229,38 @@ def _logits(model: Qwen, params: Params, x_BD: jax.Array) -> jax.Array:
     return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
 
 
-def _narrow_logits(model: Qwen, params: Params, x_BD: jax.Array) -> jax.Array:
+def _bf16x3_logits(model: Transformer, params: Params, x_BD: jax.Array) -> jax.Array:
     a = model.architecture
     hidden = ops.rms_norm(x_BD, params["final_norm"]["scale"], a.rms_norm_eps)
     head_VD = params["embedding" if a.tie_word_embeddings else "lm_head"]
-    return ops.linear_narrow(hidden, head_VD, 1)
+    return ops.linear_bf16x3(hidden, head_VD, 1)
 
 
-def _check_narrow(a: Architecture, partition: Partition, dtype: str, sequences: int) -> None:
-    if partition.mesh.size > 1:
-        raise ValueError(f"{partition.mesh.size} devices share the model: it runs on one")
+def _check_bf16x3(a: Architecture, rules: ShardingRules, dtype: str, sequences: int) -> None:
+    if rules.mesh.size > 1:
+        raise ValueError(f"{rules.mesh.size} devices share the model: it runs on one")
     if dtype != "float32":
         raise ValueError(f"dtype={dtype}: it computes float32 with weights in bfloat16")
 
 
-def _triton_layer(kernel: str, model: Qwen, positions_BT: jax.Array, table_BM: jax.Array) -> Layer:
+def _triton_layer(
+    kernel: str, model: Transformer, positions_BT: jax.Array, table_BM: jax.Array
+) -> Layer:
     """Five Triton kernels a layer, for one new token a sequence."""
     from kernels import decode
 
-    a, partition = model.architecture, model.partition
+    a, rules = model.architecture, model.rules
     function = partial(
         getattr(decode, kernel),
         eps=a.rms_norm_eps,
         theta=a.rope_theta,
-        axis_name="tensor" if partition.mesh.size > 1 else None,
-        compute_capability=_capability(partition),
+        axis_name="tensor" if rules.mesh.size > 1 else None,
+        compute_capability=_capability(rules),
     )
     weights = jax.tree.map(lambda s: s.spec, shardings(model)["layers"][0])
-    pages = partition.spec(kv_cache.AXES)
+    pages = rules.spec(kv_cache.AXES)
     specs = (weights, P(), P(), pages, pages, P())
-    run = partition.on_parts(function, specs, (P(), pages, pages))
+    run = rules.shard_map(function, specs, (P(), pages, pages))
 
     def layer(weights: Params, x: jax.Array, k_pages: jax.Array, v_pages: jax.Array) -> Any:
         x_BD, *pages = run(weights, x[:, 0], positions_BT[:, 0], k_pages, v_pages, table_BM)
@@ -267,32 +269,32 @@ def _triton_layer(kernel: str, model: Qwen, positions_BT: jax.Array, table_BM: j
     return layer
 
 
-def _triton_logits(kernel: str, model: Qwen, params: Params, x_BD: jax.Array) -> jax.Array:
+def _triton_logits(kernel: str, model: Transformer, params: Params, x_BD: jax.Array) -> jax.Array:
     from kernels import decode
 
-    a, partition = model.architecture, model.partition
+    a, rules = model.architecture, model.rules
     tied = a.tie_word_embeddings
     function = partial(
         getattr(decode, kernel),
         eps=a.rms_norm_eps,
         tied=tied,
-        compute_capability=_capability(partition),
+        compute_capability=_capability(rules),
     )
-    head = partition.spec(("vocab", "embed") if tied else ("embed", "vocab"))
-    run = partition.on_parts(function, (P(), P(), head), partition.spec((None, "vocab")))
+    head = rules.spec(("vocab", "embed") if tied else ("embed", "vocab"))
+    run = rules.shard_map(function, (P(), P(), head), rules.spec((None, "vocab")))
     return run(x_BD, params["final_norm"]["scale"], params["embedding" if tied else "lm_head"])
 
 
-def _capability(partition: Partition) -> int | None:
+def _capability(rules: ShardingRules) -> int | None:
     """Of the GPUs of a mesh, which need not be here, e.g. 90; None where they are none."""
-    text = getattr(partition.mesh.devices.flat[0], "compute_capability", None)
+    text = getattr(rules.mesh.devices.flat[0], "compute_capability", None)
     return None if text is None else int(str(text).replace(".", ""))
 
 
-def _check_triton(a: Architecture, partition: Partition, dtype: str, sequences: int) -> None:
-    capability, parts = _capability(partition), partition.mesh.size
+def _check_triton(a: Architecture, rules: ShardingRules, dtype: str, sequences: int) -> None:
+    capability, parts = _capability(rules), rules.mesh.size
     if capability is None:
-        platform = partition.mesh.devices.flat[0].platform
+        platform = rules.mesh.devices.flat[0].platform
         raise ValueError(f"device={platform}: Triton kernels run on NVIDIA GPUs")
     try:
         from kernels import decode
@@ -311,8 +313,8 @@ def _check_triton(a: Architecture, partition: Partition, dtype: str, sequences: 
     )
 
 
-def _check_pallas(a: Architecture, partition: Partition, dtype: str, sequences: int) -> None:
-    platform = partition.mesh.devices.flat[0].platform
+def _check_pallas(a: Architecture, rules: ShardingRules, dtype: str, sequences: int) -> None:
+    platform = rules.mesh.devices.flat[0].platform
     if platform != "tpu":
         raise ValueError(f"device={platform}: Pallas's kernel of paged attention runs on TPUs")
 
@@ -329,14 +331,14 @@ class Impl(NamedTuple):
 
     layer: (model, positions, table) -> Layer
     logits: (model, params, x_BD) -> logits
-    check: (architecture, partition, dtype, sequences) -> ValueError where it cannot run
+    check: (architecture, rules, dtype, sequences) -> ValueError where it cannot run
     options: of XLA, for the program around it
-    linear: the model's implementation of products, see `qwen.Qwen`
+    linear: the model's implementation of products, see `transformer.Transformer`
     """
 
-    layer: Callable[[Qwen, jax.Array, jax.Array], Layer]
-    logits: Callable[[Qwen, Params, jax.Array], jax.Array]
-    check: Callable[[Architecture, Partition, str, int], None] = lambda *_: None
+    layer: Callable[[Transformer, jax.Array, jax.Array], Layer]
+    logits: Callable[[Transformer, Params, jax.Array], jax.Array]
+    check: Callable[[Architecture, ShardingRules, str, int], None] = lambda *_: None
     options: Callable[[], dict[str, str | bool]] = dict
     linear: str = "xla"
 
@@ -346,7 +348,7 @@ _xla_layer = partial(_layer, paged_attention, kv_cache.append)
 #: "xla" is the reference. Only layers with its attention take several new tokens of a sequence.
 IMPLS: dict[str, Impl] = {
     "xla": Impl(_xla_layer, _logits),
-    "narrow": Impl(_xla_layer, _narrow_logits, _check_narrow, linear="narrow"),
+    "bf16x3": Impl(_xla_layer, _bf16x3_logits, _check_bf16x3, linear="bf16x3"),
     "pallas": Impl(_pallas_layer, _logits, _check_pallas),
     "triton": Impl(
         partial(_triton_layer, "layer"),
@@ -361,13 +363,13 @@ IMPLS: dict[str, Impl] = {
 }
 
 
-def check(impl: str, a: Architecture, partition: Partition, *, dtype: str, sequences: int) -> None:
+def check(impl: str, a: Architecture, rules: ShardingRules, *, dtype: str, sequences: int) -> None:
     """Whether a step can be computed so, before anything is loaded or compiled.
 
     Args:
         impl: a name in `IMPLS`
         a: the model
-        partition: devices, which need not be here
+        rules: devices, which need not be here
         dtype: of computation and cache
         sequences: decoded at the same time, at most
 
@@ -375,7 +377,7 @@ def check(impl: str, a: Architecture, partition: Partition, *, dtype: str, seque
         UserError: what is not supported, and what is.
     """
     try:
-        IMPLS[impl].check(a, partition, dtype, sequences)
+        IMPLS[impl].check(a, rules, dtype, sequences)
     except ValueError as error:
         raise UserError(f"impl={impl}: cannot run here ({error}); give --impl xla") from None
 

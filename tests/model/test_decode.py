@@ -9,9 +9,9 @@ import pytest
 
 from convert.weights import load_params, open_weights
 from jaxs1.config import MeshConfig
-from jaxs1.model import kv_cache, qwen, unrolled
-from jaxs1.model.kv_cache import PADDING, PAGE, TRASH
-from jaxs1.model.sharding import make_partition
+from jaxs1.model import decode, kv_cache, transformer
+from jaxs1.model.kv_cache import NULL_PAGE, PAD_POSITION, PAGE
+from jaxs1.model.sharding import make_sharding_rules
 from tests.numerics import assert_close
 from tests.tiny_models import FLOAT32, hf_model, one_device, ours
 
@@ -27,24 +27,24 @@ run_whole = jax.jit(lambda model, *batch: model.logits(model(*batch)))
 class Paged:
     """The model over a cache full of NaN, driven call by call."""
 
-    def __init__(self, folder, partition, impl):
+    def __init__(self, folder, rules, impl):
         weights = open_weights(str(folder))
-        linear = unrolled.IMPLS[impl].linear
-        self.model = qwen.abstract(weights.architecture, FLOAT32, partition, linear=linear)
-        narrow = linear == "narrow"
-        params = load_params(weights, self.model, jnp.dtype("bfloat16" if narrow else "float32"))
-        self.params = unrolled.unstack(params, unrolled.shardings(self.model))
-        if narrow:
-            self.params = unrolled.narrow(self.model, self.params)
-        cache = kv_cache.init_cache(weights.architecture, NUM_PAGES, jnp.float32, partition)
+        linear = decode.IMPLS[impl].linear
+        self.model = transformer.abstract(weights.architecture, FLOAT32, rules, linear=linear)
+        bf16x3 = linear == "bf16x3"
+        params = load_params(weights, self.model, jnp.dtype("bfloat16" if bf16x3 else "float32"))
+        self.params = decode.unstack(params, decode.shardings(self.model))
+        if bf16x3:
+            self.params = decode.bf16x3(self.model, self.params)
+        cache = kv_cache.init_cache(weights.architecture, NUM_PAGES, jnp.float32, rules)
         self.cache = jax.tree.map(lambda pages: jnp.full_like(pages, jnp.nan), cache)
         self._run = jax.jit(functools.partial(self._logits, self.model, impl))
 
     @staticmethod
     def _logits(model, impl, params, cache, *batch):
-        x_BTD, cache = unrolled.forward(model, params, cache, *batch, impl=impl)
+        x_BTD, cache = decode.forward(model, params, cache, *batch, impl=impl)
         x_BD = x_BTD.reshape(-1, x_BTD.shape[-1])
-        return unrolled.logits(model, params, x_BD, impl=impl).reshape(*x_BTD.shape[:2], -1), cache
+        return decode.logits(model, params, x_BD, impl=impl).reshape(*x_BTD.shape[:2], -1), cache
 
     def call(self, tokens_BT, positions_BT, table_BM):
         batch = [np.asarray(x, np.int32) for x in (tokens_BT, positions_BT, table_BM)]
@@ -59,8 +59,8 @@ def run_paged(paged, sequences, prompts, tables, rng):
 
     def call(rows, width, batch):
         tokens = rng.integers(0, VOCAB, (rows, width))
-        positions = np.full((rows, width), PADDING)
-        table = np.full((rows, PAGES_EACH), TRASH)
+        positions = np.full((rows, width), PAD_POSITION)
+        table = np.full((rows, PAGES_EACH), NULL_PAGE)
         for r, (b, count) in batch.items():
             start = done[b]
             tokens[r, :count] = sequences[b][start : start + count]
@@ -91,15 +91,15 @@ def run_paged(paged, sequences, prompts, tables, rng):
         ("qwen2-tied-14-2", 1, "xla"),
         ("qwen3-untied-6-3", 1, "xla"),
         ("qwen2-untied-10-2", 2, "xla"),
-        ("qwen2-tied-14-2", 1, "narrow"),
-        ("qwen3-untied-6-3", 1, "narrow"),
+        ("qwen2-tied-14-2", 1, "bf16x3"),
+        ("qwen3-untied-6-3", 1, "bf16x3"),
     ],
 )
 def test_equals_the_whole_forward(kind, tensor, impl, tmp_path):
     model = hf_model(kind, vocab=VOCAB)
     # the whole forward computes in float32 with the same weights
-    whole = ours(model.bfloat16() if impl == "narrow" else model, tmp_path)
-    mesh = make_partition(MeshConfig(tensor=tensor), jax.devices()[:tensor])
+    whole = ours(model.bfloat16() if impl == "bf16x3" else model, tmp_path)
+    mesh = make_sharding_rules(MeshConfig(tensor=tensor), jax.devices()[:tensor])
     paged = Paged(tmp_path, mesh, impl)
     rng = np.random.default_rng(0)
     # the second batch takes pages that the first has used, in another order
@@ -107,7 +107,7 @@ def test_equals_the_whole_forward(kind, tensor, impl, tmp_path):
         free = 1 + rng.permutation(NUM_PAGES - 1)
         tables = [[int(page) for page in free[i::6][:PAGES_EACH]] for i in range(len(lengths))]
         for table, (n, _) in zip(tables, lengths, strict=True):
-            table[-(-n // PAGE) :] = [TRASH] * (PAGES_EACH - -(-n // PAGE))
+            table[-(-n // PAGE) :] = [NULL_PAGE] * (PAGES_EACH - -(-n // PAGE))
         sequences = [rng.integers(0, VOCAB, n) for n, _ in lengths]
         logits = run_paged(paged, sequences, [p for _, p in lengths], tables, rng)
         T = max(n for n, _ in lengths)
@@ -121,12 +121,12 @@ def test_equals_the_whole_forward(kind, tensor, impl, tmp_path):
 def test_unstacked_layers_are_those_of_the_model(tmp_path):
     whole = ours(hf_model("qwen3-tied-8-2"), tmp_path)
     weights = open_weights(str(tmp_path))
-    model = qwen.abstract(weights.architecture, FLOAT32, one_device())
+    model = transformer.abstract(weights.architecture, FLOAT32, one_device())
     stacked = load_params(weights, model, jnp.dtype("float32"))
-    params = unrolled.unstack(stacked, unrolled.shardings(model))
+    params = decode.unstack(stacked, decode.shardings(model))
     assert len(params["layers"]) == weights.architecture.num_layers
     for i, layer in enumerate(params["layers"]):
-        expected = jax.tree.map(lambda x, i=i: x[i], qwen.parameters(whole)["layers"])
+        expected = jax.tree.map(lambda x, i=i: x[i], transformer.parameters(whole)["layers"])
         assert jax.tree.all(jax.tree.map(jnp.array_equal, layer, expected))
     assert all(array.is_deleted() for array in jax.tree.leaves(stacked["layers"]))
 
@@ -141,7 +141,7 @@ def test_append_and_copy_page():
     pages = jnp.full((K, 6, PAGE, H), jnp.nan)
     pages = np.asarray(jax.jit(kv_cache.append)(pages, x, table, positions))
     written = np.zeros((6, PAGE), bool)
-    for b, t in np.argwhere(positions != PADDING):
+    for b, t in np.argwhere(positions != PAD_POSITION):
         page, slot = table[b, positions[b, t] // PAGE], positions[b, t] % PAGE
         assert (pages[:, page, slot] == x[b, t]).all()
         written[page, slot] = True

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxs1.decoding.completer import Completer, Event
-from jaxs1.decoding.completion import Request
+from jaxs1.decoding.base_engine import BaseEngine, StreamOutput
 from jaxs1.decoding.engine import Engine
+from jaxs1.decoding.outputs import Request
 
 
-class Replicas(Completer):
+class DataParallelEngine(BaseEngine):
     """Data parallelism: each request goes to the engine that has the fewest.
 
     Args:
@@ -23,7 +23,7 @@ class Replicas(Completer):
         self._left: list[dict[int, int]] = [{} for _ in engines]  # completions that are to come
 
     def submit(self, request: Request, longest: int | None = None) -> int:
-        """See `Completer`."""
+        """See `BaseEngine`."""
         loads = [sum(left.values()) for left in self._left]
         chosen = loads.index(min(loads))
         theirs = self.engines[chosen].submit(request, longest)
@@ -34,11 +34,11 @@ class Replicas(Completer):
 
     @property
     def busy(self) -> bool:
-        """See `Completer`."""
+        """See `BaseEngine`."""
         return any(engine.busy for engine in self.engines)
 
-    def step(self) -> list[Event]:
-        """See `Completer`. All devices work at the same time."""
+    def step(self) -> list[StreamOutput]:
+        """See `BaseEngine`. All devices work at the same time."""
         for engine in self.engines:
             engine.begin()
         events = []

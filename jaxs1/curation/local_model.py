@@ -15,12 +15,12 @@ from typing import Any
 
 from convert.weights import open_weights
 from jaxs1.config import UserError, one_line
-from jaxs1.curation.models import ModelConfig, NoAnswer
-from jaxs1.decoding.completer import Completer
-from jaxs1.decoding.completion import Completion, Request, Sampling
+from jaxs1.curation.labelers import ModelConfig, NoAnswer
+from jaxs1.decoding.base_engine import BaseEngine
 from jaxs1.decoding.engine import Limits
-from jaxs1.decoding.opening import EngineConfig, Parallel, open_engine
-from jaxs1.decoding.presets import Thinking
+from jaxs1.decoding.loading import EngineConfig, ParallelConfig, load_engine
+from jaxs1.decoding.outputs import Completion, Request, SamplingParams
+from jaxs1.decoding.params import ThinkingParams
 from jaxs1.decoding.prompt import prompt_ids
 
 #: Prompts and who waits for their answers; None ends the engine.
@@ -86,18 +86,18 @@ class OwnEngine:
         while not ended and (asked := self._questions.get()):
             asked[1].set_exception(failure)
 
-    def _open(self) -> Completer:
+    def _open(self) -> BaseEngine:
         config = self._config
         settings = EngineConfig(
             model=config.model,
-            limits=Limits(max_sequences=config.parallel),
-            parallel=Parallel(config.tensor, config.replicas),
+            limits=Limits(max_num_seqs=config.parallel),
+            parallel=ParallelConfig(config.tensor, config.replicas),
         )
-        opened = open_engine(settings)
+        opened = load_engine(settings)
         print(opened.description, flush=True)
         return opened.engine
 
-    def _take(self, engine: Completer, waiting: dict[int, Future[str]]) -> bool:
+    def _take(self, engine: BaseEngine, waiting: dict[int, Future[str]]) -> bool:
         """Submit all questions, or wait for one where nothing is to be done; False at the end."""
         while True:
             try:
@@ -111,10 +111,12 @@ class OwnEngine:
 
     def _request(self, prompt: str, tokenizer: Any) -> Request:
         prompt = prompt.encode(errors="replace").decode()  # no tokenizer reads half a surrogate
-        thinking = Thinking(mode="off", max_answer=self._config.max_tokens)
+        thinking = ThinkingParams(mode="off", max_answer_tokens=self._config.max_tokens)
         ids = prompt_ids([{"role": "user", "content": prompt}], thinking, tokenizer)
         seed = int(hashlib.sha256(prompt.encode()).hexdigest()[:7], 16)
-        return Request(ids, thinking, Sampling(temperature=self._config.temperature), seed=seed)
+        return Request(
+            ids, thinking, SamplingParams(temperature=self._config.temperature), seed=seed
+        )
 
 
 def _settle(answer: Future[str], completion: Completion) -> None:

@@ -14,14 +14,14 @@ from convert.mapping import parameters
 from convert.weights import load_params, open_weights
 from jaxs1.config import ComputeConfig, MeshConfig, UserError
 from jaxs1.data.tokenizer import load_tokenizer
-from jaxs1.decoding.completer import Completer
+from jaxs1.decoding.base_engine import BaseEngine
+from jaxs1.decoding.data_parallel import DataParallelEngine
 from jaxs1.decoding.engine import Engine, Limits
-from jaxs1.decoding.pages import pages_for
-from jaxs1.decoding.replicas import Replicas
-from jaxs1.model import qwen, unrolled
+from jaxs1.decoding.page_allocator import pages_for
+from jaxs1.model import decode, transformer
 from jaxs1.model.architecture import Architecture
 from jaxs1.model.kv_cache import PAGE, token_bytes
-from jaxs1.model.sharding import Partition, check_divisible, make_partition
+from jaxs1.model.sharding import ShardingRules, check_divisible, make_sharding_rules
 
 #: Bytes of keys and values on a device that does not say how much memory it has.
 DEFAULT_CACHE = 2 << 30
@@ -30,7 +30,7 @@ CACHE_SHARE = 0.9
 
 
 @dataclass(frozen=True)
-class Parallel:
+class ParallelConfig:
     """How decoding is spread over devices.
 
     Args:
@@ -52,7 +52,7 @@ class EngineConfig:
         dtype: of weights, computation and cache; auto: float32 on a CPU (whose bfloat16 is slow),
             bfloat16 elsewhere
         impl: of the decode step; auto: the fastest that is known to be right on this device.
-            narrow: float32 over a checkpoint's own bfloat16 weights, in half the memory; auto
+            bf16x3: float32 over a checkpoint's own bfloat16 weights, in half the memory; auto
             where a CPU multiplies bfloat16 (AMX)
         limits: what may be used
         parallel: how it is spread over devices
@@ -61,13 +61,13 @@ class EngineConfig:
     model: str = ""
     tokenizer: str | None = None
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    impl: Literal["auto", "xla", "narrow", "triton", "pallas"] = "auto"
+    impl: Literal["auto", "xla", "bf16x3", "triton", "pallas"] = "auto"
     limits: Limits = field(default_factory=Limits)
-    parallel: Parallel = field(default_factory=Parallel)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedEngine:
     """An engine, and what to call it.
 
     Args:
@@ -77,13 +77,13 @@ class Opened:
         description: devices, dtype, implementation and limits, for the user
     """
 
-    engine: Completer
+    engine: BaseEngine
     name: str
     fingerprint: str
     description: str
 
 
-def open_engine(config: EngineConfig) -> Opened:
+def load_engine(config: EngineConfig) -> LoadedEngine:
     """Load a model and make it ready to decode.
 
     Raises:
@@ -92,7 +92,7 @@ def open_engine(config: EngineConfig) -> Opened:
     if not config.model:
         raise UserError("model='': must name the weights; give --model DIR or a hub id")
     weights = open_weights(config.model)
-    tokenizer = load_tokenizer(config.tokenizer or str(weights.side_files))
+    tokenizer = load_tokenizer(config.tokenizer or str(weights.aux_files))
     a = weights.architecture
     if len(tokenizer) > a.vocab_size:
         raise UserError(
@@ -104,18 +104,18 @@ def open_engine(config: EngineConfig) -> Opened:
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"
     impl = resolve_impl(config.impl, dtype, weights, config.parallel)
-    linear = unrolled.IMPLS[impl].linear
-    param_dtype: Any = "bfloat16" if linear == "narrow" else dtype
+    linear = decode.IMPLS[impl].linear
+    param_dtype: Any = "bfloat16" if linear == "bf16x3" else dtype
     compute = ComputeConfig(dtype=dtype, param_dtype=param_dtype, remat="none", attention="xla")
     engines = []
-    for partition in _partitions(config.parallel):
-        check_divisible(a, partition)
-        unrolled.check(impl, a, partition, dtype=dtype, sequences=config.limits.max_sequences)
-        model = qwen.abstract(a, compute, partition, linear=linear)
-        params = unrolled.unstack(load_params(weights, model), unrolled.shardings(model))
-        if linear == "narrow":
-            params = unrolled.narrow(model, params)
-        num_pages = 1 + _cache_pages(a, dtype, config.limits, partition)
+    for rules in _partitions(config.parallel):
+        check_divisible(a, rules)
+        decode.check(impl, a, rules, dtype=dtype, sequences=config.limits.max_num_seqs)
+        model = transformer.abstract(a, compute, rules, linear=linear)
+        params = decode.unstack(load_params(weights, model), decode.shardings(model))
+        if linear == "bf16x3":
+            params = decode.bf16x3(model, params)
+        num_pages = 1 + _cache_pages(a, dtype, config.limits, rules)
         engines.append(
             Engine(
                 model,
@@ -127,41 +127,41 @@ def open_engine(config: EngineConfig) -> Opened:
                 impl=impl,
             )
         )
-    engine = engines[0] if len(engines) == 1 else Replicas(engines)
+    engine = engines[0] if len(engines) == 1 else DataParallelEngine(engines)
     kind = jax.devices()[0].device_kind
     # what a mesh exchanges is in no graph
-    one = unrolled.IMPLS[impl].options() and config.parallel.tensor == 1
+    one = decode.IMPLS[impl].options() and config.parallel.tensor == 1
     graph = ", a chunk of steps as one CUDA graph" if one else ""
     parallel = config.parallel
     widths = dtype if param_dtype == dtype else f"{dtype} over weights in {param_dtype}"
     description = (
         f"{config.model}: {a.num_parameters:,} parameters, {widths}, {impl}{graph}; "
         f"{parallel.replicas} x {parallel.tensor} {kind}; context {engine.context:,}, cache "
-        f"{(num_pages - 1) * PAGE:,} tokens, {config.limits.max_sequences} sequences at a time"
+        f"{(num_pages - 1) * PAGE:,} tokens, {config.limits.max_num_seqs} sequences at a time"
     )
     fingerprint = f"{weights.fingerprint()} {dtype}"
-    return Opened(engine, config.model, fingerprint, description)
+    return LoadedEngine(engine, config.model, fingerprint, description)
 
 
-def resolve_impl(name: str, dtype: str, weights: Weights, parallel: Parallel) -> str:
+def resolve_impl(name: str, dtype: str, weights: Weights, parallel: ParallelConfig) -> str:
     """The implementation of the decode step that a setting stands for.
 
     Raises:
         UserError: a named one that is not there, or that these weights are too wide for.
     """
-    if name not in ("auto", *unrolled.IMPLS):
-        raise UserError(f"impl={name}: must be auto or one of {', '.join(unrolled.IMPLS)}")
+    if name not in ("auto", *decode.IMPLS):
+        raise UserError(f"impl={name}: must be auto or one of {', '.join(decode.IMPLS)}")
     stored = {str(weights.dtype(path)) for path in parameters(weights.architecture)}
-    if name == "narrow" and stored != {"bfloat16"}:
+    if name == "bf16x3" and stored != {"bfloat16"}:
         raise UserError(
-            f"impl=narrow: keeps weights in bfloat16, those of {weights.name} are "
+            f"impl=bf16x3: keeps weights in bfloat16, those of {weights.name} are "
             f"{', '.join(sorted(stored))}; give --impl xla"
         )
     if name != "auto":
         return name
     # triton on NVIDIA once a `make gpu-check` that passed there is committed: benchmarks/gpu
     exact = stored == {"bfloat16"} and dtype == "float32" and parallel.tensor == 1
-    return "narrow" if exact and _multiplies_bfloat16() else "xla"
+    return "bf16x3" if exact and _multiplies_bfloat16() else "xla"
 
 
 def _multiplies_bfloat16() -> bool:
@@ -171,7 +171,7 @@ def _multiplies_bfloat16() -> bool:
     return has_amx and jax.devices()[0].platform == "cpu"
 
 
-def _partitions(parallel: Parallel) -> list[Partition]:
+def _partitions(parallel: ParallelConfig) -> list[ShardingRules]:
     """One mesh for every replica."""
     for name, value in vars(parallel).items():
         if value < 1:
@@ -185,16 +185,16 @@ def _partitions(parallel: Parallel) -> list[Partition]:
         )
     mesh = MeshConfig(fsdp=1, tensor=parallel.tensor)
     groups = [devices[i : i + parallel.tensor] for i in range(0, needed, parallel.tensor)]
-    return [make_partition(mesh, group) for group in groups]
+    return [make_sharding_rules(mesh, group) for group in groups]
 
 
-def _cache_pages(a: Architecture, dtype: Any, limits: Limits, partition: Partition) -> int:
+def _cache_pages(a: Architecture, dtype: Any, limits: Limits, rules: ShardingRules) -> int:
     """Pages of the cache: what was asked for, or what fits, but no more than can be used."""
-    context = limits.context or a.max_position_embeddings
-    if limits.kv_tokens is not None:
-        return pages_for(limits.kv_tokens)
-    useful = limits.max_sequences * pages_for(context)
-    devices = list(partition.mesh.devices.flat)
+    context = limits.max_seq_len or a.max_position_embeddings
+    if limits.kv_cache_tokens is not None:
+        return pages_for(limits.kv_cache_tokens)
+    useful = limits.max_num_seqs * pages_for(context)
+    devices = list(rules.mesh.devices.flat)
     stats = devices[0].memory_stats() or {}
     free = DEFAULT_CACHE
     if "bytes_limit" in stats:

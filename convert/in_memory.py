@@ -14,31 +14,31 @@ from flax.traverse_util import flatten_dict
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from convert import shards
-from convert.boxes import bounds, intersect, relative
+from convert import safetensors_io
 from convert.mapping import Piece, parameters, pieces
+from convert.slices import bounds, intersect, relative
 from convert.weights import compare
 from jaxs1.config import UserError
 from jaxs1.model.architecture import Architecture
 
 
-class LiveWeights:
+class InMemoryWeights:
     """Parameters in memory, on whatever devices.
 
     Where they are spread over several processes, one converts and every other one calls
     `take_part`: a piece at a time is made whole on all devices.
 
     Args:
-        params: nested dictionary of arrays, as `qwen.parameters` gives it
+        params: nested dictionary of arrays, as `transformer.parameters` gives it
         config: the `config.json` of the model
-        side_files: folder with tokenizer files, if any
+        aux_files: folder with tokenizer files, if any
     """
 
     def __init__(
-        self, params: Mapping[str, Any], config: dict[str, Any], side_files: Path | None = None
+        self, params: Mapping[str, Any], config: dict[str, Any], aux_files: Path | None = None
     ):
         """Check names and shapes; raises `UserError` with all that is wrong."""
-        self.name, self.config, self.side_files = "parameters", config, side_files
+        self.name, self.config, self.aux_files = "parameters", config, aux_files
         self.architecture = Architecture.from_hf(config, "config")
         self._arrays = flatten_dict(params, sep=".")
         found = {path: tuple(array.shape) for path, array in self._arrays.items()}
@@ -118,7 +118,7 @@ def _slice_everywhere(array: Any, starts: Any, sizes: Any, everywhere: Any) -> j
 
 
 def _check_dtypes(name: str, dtypes: dict[str, np.dtype]) -> None:
-    known = list(shards.DTYPES.values())
+    known = list(safetensors_io.DTYPES.values())
     if wrong := [f"{path} is {dtype}" for path, dtype in dtypes.items() if dtype not in known]:
         raise UserError(
             f"{name}: {', '.join(wrong)}; must be {', '.join(str(dtype) for dtype in known)}"

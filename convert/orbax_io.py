@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from convert import shards
-from convert.copying import copy
+from convert import safetensors_io
 from convert.mapping import Piece, Shape, parameters, pieces
+from convert.transpose import copy
 from jaxs1.config import UserError, one_line
 from jaxs1.model.architecture import Architecture
 
@@ -75,7 +75,7 @@ class Writer:
             copy(whole[tuple(slice(0, n) for n in block.shape)], block)
             block = whole
         path = folder / "params" / piece.ours / _place(piece.index, chunk)
-        shards.write_at(path, 0, block)
+        safetensors_io.write_at(path, 0, block)
         return path
 
     @cached_property
@@ -128,15 +128,17 @@ class Array:
         try:
             return self.store[index].read().result()
         except ValueError as error:
-            raise UserError(f"{self.folder}: {one_line(error)}; {shards.REMEDY}") from None
+            raise UserError(f"{self.folder}: {one_line(error)}; {safetensors_io.REMEDY}") from None
 
     def _read_plain(self, file: Path) -> np.ndarray:
         """A whole chunk, without the copy that tensorstore makes."""
         size = file.stat().st_size if file.exists() else 0
         wanted = math.prod(self.chunk) * self.dtype.itemsize
         if size != wanted:
-            raise UserError(f"{file}: has {size} bytes, must have {wanted}; {shards.REMEDY}")
-        return shards.read_at(file, 0, self.chunk, self.dtype)
+            raise UserError(
+                f"{file}: has {size} bytes, must have {wanted}; {safetensors_io.REMEDY}"
+            )
+        return safetensors_io.read_at(file, 0, self.chunk, self.dtype)
 
 
 def read_arrays(params: Path) -> dict[str, Array]:
@@ -169,7 +171,7 @@ def _open(path: Path, context: ts.Context) -> Array:
             raise ValueError(f"order={header['order']!r}, dtype={header['dtype']!r}")
         store = ts.open(spec, open=True, read=True, context=context).result()
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: corrupt ({one_line(error)}); {shards.REMEDY}") from None
+        raise UserError(f"{path}: corrupt ({one_line(error)}); {safetensors_io.REMEDY}") from None
     return Array(path.parent, store, tuple(header["chunks"]), plain)
 
 

@@ -1,7 +1,7 @@
 """What a user asks of thinking, in words: budgets, wait strings, and delimiters by name.
 
-`Thinking` holds the fields of a request; what no tokenizer and no context could make sense of is a
-`UserError` of one line. `jaxs1.decoding.script` turns it into token ids.
+`ThinkingParams` holds the fields of a request; what no tokenizer and no context could make sense of is a
+`UserError` of one line. `jaxs1.decoding.tokenized_thinking` turns it into token ids.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
-class Thinking:
+class ThinkingParams:
     """How long a model thinks, and what it is told when it should stop or go on.
 
     Args:
         max: thinking budget [tokens]; -1: what the context holds, 0: close at once, auto: what
-            s1_harness leaves over from max_answer
+            s1_harness leaves over from max_answer_tokens
         min: thinking may not end before so many tokens
         num_waits: how many times an end of thinking is replaced by a wait string
         wait_strings: what is written instead of the end, used in turn
@@ -62,10 +62,10 @@ class Thinking:
             loops token by token (a budget that leaves Waits out; one per round); off does not think
         preset: delimiters by name: s1, or think_tags (R1 distills, QwQ, Qwen3)
         delimiters: texts that differ from the preset's
-        cue: written behind a close that cuts thinking short, e.g. "\\nFinal Answer:"; null: that
+        answer_prefix: written behind a close that cuts thinking short, e.g. "\\nFinal Answer:"; null: that
             for s1_harness, nothing for the others
-        max_answer: longest answer [tokens]; -1: what the context holds
-        min_answer: kept free for the answer inside the context [tokens]
+        max_answer_tokens: longest answer [tokens]; -1: what the context holds
+        min_answer_tokens: kept free for the answer inside the context [tokens]
     """
 
     max: int | Literal["auto"] = -1
@@ -75,9 +75,9 @@ class Thinking:
     mode: Mode = "strict"
     preset: str = "s1"
     delimiters: Delimiters = field(default_factory=Delimiters)
-    cue: str | None = None
-    max_answer: int = -1
-    min_answer: int = AUTO_ANSWER
+    answer_prefix: str | None = None
+    max_answer_tokens: int = -1
+    min_answer_tokens: int = AUTO_ANSWER
 
     def __post_init__(self) -> None:
         """Refuse what no tokenizer and no context could make sense of."""
@@ -90,12 +90,18 @@ class Thinking:
             raise UserError(
                 f"thinking.mode={self.mode!r}: is unknown; give {', '.join(get_args(Mode))}"
             )
-        if self.max == "auto" and (self.mode != "s1_harness" or self.max_answer < 0):
+        if self.max == "auto" and (self.mode != "s1_harness" or self.max_answer_tokens < 0):
             raise UserError(
                 "thinking.max=auto: is what s1_harness leaves over from an answer's length; "
-                "give thinking.mode s1_harness and thinking.max_answer N"
+                "give thinking.mode s1_harness and thinking.max_answer_tokens N"
             )
-        least = {"max": -1, "min": 0, "num_waits": 0, "max_answer": -1, "min_answer": 1}
+        least = {
+            "max": -1,
+            "min": 0,
+            "num_waits": 0,
+            "max_answer_tokens": -1,
+            "min_answer_tokens": 1,
+        }
         for name, bound in least.items():
             value = getattr(self, name)
             if value != "auto" and value < bound:
@@ -103,8 +109,8 @@ class Thinking:
                 raise UserError(
                     f"thinking.{name}={value}: must be {bound} or more{unlimited}; raise it"
                 )
-        if self.max_answer == 0:
-            raise UserError("thinking.max_answer=0: leaves no answer; give 1 or more, or -1")
+        if self.max_answer_tokens == 0:
+            raise UserError("thinking.max_answer_tokens=0: leaves no answer; give 1 or more, or -1")
         if self.max != "auto" and 0 <= self.max < self.min:
             raise UserError(
                 f"thinking.min={self.min}: must not be above thinking.max={self.max}; "
@@ -117,7 +123,7 @@ class Thinking:
             )
 
 
-def delimiters_of(thinking: Thinking) -> Delimiters:
+def delimiters_of(thinking: ThinkingParams) -> Delimiters:
     """The preset, with the user's own texts in place of its."""
     own = {name: value for name, value in vars(thinking.delimiters).items() if value is not None}
     return dataclasses.replace(PRESETS[thinking.preset], **own)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from convert import copying
+from convert import transpose
 
 SHAPES = [
     (5,),
@@ -26,14 +26,14 @@ def views(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
 def test_copy_and_bands_are_exact(shape, dtype, monkeypatch):
-    monkeypatch.setattr(copying, "BAND_BYTES", 2000)
+    monkeypatch.setattr(transpose, "BAND_BYTES", 2000)
     for source in views(shape):
         source = source.astype(dtype)
         target = np.zeros((2, *shape), dtype)
-        copying.copy(target[1], source)
+        transpose.copy(target[1], source)
         assert np.array_equal(target[1], source)
         assert not target[0].any()
-        parts = [part.copy() for part in copying.bands(source)]
+        parts = [part.copy() for part in transpose.bands(source)]
         assert all(part.flags.c_contiguous for part in parts)
         flat = np.concatenate([part.reshape(-1) for part in parts]) if parts else []
         assert np.array_equal(flat, source.reshape(-1))
@@ -42,5 +42,5 @@ def test_copy_and_bands_are_exact(shape, dtype, monkeypatch):
 def test_copy_keeps_the_bits_of_nans():
     bits = np.arange(0x7F80, 0x7F80 + 600 * 100, dtype=np.uint32).reshape(600, 100) << 8
     target = np.zeros((100, 600), np.float32)
-    copying.copy(target, bits.view(np.float32).T)
+    transpose.copy(target, bits.view(np.float32).T)
     assert np.array_equal(target.view(np.uint32), bits.T)

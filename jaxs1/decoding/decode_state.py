@@ -9,13 +9,13 @@ import jax
 import numpy as np
 
 from jaxs1.decoding import budget
-from jaxs1.decoding.completion import Sampling
-from jaxs1.decoding.sampling import Draw, Kinds
-from jaxs1.decoding.script import SIZES, Script, build_controls
-from jaxs1.model.kv_cache import PAGE, TRASH
+from jaxs1.decoding.outputs import SamplingParams
+from jaxs1.decoding.sampling import SamplingFlags, SamplingState
+from jaxs1.decoding.tokenized_thinking import SIZES, TokenizedThinking, build_controls
+from jaxs1.model.kv_cache import NULL_PAGE, PAGE
 
 
-class Slots(NamedTuple):
+class DecodeState(NamedTuple):
     """Where each sequence stands; a pytree of arrays whose rows are sequences.
 
     controls: what was asked, `is_newline_V` left out (None): one table serves all
@@ -28,30 +28,30 @@ class Slots(NamedTuple):
 
     controls: budget.Controls
     state: budget.State
-    draw: Draw
+    draw: SamplingState
     token: Any
     position: Any
     table_BM: Any
 
 
-class Start(NamedTuple):
+class NewSequence(NamedTuple):
     """A sequence whose prompt is in the cache, all but the last token.
 
     asked: what is asked of its thinking; prompt: ids; pages: of the cache; sampling: how it draws;
     seed, sample: its randomness
     """
 
-    asked: Script
+    asked: TokenizedThinking
     prompt: list[int]
     pages: list[int]
-    sampling: Sampling
+    sampling: SamplingParams
     seed: int
     sample: int
 
 
 def rows_of(
-    starts: Sequence[Start], rows: int, *, context: int, max_pages: int, is_newline_V: Any
-) -> Slots:
+    starts: Sequence[NewSequence], rows: int, *, context: int, max_pages: int, is_newline_V: Any
+) -> DecodeState:
     """Rows for sequences at their start; the last one is repeated to fill up.
 
     Args:
@@ -64,10 +64,12 @@ def rows_of(
     starts = [*starts, *[starts[-1]] * (rows - len(starts))]
     prompts = [s.prompt for s in starts]
     controls, _ = build_controls([s.asked for s in starts], prompts, context, is_newline_V, SIZES)
-    # no more room than there are pages: a row without pages is an empty slot
+    # no more max_new_tokens than there are pages: a row without pages is an empty slot
     held = np.asarray([len(s.pages) * PAGE - len(s.prompt) for s in starts], np.int32)
-    controls = controls._replace(room=np.clip(controls.room, 0, np.maximum(held, 0)))
-    return Slots(
+    controls = controls._replace(
+        max_new_tokens=np.clip(controls.max_new_tokens, 0, np.maximum(held, 0))
+    )
+    return DecodeState(
         controls=controls._replace(is_newline_V=None),
         state=_init(controls),
         draw=_draw(starts, len(is_newline_V)),
@@ -78,24 +80,24 @@ def rows_of(
 
 
 def table(pages: Sequence[list[int]], rows: int, max_pages: int) -> np.ndarray:
-    """The page table of some sequences, int32 [rows, max_pages]; the rest is TRASH."""
-    table_BM = np.full((rows, max_pages), TRASH, np.int32)
+    """The page table of some sequences, int32 [rows, max_pages]; the rest is NULL_PAGE."""
+    table_BM = np.full((rows, max_pages), NULL_PAGE, np.int32)
     for row_M, held in zip(table_BM, pages, strict=False):
         row_M[: len(held)] = held[:max_pages]
     return table_BM
 
 
-def kinds_of(sampling: Sequence[Sampling]) -> Kinds:
+def sampling_flags(sampling: Sequence[SamplingParams]) -> SamplingFlags:
     """What these settings need of the compiled loop."""
     drawn = [s for s in sampling if not s.is_greedy]
-    return Kinds(
+    return SamplingFlags(
         sampled=bool(drawn),
         filtered=any(s.top_k or s.top_p < 1 or s.min_p for s in drawn),
         penalised=any(s.repetition_penalty != 1 for s in sampling),
     )
 
 
-def _draw(starts: Sequence[Start], vocabulary: int) -> Draw:
+def _draw(starts: Sequence[NewSequence], vocabulary: int) -> SamplingState:
     asked = [s.sampling for s in starts]
     seen_BV = np.zeros((len(starts), vocabulary), bool)
     for row_V, s in zip(seen_BV, starts, strict=True):
@@ -110,7 +112,7 @@ def _draw(starts: Sequence[Start], vocabulary: int) -> Draw:
     ]
     seed_B = np.asarray([s.seed & 0xFFFFFFFF for s in starts], np.uint32)
     sample_B = np.asarray([s.sample for s in starts], np.uint32)
-    return Draw(
+    return SamplingState(
         temperature=column("temperature"),
         answer_temperature=np.asarray(answer, np.float32),
         top_k=column("top_k", np.int32),

@@ -8,9 +8,9 @@ import pytest
 
 from jaxs1.config import UserError
 from jaxs1.curate import main
-from jaxs1.curation.models import ModelConfig, NoAnswer, ask_all
-from jaxs1.curation.own_engine import OwnEngine
-from jaxs1.decoding.presets import Thinking
+from jaxs1.curation.labelers import ModelConfig, NoAnswer, ask_all
+from jaxs1.curation.local_model import OwnEngine
+from jaxs1.decoding.params import ThinkingParams
 from jaxs1.decoding.prompt import prompt_ids
 from tests.curation.conftest import bare_pool, command
 from tests.decoding import engines
@@ -34,7 +34,7 @@ def expected(model, prompt):
     """What transformers answers."""
     tokenizer = engines.tokenizer()
     messages = [{"role": "user", "content": prompt}]
-    ids = prompt_ids(messages, Thinking(mode="off"), tokenizer)
+    ids = prompt_ids(messages, ThinkingParams(mode="off"), tokenizer)
     ends = {tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>")}
     written = engines.new_tokens(model[1], ids, ends=ends, max_tokens=TOKENS)
     return tokenizer.decode([t for t in written if t not in ends], skip_special_tokens=True).strip()

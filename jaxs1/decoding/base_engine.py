@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from jaxs1.decoding.completion import Completion, Request, Transcript
+from jaxs1.decoding.outputs import Completion, Request, TokenLog
 
 
-class Event(NamedTuple):
+class StreamOutput(NamedTuple):
     """What a chunk added to one sequence.
 
     request, sample: which one; written: the new tokens; completion: with the last event of a
@@ -21,11 +21,11 @@ class Event(NamedTuple):
 
     request: int
     sample: int
-    written: Transcript
+    written: TokenLog
     completion: Completion | None
 
 
-class Completer:
+class BaseEngine:
     """What completes requests: one engine, or several that share the work."""
 
     tokenizer: Any
@@ -41,7 +41,7 @@ class Completer:
         """
         raise NotImplementedError
 
-    def step(self) -> list[Event]:
+    def step(self) -> list[StreamOutput]:
         """Admit what fits, run a part of its prefill and one chunk; returns what was written."""
         raise NotImplementedError
 
@@ -67,7 +67,7 @@ class Completer:
                     whole = gathered.pop(event.request)
                     yield event.request, sorted(whole, key=lambda c: c.index)
 
-    def stream(self, requests: Iterable[Request]) -> Iterator[Event]:
+    def stream(self, requests: Iterable[Request]) -> Iterator[StreamOutput]:
         """Complete requests; yields what each chunk wrote. Numbers count from 0 in this call."""
         first = self.submitted
         requests = list(requests)

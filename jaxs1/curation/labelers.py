@@ -115,10 +115,10 @@ class ModelConfig:
             UserError: our own engine finds no weights there.
         """
         if self.url:
-            from jaxs1.curation.endpoint import Endpoint
+            from jaxs1.curation.openai_model import Endpoint
 
             return Endpoint(self)
-        from jaxs1.curation.own_engine import OwnEngine  # jax takes its time to import
+        from jaxs1.curation.local_model import OwnEngine  # jax takes its time to import
 
         return OwnEngine(self)
 

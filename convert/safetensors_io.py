@@ -20,7 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from convert.copying import bands
+from convert.transpose import bands
 from jaxs1.config import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

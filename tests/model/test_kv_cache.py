@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxs1.model import kv_cache, unrolled
-from jaxs1.model.kv_cache import PADDING, PAGE
+from jaxs1.model import decode, kv_cache
+from jaxs1.model.kv_cache import PAD_POSITION, PAGE
 from tests.numerics import assert_close
 
 B, N, K, PAGES = 3, 10, 2, 4
@@ -23,7 +23,7 @@ def drawn(H):
     return q, x, k_pages, v_pages, jnp.asarray(table, jnp.int32)
 
 
-@pytest.mark.parametrize("at", [(0, 63, 64), (255, PADDING, 130)])
+@pytest.mark.parametrize("at", [(0, 63, 64), (255, PAD_POSITION, 130)])
 def test_append_one_is_append(at):
     _, x, pages, _, table = drawn(16)
     positions = jnp.asarray(at, jnp.int32)[:, None]
@@ -38,7 +38,7 @@ def test_pallas_attention_is_paged_attention(H):
     # the kernel takes them as bfloat16, whatever they are
     k_pages, v_pages = (p.astype(jnp.bfloat16).astype(jnp.float32) for p in (k_pages, v_pages))
     positions = jnp.asarray([[0], [64], [255]], jnp.int32)
-    expected = unrolled.paged_attention(q, k_pages, v_pages, table, positions)
+    expected = decode.paged_attention(q, k_pages, v_pages, table, positions)
     with pltpu.force_tpu_interpret_mode():
-        found = unrolled.pallas_attention(q, k_pages, v_pages, table, positions)
+        found = decode.pallas_attention(q, k_pages, v_pages, table, positions)
     assert_close(found, expected, "kernel = plain formula")

@@ -12,7 +12,7 @@ def pages_for(tokens: int) -> int:
     return -(-tokens // PAGE)
 
 
-class PagePool:
+class PageAllocator:
     """Free pages, and for the others how many sequences hold them.
 
     Args:

@@ -12,7 +12,7 @@ import urllib.request
 from typing import Any
 
 from jaxs1.config import one_line
-from jaxs1.curation.models import ModelConfig, NoAnswer
+from jaxs1.curation.labelers import ModelConfig, NoAnswer
 
 #: Statuses that another try may mend.
 _RETRIED = (408, 409, 425, 429)

@@ -8,7 +8,7 @@ import torch
 from flax import nnx
 
 from jaxs1.config import ComputeConfig
-from jaxs1.model import ops, qwen
+from jaxs1.model import ops, transformer
 from tests.numerics import assert_close, relative_error
 from tests.tiny_models import FLOAT32, KINDS, hf_model, one_device, ours
 
@@ -77,10 +77,12 @@ def test_recomputing_and_scanning_change_no_gradient(remat, scan, tmp_path):
 
     def gradient(model):
         def total(params):
-            hidden = qwen.with_parameters(model, params)(tokens, positions, np.ones_like(tokens))
+            hidden = transformer.with_parameters(model, params)(
+                tokens, positions, np.ones_like(tokens)
+            )
             return jnp.sum(jnp.sin(hidden))
 
-        return jax.jit(jax.grad(total))(qwen.parameters(model))
+        return jax.jit(jax.grad(total))(transformer.parameters(model))
 
     assert_close(gradient(again), gradient(kept), "packed = unpacked")
 
@@ -116,10 +118,14 @@ def test_bfloat16_is_close_to_float32(tmp_path):
 
 
 def test_random_weights_depend_on_the_seed_alone():
-    architecture = qwen.Architecture(64, 32, 48, 3, 4, 2, 8, 128, 1e4, 1e-6, True, True, False, 0.1)
+    architecture = transformer.Architecture(
+        64, 32, 48, 3, 4, 2, 8, 128, 1e4, 1e-6, True, True, False, 0.1
+    )
 
     def weights(seed):
-        return qwen.parameters(qwen.Qwen(architecture, FLOAT32, one_device(), rngs=nnx.Rngs(seed)))
+        return transformer.parameters(
+            transformer.Transformer(architecture, FLOAT32, one_device(), rngs=nnx.Rngs(seed))
+        )
 
     first, same, other = weights(0), weights(0), weights(1)
     assert relative_error(first, same) == 0

@@ -10,8 +10,8 @@ from typing import Any
 from jaxs1.config import UserError
 from jaxs1.decoding import budget
 from jaxs1.decoding.budget import Intervention
-from jaxs1.decoding.presets import Thinking, delimiters_of
-from jaxs1.decoding.script import Ids, Script
+from jaxs1.decoding.params import ThinkingParams, delimiters_of
+from jaxs1.decoding.tokenized_thinking import Ids, TokenizedThinking
 
 #: Names of `budget.OPEN` and so on, and of `budget.RUNNING` and so on.
 ENDED_BY = ("open", "model", "budget", "context")
@@ -19,7 +19,7 @@ FINISH = ("running", "stop", "length")
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How a token is drawn from the model's distribution.
 
     Args:
@@ -73,8 +73,8 @@ class Request:
     """
 
     prompt_ids: Sequence[int]
-    thinking: Thinking = field(default_factory=Thinking)
-    sampling: Sampling = field(default_factory=Sampling)
+    thinking: ThinkingParams = field(default_factory=ThinkingParams)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     n: int = 1
     seed: int = 0
 
@@ -91,7 +91,7 @@ class Completion:
     Args:
         prompt_ids: the prompt with the start of thinking
         thinking_ids: tokens of the thinking, Waits included, without what closed it
-        answer_ids: tokens of the answer, without close, cue and stop
+        answer_ids: tokens of the answer, without close, answer_prefix and stop
         thinking: text of the thinking
         answer: text of the answer
         interventions: what the controller wrote; positions count from the first token
@@ -135,14 +135,14 @@ class Completion:
 
 
 @dataclass
-class Transcript:
+class TokenLog:
     """All that was written behind a prompt; of each token, was it forced, and what kind it is."""
 
     tokens: list[int] = field(default_factory=list)
     forced: list[bool] = field(default_factory=list)
     kinds: list[int] = field(default_factory=list)
 
-    def extend(self, new: Transcript) -> None:
+    def extend(self, new: TokenLog) -> None:
         """Append what was written next."""
         self.tokens += new.tokens
         self.forced += new.forced
@@ -156,10 +156,10 @@ class Transcript:
 def complete(
     request: Request,
     index: int,
-    asked: Script,
+    asked: TokenizedThinking,
     tokenizer: Any,
     prompt: list[int],
-    written: Transcript,
+    written: TokenLog,
     *,
     ended_by: int,
     finish: int,

@@ -2,7 +2,7 @@
 
     [ model -> forbid -> choose -> budget.step ]*      one `lax.while_loop`
 
-Everything that a sequence has lies in one row of `Slots`; its keys and values lie in the cache. A
+Everything that a sequence has lies in one row of `DecodeState`; its keys and values lie in the cache. A
 function is compiled once for each bucket of shapes (rows, pages, prompt tokens).
 
 Letters beside those of `architecture.py` and `kv_cache.py`: N steps of a chunk, R rows of a
@@ -19,14 +19,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxs1.decoding import budget, sampling
-from jaxs1.decoding.sampling import Kinds
-from jaxs1.decoding.slots import Slots
-from jaxs1.model import kv_cache, unrolled
+from jaxs1.decoding.decode_state import DecodeState
+from jaxs1.decoding.sampling import SamplingFlags
+from jaxs1.model import decode, kv_cache
 from jaxs1.model.kv_cache import KVCache
-from jaxs1.model.qwen import Qwen
+from jaxs1.model.transformer import Transformer
 
 
-class Written(NamedTuple):
+class ChunkOutput(NamedTuple):
     """What a chunk wrote. count: steps that were run, the other rows of [N, B] are empty."""
 
     count: Any
@@ -36,30 +36,35 @@ class Written(NamedTuple):
 
 
 def prefill(
-    model: Qwen, params: Any, cache: KVCache, tokens_RT: Any, positions_RT: Any, table_RM: Any
+    model: Transformer,
+    params: Any,
+    cache: KVCache,
+    tokens_RT: Any,
+    positions_RT: Any,
+    table_RM: Any,
 ) -> KVCache:
-    """Bring tokens of prompts into the cache; positions of padding are kv_cache.PADDING."""
-    return unrolled.forward(model, params, cache, tokens_RT, positions_RT, table_RM)[1]
+    """Bring tokens of prompts into the cache; positions of padding are kv_cache.PAD_POSITION."""
+    return decode.forward(model, params, cache, tokens_RT, positions_RT, table_RM)[1]
 
 
 def chunk(
-    model: Qwen,
+    model: Transformer,
     params: Any,
     cache: KVCache,
-    slots: Slots,
+    slots: DecodeState,
     is_newline_V: Any,
     *,
     steps: int,
     rows: int,
     pages: int,
-    kinds: Kinds,
+    kinds: SamplingFlags,
     impl: str,
-) -> tuple[KVCache, Slots, Written]:
+) -> tuple[KVCache, DecodeState, ChunkOutput]:
     """Up to `steps` tokens for the first `rows` slots; ends early where all are DONE.
 
     Args:
         model: abstract
-        params: from `unrolled.unstack`
+        params: from `decode.unstack`
         cache: keys and values of all tokens but each sequence's newest
         slots: all slots
         is_newline_V: bool, as long as the tokenizer; ids beyond it are never chosen
@@ -74,21 +79,21 @@ def chunk(
     def step(carry: Any) -> Any:
         i, cache, now, written = carry
         over_B1 = (now.state.phase == budget.DONE)[:, None]
-        x_B1D, cache = unrolled.forward(
+        x_B1D, cache = decode.forward(
             model,
             params,
             cache,
             now.token[:, None],
             # a sequence that has ended may have given its pages to another one
             jnp.where(over_B1, 0, now.position[:, None]),
-            jnp.where(over_B1, kv_cache.TRASH, table_BM),
+            jnp.where(over_B1, kv_cache.NULL_PAGE, table_BM),
             impl=impl,
         )
-        logits_BV = unrolled.logits(model, params, x_B1D[:, 0], impl=impl)[:, :vocabulary]
+        logits_BV = decode.logits(model, params, x_B1D[:, 0], impl=impl)[:, :vocabulary]
         ids_BE = budget.forbidden(controls, now.state)
         logits_BV = logits_BV.at[row_B[:, None], ids_BE].set(-jnp.inf, mode="drop")
         answering_B = now.state.phase == budget.ANSWER
-        choice_B = sampling.choose(logits_BV, now.draw, answering_B, now.state.position, kinds)
+        choice_B = sampling.sample(logits_BV, now.draw, answering_B, now.state.position, kinds)
         state, token_B, forced_B = budget.step(controls, now.state, choice_B)
         wrote_B = state.kind != budget.PASSED
         draw = now.draw
@@ -112,39 +117,39 @@ def chunk(
     start = (jnp.int32(0), cache, active, (empty, empty.astype(bool), empty))
     count, cache, active, written = lax.while_loop(go_on, step, start)
     slots = jax.tree.map(lambda x, new: x.at[:rows].set(new), slots, active)
-    return cache, slots, Written(count, *written)
+    return cache, slots, ChunkOutput(count, *written)
 
 
-def place(slots: Slots, new: Slots, rows_R: Any) -> Slots:
+def place(slots: DecodeState, new: DecodeState, rows_R: Any) -> DecodeState:
     """Put new sequences into their slots; a row out of bounds is dropped."""
     return jax.tree.map(lambda x, row: x.at[rows_R].set(row, mode="drop"), slots, new)
 
 
-def reorder(slots: Slots, rows_B: Any) -> Slots:
+def reorder(slots: DecodeState, rows_B: Any) -> DecodeState:
     """Row i becomes what row `rows_B[i]` was."""
     return jax.tree.map(lambda x: x[rows_B], slots)
 
 
-class Programs:
+class CompiledFunctions:
     """The functions above, compiled for one model; each shape bucket once.
 
     Args:
         model: abstract
-        impl: of the decode step, a name in `unrolled.IMPLS`
+        impl: of the decode step, a name in `decode.IMPLS`
         steps: of a chunk
     """
 
-    def __init__(self, model: Qwen, impl: str, steps: int):
+    def __init__(self, model: Transformer, impl: str, steps: int):
         self.impl = impl
-        whole = model.partition.sharding(())
-        cache = model.partition.sharding(kv_cache.AXES)
+        whole = model.rules.sharding(())
+        cache = model.rules.sharding(kv_cache.AXES)
         self.prefill = jax.jit(partial(prefill, model), donate_argnums=1, out_shardings=cache)
         self.chunk = jax.jit(
             partial(chunk, model, steps=steps, impl=impl),
             static_argnames=("rows", "pages", "kinds"),
             donate_argnums=1,
             out_shardings=(cache, whole, whole),
-            compiler_options=unrolled.IMPLS[impl].options(),
+            compiler_options=decode.IMPLS[impl].options(),
         )
         self.copy_page = jax.jit(kv_cache.copy_page, donate_argnums=0, out_shardings=cache)
         self.place = jax.jit(place, out_shardings=whole)

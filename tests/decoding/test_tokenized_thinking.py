@@ -9,8 +9,8 @@ import pytest
 from jaxs1.config import UserError, parse, to_yaml
 from jaxs1.data.tokenizer import load_tokenizer
 from jaxs1.decoding import budget
-from jaxs1.decoding.presets import PRESETS, Delimiters, Thinking
-from jaxs1.decoding.script import (
+from jaxs1.decoding.params import PRESETS, Delimiters, ThinkingParams
+from jaxs1.decoding.tokenized_thinking import (
     build_controls,
     fit,
     newline_table,
@@ -65,7 +65,10 @@ def tag_tokenizer():
 
 
 def test_s1_in_ids_of_qwen(qwen):
-    asked = script(Thinking(num_waits=2, wait_strings=("Wait", "Hmm"), cue="\nFinal Answer:"), qwen)
+    asked = script(
+        ThinkingParams(num_waits=2, wait_strings=("Wait", "Hmm"), answer_prefix="\nFinal Answer:"),
+        qwen,
+    )
     assert qwen.decode(asked.start) == "<|im_start|>think" and asked.start[0] == IM_START
     assert asked.close == (IM_START, ANSWER)
     assert dict(zip(asked.ends, asked.resume, strict=True)) == {
@@ -76,12 +79,14 @@ def test_s1_in_ids_of_qwen(qwen):
     assert set(asked.stops) == {(IM_END,), (END_OF_TEXT,)}
     assert asked.reopen == asked.start
     assert qwen.decode(asked.cut) == "\n<|im_start|>answer\nFinal Answer:"
-    assert asked.close + asked.cue == tuple(qwen("<|im_start|>answer\nFinal Answer:")["input_ids"])
+    assert asked.close + asked.answer_prefix == tuple(
+        qwen("<|im_start|>answer\nFinal Answer:")["input_ids"]
+    )
     assert [qwen.decode(w) for w in asked.waits] == ["Wait", "Hmm"]
 
 
 def test_think_tags_where_the_end_is_several_tokens(qwen):
-    asked = script(Thinking(preset="think_tags"), qwen)
+    asked = script(ThinkingParams(preset="think_tags"), qwen)
     assert len(asked.close) > 1
     spelled = [qwen.decode(ids) for ids in asked.ends]
     assert spelled[:3] == ["</think>", "</think>\n", "</think>\n\n"]
@@ -89,14 +94,14 @@ def test_think_tags_where_the_end_is_several_tokens(qwen):
     assert qwen.decode(asked.start) == "<think>\n" and qwen.decode(asked.reopen) == "<think>"
     for mode in ("s1_readme", "s1_harness"):
         with pytest.raises(UserError, match=r"thinking.mode=.*</think>.*thinking.mode strict"):
-            script(Thinking(preset="think_tags", mode=mode), qwen)
+            script(ThinkingParams(preset="think_tags", mode=mode), qwen)
 
 
 def test_think_tags_where_the_end_is_one_token():
     """Spellings that would never be reached are dropped, and s1's modes accept it."""
     tokenizer = tag_tokenizer()
     end = len(tokenizer) - 1
-    asked = script(Thinking(preset="think_tags", mode="s1_harness"), tokenizer)
+    asked = script(ThinkingParams(preset="think_tags", mode="s1_harness"), tokenizer)
     assert asked.close == (end,) and asked.ends[0] == (end,)
     assert asked.resume[0] == 1
     assert [ids for ids in asked.ends if ids[0] == end] == [(end,)]
@@ -104,18 +109,18 @@ def test_think_tags_where_the_end_is_one_token():
 
 @pytest.mark.parametrize("mode", ["strict", "s1_readme", "s1_harness", "off"])
 def test_what_the_modes_write(mode):
-    asked = script(Thinking(mode=mode), Words())
+    asked = script(ThinkingParams(mode=mode), Words())
     silent = mode in ("s1_readme", "off")
     assert (asked.cut == ()) == silent
-    assert bool(asked.cue) == (mode == "s1_harness")
+    assert bool(asked.answer_prefix) == (mode == "s1_harness")
     assert (asked.start == ()) == (mode == "off")
     assert (asked.reopen != ()) == (mode == "strict")
-    assert asked.reserve == len(asked.cut) + 100
+    assert asked.reserved_tokens == len(asked.cut) + 100
 
 
 def test_delimiters_of_ones_own():
     own = Delimiters(start="<think>", close="</think>\n", line_break="")
-    asked = script(Thinking(preset="think_tags", delimiters=own), tag_tokenizer())
+    asked = script(ThinkingParams(preset="think_tags", delimiters=own), tag_tokenizer())
     end = len(tag_tokenizer()) - 1
     assert asked.close == asked.cut == (end, 6)
     assert asked.resume[0] == 1  # behind the model's own </think> the line break is written
@@ -138,19 +143,19 @@ def one(thinking, prompt_length, context=400, tokenizer=None):
 
 @pytest.mark.parametrize("prompt_length", [1, 10, 200])
 def test_a_budget_is_clamped_to_the_context_with_a_note(prompt_length):
-    controls, (note,) = one(Thinking(max=10_000), prompt_length)
+    controls, (note,) = one(ThinkingParams(max=10_000), prompt_length)
     left = 400 - prompt_length - 2 - 3 - 100
-    assert controls.max_thinking.tolist() == [left]
+    assert controls.thinking_budget.tolist() == [left]
     assert note.startswith(f"thinking.max=10000: clamped to {left}")
-    controls, (note,) = one(Thinking(max=left), prompt_length)
-    assert controls.max_thinking.tolist() == [left] and note is None
-    controls, (note,) = one(Thinking(), prompt_length)
-    assert controls.max_thinking.tolist() == [-1] and note is None
+    controls, (note,) = one(ThinkingParams(max=left), prompt_length)
+    assert controls.thinking_budget.tolist() == [left] and note is None
+    controls, (note,) = one(ThinkingParams(), prompt_length)
+    assert controls.thinking_budget.tolist() == [-1] and note is None
 
 
 def test_a_run_ends_inside_the_context_with_a_whole_close():
-    """A model that never stops: thinking to the reserve, close, answer to the last token."""
-    controls, _ = one(Thinking(min_answer=20, cue="\n"), 30, context=100)
+    """A model that never stops: thinking to the reserved_tokens, close, answer to the last token."""
+    controls, _ = one(ThinkingParams(min_answer_tokens=20, answer_prefix="\n"), 30, context=100)
     state = jax.jit(budget.init)(controls)
     step = jax.jit(budget.step)
     tokens, kinds = [], []
@@ -166,27 +171,29 @@ def test_a_run_ends_inside_the_context_with_a_whole_close():
 
 
 def test_off_is_all_answer_and_the_rest_of_the_batch_thinks():
-    asked = [script(Thinking(mode=m, max=7), Words()) for m in ("off", "strict")]
+    asked = [script(ThinkingParams(mode=m, max=7), Words()) for m in ("off", "strict")]
     controls, _ = build_controls(asked, [[8], [8, 2, 4]], 400, newline_table(Words()))
     assert jax.jit(budget.init)(controls).phase.tolist() == [budget.ANSWER, budget.THINK]
 
 
 def test_auto_is_what_the_harness_chooses():
-    asked = script(Thinking(max="auto", mode="s1_harness", max_answer=1000), Words())
+    asked = script(ThinkingParams(max="auto", mode="s1_harness", max_answer_tokens=1000), Words())
     chosen = resolve_auto(asked, [50, 70]).thinking.max
-    assert chosen == 1000 - 70 - len(asked.close + asked.cue) - 100
-    with pytest.raises(UserError, match=r"thinking.max=auto: .*raise thinking.max_answer"):
+    assert chosen == 1000 - 70 - len(asked.close + asked.answer_prefix) - 100
+    with pytest.raises(UserError, match=r"thinking.max=auto: .*raise thinking.max_answer_tokens"):
         resolve_auto(asked, [900])
     with pytest.raises(UserError, match="call resolve_auto"):
         fit(asked, 10, 100_000)
-    plain = script(Thinking(max=5), Words())
+    plain = script(ThinkingParams(max=5), Words())
     assert resolve_auto(plain, [3]) is plain
 
 
 def test_scripts_of_different_shapes_share_sizes():
     tokenizer = tag_tokenizer()
-    small = script(Thinking(), tokenizer)
-    large = script(Thinking(preset="think_tags", wait_strings=("Wait", "xxx", "x")), tokenizer)
+    small = script(ThinkingParams(), tokenizer)
+    large = script(
+        ThinkingParams(preset="think_tags", wait_strings=("Wait", "xxx", "x")), tokenizer
+    )
     sizes = sizes_of([small, large])
     rows = [
         build_controls([s], [[8]], 400, newline_table(tokenizer), sizes)[0] for s in (small, large)
@@ -204,8 +211,8 @@ def test_scripts_of_different_shapes_share_sizes():
         ({"max": -2}, r"thinking.max=-2: must be -1 or more \(-1: no limit\)"),
         ({"min": -1}, r"thinking.min=-1: must be 0 or more"),
         ({"num_waits": -1}, r"thinking.num_waits=-1: must be 0 or more"),
-        ({"max_answer": 0}, r"thinking.max_answer=0: leaves no answer"),
-        ({"min_answer": 0}, r"thinking.min_answer=0: must be 1 or more"),
+        ({"max_answer_tokens": 0}, r"thinking.max_answer_tokens=0: leaves no answer"),
+        ({"min_answer_tokens": 0}, r"thinking.min_answer_tokens=0: must be 1 or more"),
         ({"min": 9, "max": 8}, r"thinking.min=9: must not be above thinking.max=8"),
         ({"num_waits": 1, "wait_strings": ()}, r"thinking.num_waits=1: has nothing to write"),
         ({"max": "auto"}, r"thinking.max=auto: .* give thinking.mode s1_harness"),
@@ -213,22 +220,22 @@ def test_scripts_of_different_shapes_share_sizes():
 )
 def test_what_is_wrong_in_itself(fields, message):
     with pytest.raises(UserError, match=message) as caught:
-        Thinking(**fields)
+        ThinkingParams(**fields)
     assert "\n" not in str(caught.value)
 
 
 def test_what_is_wrong_with_this_tokenizer():
     with pytest.raises(UserError, match=r"thinking.wait_strings='': encodes to no token"):
-        script(Thinking(wait_strings=("Wait", "")), Words())
+        script(ThinkingParams(wait_strings=("Wait", "")), Words())
     with pytest.raises(UserError, match=r"thinking.delimiters.close='': encodes to no token"):
-        script(Thinking(delimiters=Delimiters(close="")), Words())
+        script(ThinkingParams(delimiters=Delimiters(close="")), Words())
     own = Delimiters(stops=("<|im_end|>", "<|eot|>"))
     with pytest.raises(UserError, match=r"delimiters.stops: the tokenizer has no token <\|eot\|>"):
-        script(Thinking(delimiters=own), Words())
+        script(ThinkingParams(delimiters=own), Words())
     tokenizer = Words()
     tokenizer.words = tuple("xx" if w == "<|im_start|>" else w for w in tokenizer.words)
     with pytest.raises(UserError, match=r"has no token <\|im_start\|>.*preset think_tags"):
-        script(Thinking(), tokenizer)
+        script(ThinkingParams(), tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +249,7 @@ def test_what_is_wrong_with_this_tokenizer():
 )
 def test_what_does_not_fit(fields, prompt_length, message):
     with pytest.raises(UserError, match=message) as caught:
-        one(Thinking(**fields), prompt_length)
+        one(ThinkingParams(**fields), prompt_length)
     assert "\n" not in str(caught.value)
 
 
@@ -254,7 +261,7 @@ class Command:
         thinking: how long
     """
 
-    thinking: Thinking = dataclasses.field(default_factory=Thinking)
+    thinking: ThinkingParams = dataclasses.field(default_factory=ThinkingParams)
 
 
 def test_fields_on_the_command_line_and_in_yaml(tmp_path):
@@ -268,7 +275,14 @@ def test_fields_on_the_command_line_and_in_yaml(tmp_path):
     recipe.write_text(to_yaml(command))
     assert parse(Command, ["--config", str(recipe)], command="x") == command
     assert parse(Command, [], command="x") == Command()
-    auto = ["--thinking.max", "auto", "--thinking.mode", "s1_harness", "--thinking.max_answer", "9"]
+    auto = [
+        "--thinking.max",
+        "auto",
+        "--thinking.mode",
+        "s1_harness",
+        "--thinking.max_answer_tokens",
+        "9",
+    ]
     assert parse(Command, auto, command="x").thinking.max == "auto"
     for wrong, message in {
         ("--thinking.max", "many"): r"thinking.max",
@@ -284,7 +298,7 @@ def test_help_explains_every_field(capsys):
     with pytest.raises(SystemExit):
         parse(Command, ["--help"], command="x")
     text = " ".join(capsys.readouterr().out.split())
-    for field in dataclasses.fields(Thinking):
+    for field in dataclasses.fields(ThinkingParams):
         assert f"--thinking.{field.name}" in text
     assert "how many times an end of thinking is replaced" in text
     assert "begins thinking; written at the end of the prompt" in text

@@ -1,7 +1,7 @@
 """Qwen2, Qwen2.5 and Qwen3 dense decoders in Flax NNX: the whole model, one file.
 
 Parameters are held in their own dtype (float32 for training) and cast to the compute dtype where
-they are used. Every parameter names its logical axes; `sharding.TABLE` turns them into a layout.
+they are used. Every parameter names its logical axes; `sharding.LOGICAL_RULES` turns them into a layout.
 Layers are stacked along a leading axis and scanned, so that one layer is compiled, whatever their
 number.
 
@@ -26,7 +26,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxs1.config import ComputeConfig, LoraConfig
 from jaxs1.model import ops
 from jaxs1.model.architecture import Architecture
-from jaxs1.model.sharding import Axes, Partition
+from jaxs1.model.sharding import Axes, ShardingRules
 
 NO_LORA = LoraConfig(rank=0)
 
@@ -45,7 +45,7 @@ class Builder:
     architecture: Architecture
     param_dtype: Any
     dtype: Any
-    partition: Partition
+    rules: ShardingRules
     lora: LoraConfig
     adapter_dtype: Any
     linear: str
@@ -62,13 +62,13 @@ class Builder:
 
     def use(self, parameter: Any) -> jax.Array:
         """A parameter as it is multiplied: compute dtype, whole along its FSDP axes."""
-        return self.partition.gather(parameter[...].astype(self.dtype), parameter.logical)
+        return self.rules.gather(parameter[...].astype(self.dtype), parameter.logical)
 
     def product(self, x: jax.Array, parameter: Any, inputs: int) -> jax.Array:
         """x times a kernel; contracts the last `inputs` axes of x."""
-        if self.linear == "narrow":
-            return ops.linear_narrow(x, parameter[...], inputs)
-        whole_rows = self.partition.size("sequence") == 1
+        if self.linear == "bf16x3":
+            return ops.linear_bf16x3(x, parameter[...], inputs)
+        whole_rows = self.rules.size("sequence") == 1
         return ops.linear(x, self.use(parameter), inputs, flat=whole_rows)
 
 
@@ -136,7 +136,7 @@ class Linear(nnx.Module):
         self.build, self.inputs = build, inputs
         self.kernel = build.normal(rngs, shape, axes, depth)
         self.bias = build.constant(0.0, shape[inputs:], axes[inputs:]) if bias else None
-        adapted = build.lora.rank and f"{name}_proj" in build.lora.targets
+        adapted = build.lora.rank and f"{name}_proj" in build.lora.target_modules
         low_rank = partial(LowRank, build=build, rngs=rngs, inputs=inputs)
         self.adapter = low_rank(shape, axes) if adapted else None
 
@@ -197,23 +197,23 @@ class Layer(nnx.Module):
         self.attn = Attention(build=build, rngs=rngs)
         self.mlp_norm = RMSNorm(D, (None,), build=build)
         self.mlp = MLP(build=build, rngs=rngs)
-        self.partition = build.partition
+        self.rules = build.rules
 
     def __call__(self, x: jax.Array, rope: Any, attend: Attend) -> jax.Array:
         """x_BTD -> x_BTD."""
-        pin = self.partition.constrain
+        pin = self.rules.constrain
         x = pin(x + self.attn(self.attn_norm(x), rope, attend), "rows", "sequence", None)
         x = checkpoint_name(x, "middle")
         return pin(x + self.mlp(self.mlp_norm(x)), "rows", "sequence", None)
 
 
-class Qwen(nnx.Module):
+class Transformer(nnx.Module):
     """A decoder: token ids -> hidden states; logits apart, because in training they never exist.
 
     Args:
         architecture: shapes and constants
         compute: dtypes, recomputation, implementation of attention
-        partition: the mesh and the table of layouts
+        rules: the mesh and the table of layouts
         rngs: seeds the random weights
         max_segments: upper bound of the sequences packed into one row (cuDNN needs one)
         lora: which linear maps have adapters
@@ -224,7 +224,7 @@ class Qwen(nnx.Module):
         self,
         architecture: Architecture,
         compute: ComputeConfig,
-        partition: Partition,
+        rules: ShardingRules,
         *,
         rngs: nnx.Rngs,
         max_segments: int = 64,
@@ -234,8 +234,8 @@ class Qwen(nnx.Module):
         a, trained_dtype = architecture, jnp.dtype(compute.param_dtype)
         param_dtype = jnp.dtype(lora.frozen_dtype) if lora.rank else trained_dtype
         dtype = jnp.dtype(compute.dtype)
-        build = Builder(a, param_dtype, dtype, partition, lora, trained_dtype, linear)
-        self.architecture, self.compute, self.partition = a, compute, partition
+        build = Builder(a, param_dtype, dtype, rules, lora, trained_dtype, linear)
+        self.architecture, self.compute, self.rules = a, compute, rules
         self.build, self.max_segments = build, max_segments
         V, D = a.vocab_size, a.hidden_size
         self.embedding = build.normal(rngs, (V, D), ("vocab", "embed"))
@@ -257,9 +257,9 @@ class Qwen(nnx.Module):
         Returns:
             hidden_BTD after the final norm, in the compute dtype.
         """
-        a, pin = self.architecture, self.partition.constrain
+        a, pin = self.architecture, self.rules.constrain
         table_VD, dtype = self.embedding[...], self.build.dtype
-        x = pin(ops.embed(table_VD, tokens_BT, dtype, self.partition), "rows", "sequence", None)
+        x = pin(ops.embed(table_VD, tokens_BT, dtype, self.rules), "rows", "sequence", None)
         rope = ops.rope_table(positions_BT, a.head_dim, a.rope_theta)
         attend = partial(self._attend, segments_BT=segments_BT)
         graph, stacked = nnx.split(self.layers)
@@ -292,7 +292,7 @@ class Qwen(nnx.Module):
             v,
             segments_BT,
             impl=self.compute.attention,
-            partition=self.partition,
+            rules=self.rules,
             max_segments=self.max_segments,
             keep_scores=self.compute.remat == "none",
         )
@@ -318,11 +318,11 @@ REMAT_POLICIES: dict[str, Callable[..., Any]] = {
 
 
 def abstract(
-    architecture: Architecture, compute: ComputeConfig, partition: Partition, **options: Any
-) -> Qwen:
+    architecture: Architecture, compute: ComputeConfig, rules: ShardingRules, **options: Any
+) -> Transformer:
     """The model with shapes in place of weights: for layouts, conversion and restoring."""
     return nnx.eval_shape(
-        lambda: Qwen(architecture, compute, partition, rngs=nnx.Rngs(0), **options)
+        lambda: Transformer(architecture, compute, rules, rngs=nnx.Rngs(0), **options)
     )
 
 
@@ -330,17 +330,17 @@ def abstract(
 Kind = type[nnx.Variable]
 
 
-def trained(model: Qwen) -> Kind:
+def trained(model: Transformer) -> Kind:
     """The kind of variables that training changes: adapters where there are any, else weights."""
     return Adapter if model.build.lora.rank else nnx.Param
 
 
-def parameters(model: Qwen, kind: Kind = nnx.Param) -> dict[str, Any]:
+def parameters(model: Transformer, kind: Kind = nnx.Param) -> dict[str, Any]:
     """The weights as a nested dictionary of arrays: the pytree that everything else passes on."""
     return nnx.to_pure_dict(nnx.state(model, kind))
 
 
-def with_parameters(model: Qwen, *params: dict[str, Any]) -> Qwen:
+def with_parameters(model: Transformer, *params: dict[str, Any]) -> Transformer:
     """A model of the same kind with these weights, and adapters where it has any.
 
     Pure, usable under `jit` and `grad`.
@@ -352,7 +352,7 @@ def with_parameters(model: Qwen, *params: dict[str, Any]) -> Qwen:
     return nnx.merge(graph, state)
 
 
-def logical_axes(model: Qwen, kind: Kind = nnx.Param) -> dict[str, Any]:
+def logical_axes(model: Transformer, kind: Kind = nnx.Param) -> dict[str, Any]:
     """For every parameter the names of its axes, as a tree like `parameters(model, kind)`."""
 
     def axes(path: Any, parameter: Any) -> Axes:
@@ -364,8 +364,8 @@ def logical_axes(model: Qwen, kind: Kind = nnx.Param) -> dict[str, Any]:
     return nnx.traversals.unflatten_mapping(leaves)
 
 
-def shardings(model: Qwen, kind: Kind = nnx.Param) -> dict[str, Any]:
+def shardings(model: Transformer, kind: Kind = nnx.Param) -> dict[str, Any]:
     """For every parameter where it lives, as a tree like `parameters(model, kind)`."""
     return jax.tree.map(
-        model.partition.sharding, logical_axes(model, kind), is_leaf=lambda x: isinstance(x, tuple)
+        model.rules.sharding, logical_axes(model, kind), is_leaf=lambda x: isinstance(x, tuple)
     )

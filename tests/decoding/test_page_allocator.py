@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from jaxs1.decoding.pages import PagePool, pages_for
-from jaxs1.model.kv_cache import PAGE, TRASH
+from jaxs1.decoding.page_allocator import PageAllocator, pages_for
+from jaxs1.model.kv_cache import NULL_PAGE, PAGE
 
 
 def test_pages_for():
@@ -15,7 +15,7 @@ def test_pages_for():
 @pytest.mark.parametrize("seed", range(3))
 def test_random_holders(seed):
     rng = random.Random(seed)
-    pool, holders = PagePool(20), []
+    pool, holders = PageAllocator(20), []
     assert pool.size == pool.free == 19
     for _ in range(3000):
         action = rng.choice(["take", "share", "release"])
@@ -34,7 +34,7 @@ def test_random_holders(seed):
             pool.release(holders.pop(rng.randrange(len(holders))))
         used = {page for held in holders for page in held}
         assert pool.free == pool.size - len(used)
-        assert TRASH not in used and used <= set(range(20))
+        assert NULL_PAGE not in used and used <= set(range(20))
     for held in holders:
         pool.release(held)
     assert pool.free == pool.size
@@ -42,11 +42,11 @@ def test_random_holders(seed):
 
 
 def test_what_nobody_holds_cannot_be_shared_or_released():
-    pool = PagePool(4)
+    pool = PageAllocator(4)
     (page,) = pool.take(1)
     pool.release([page])
     for wrong in (pool.share, pool.release):
         with pytest.raises(KeyError):
             wrong([page])
     with pytest.raises(KeyError):
-        pool.release([TRASH])
+        pool.release([NULL_PAGE])

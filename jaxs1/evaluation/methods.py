@@ -1,6 +1,6 @@
 """Ways of controlling how long a model thinks, and the points at which each is measured.
 
-A sweep is a list of values for each way; a `Point` is one of them: the `Thinking` of its requests,
+A sweep is a list of values for each way; a `Point` is one of them: the `ThinkingParams` of its requests,
 what is added to the question, and the bound that the way promises to keep. Besides budget forcing
 these are the others of the s1 paper (arXiv 2501.19393, section 3.2): instructions in the prompt
 (token-, step- and class-conditional) and rejection sampling. Majority voting needs no point of its
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jaxs1.config import UserError
-from jaxs1.decoding.presets import Thinking
+from jaxs1.decoding.params import ThinkingParams
 
 #: What s1's evaluation adds to a question; {value} is the point's.
 INSTRUCTIONS = {
@@ -121,7 +121,7 @@ class Point:
 
     way: str
     value: int | str | None
-    thinking: Thinking
+    thinking: ThinkingParams
     instruction: str = ""
     bound: Bound = Bound()
     longest: int | None = None
@@ -142,7 +142,7 @@ class Point:
         return self.way if self.value is None else f"{self.way}={self.value}"
 
 
-def points_of(sweep: SweepConfig, thinking: Thinking) -> list[Point]:
+def points_of(sweep: SweepConfig, thinking: ThinkingParams) -> list[Point]:
     """All points of a sweep, way by way; `thinking` holds for what a way does not set.
 
     Raises:
@@ -189,14 +189,14 @@ def natural_of(points: Sequence[Point]) -> Point | None:
 
 
 def _instructed(
-    way: str, value: int, budget: int, sweep: SweepConfig, thinking: Thinking, bound: Bound
+    way: str, value: int, budget: int, sweep: SweepConfig, thinking: ThinkingParams, bound: Bound
 ) -> Point:
     if sweep.force:
         thinking = dataclasses.replace(thinking, max=budget)
     return Point(way, value, thinking, INSTRUCTIONS[way].format(value=value), bound)
 
 
-def _of(thinking: Thinking) -> Bound:
+def _of(thinking: ThinkingParams) -> Bound:
     """The minimum and the maximum that budget forcing keeps."""
     limited = isinstance(thinking.max, int) and thinking.max >= 0
     return Bound(thinking.min, float(thinking.max) if limited else math.inf)

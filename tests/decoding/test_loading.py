@@ -1,0 +1,68 @@
+"""What an engine refuses before any weight is read, and how it decodes where nothing is said."""
+
+import numpy as np
+import pytest
+
+from convert.weights import open_weights
+from jaxs1.config import UserError
+from jaxs1.decoding import loading
+from jaxs1.decoding.loading import EngineConfig, ParallelConfig, load_engine, resolve_impl
+from jaxs1.decoding.outputs import Request, SamplingParams
+from jaxs1.decoding.params import ThinkingParams
+from tests.decoding.engines import HOT, LIMITS, complete_all, write_model
+
+
+@pytest.mark.parametrize(
+    ("impl", "message"),
+    [
+        ("triton", "impl=triton: cannot run here .*Triton kernels run on NVIDIA GPUs"),
+        ("pallas", "impl=pallas: cannot run here .*runs on TPUs"),
+    ],
+)
+def test_an_implementation_for_other_devices(impl, message, tmp_path, monkeypatch):
+    write_model(tmp_path)
+    monkeypatch.setattr(loading, "load_params", lambda *_: pytest.fail("weights were read"))
+    with pytest.raises(UserError, match=message) as error:
+        load_engine(EngineConfig(str(tmp_path), impl=impl, limits=LIMITS))
+    assert str(error.value).endswith("give --impl xla")
+
+
+def test_auto_is_narrow_only_where_that_is_fast_and_exact(tmp_path, monkeypatch):
+    """On a GPU auto is xla until a check made there is committed."""
+    model = write_model(tmp_path / "float32")
+    model.bfloat16().save_pretrained(tmp_path / "bfloat16")
+    wide, bf16x3 = (open_weights(str(tmp_path / name)) for name in ("float32", "bfloat16"))
+    monkeypatch.setattr(loading, "_multiplies_bfloat16", lambda: False)
+    assert resolve_impl("auto", "float32", bf16x3, ParallelConfig()) == "xla"
+    monkeypatch.setattr(loading, "_multiplies_bfloat16", lambda: True)
+    assert resolve_impl("auto", "float32", bf16x3, ParallelConfig()) == "bf16x3"
+    assert resolve_impl("auto", "float32", wide, ParallelConfig()) == "xla"
+    assert resolve_impl("auto", "bfloat16", bf16x3, ParallelConfig()) == "xla"
+    assert resolve_impl("auto", "float32", bf16x3, ParallelConfig(tensor=2)) == "xla"
+
+
+def test_narrow_refuses_what_it_would_round(tmp_path):
+    write_model(tmp_path)
+    with pytest.raises(UserError, match=r"impl=bf16x3: .* are float32; give --impl xla"):
+        load_engine(EngineConfig(str(tmp_path), impl="bf16x3", limits=LIMITS))
+
+
+def test_narrow_decodes_the_tokens_of_float32(tmp_path):
+    """Greedy and sampled; a batch and its first request alone."""
+    write_model(tmp_path).bfloat16().save_pretrained(tmp_path)
+    opened = {
+        impl: load_engine(EngineConfig(str(tmp_path), impl=impl, dtype="float32", limits=LIMITS))
+        for impl in ("xla", "bf16x3")
+    }
+    rng = np.random.default_rng(0)
+    thinking = ThinkingParams(max=20, min=8, max_answer_tokens=8)
+    requests = [
+        Request(rng.integers(0, 300, n).tolist(), thinking, sampling, seed=n)
+        for n in (3, 11, 18)
+        for sampling in (SamplingParams(), HOT)
+    ]
+    xla, bf16x3 = (complete_all(o.engine, requests) for o in opened.values())
+    assert [c[0].tokens for c in bf16x3] == [c[0].tokens for c in xla]
+    alone = complete_all(opened["bf16x3"].engine, requests[:1])
+    assert alone[0][0].tokens == bf16x3[0][0].tokens
+    assert "weights in bfloat16, bf16x3" in opened["bf16x3"].description
