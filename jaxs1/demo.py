@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxs1.config import UserError, parse, run_command
-from jaxs1.data import puzzles
 from jaxs1.data.chat import ANSWER, THINK
 from jaxs1.evaluation.metrics import wilson
+from jaxs1.tasks import puzzle_corpus, puzzles
 
 FOLDER = Path("demo")
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     _say("1  A corpus: worksheets for the base model, 1,000 reasoning traces for fine-tuning")
     if not (FOLDER / "data").exists():
         FOLDER.mkdir(exist_ok=True)
-        puzzles.write_corpus(FOLDER / "data")
+        puzzle_corpus.write_corpus(FOLDER / "data")
     example = json.loads((FOLDER / "data" / "sft.jsonl").open().readline())
     trace = f"{example['question']}\n{example['thinking_trajectories'][0]}\n{example['attempt']}"
     print("   the first trace:\n" + "".join(f"   | {line}\n" for line in trace.splitlines()))

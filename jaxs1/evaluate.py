@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxs1.config import UserError, parse, run_command
-from jaxs1.data import grading
 from jaxs1.decoding.base_engine import BaseEngine
 from jaxs1.decoding.loading import EngineConfig, LoadedEngine, load_engine
 from jaxs1.decoding.outputs import Completion, Request, SamplingParams
@@ -33,7 +32,8 @@ from jaxs1.evaluation import report
 from jaxs1.evaluation.methods import Point, SweepConfig, points_of, steps_in, with_instruction
 from jaxs1.evaluation.results import chosen, fits, read_results, results_of
 from jaxs1.evaluation.samples import Key, Samples
-from jaxs1.evaluation.tasks import Question, Questions, QuestionsConfig, load_questions
+from jaxs1.tasks import graders
+from jaxs1.tasks.benchmarks import Question, Questions, QuestionsConfig, load_questions
 
 SECONDS_BETWEEN_LINES = 20
 #: Of a completion, what a line of samples.jsonl has; its settings are those of folder and point.
@@ -156,7 +156,7 @@ def _settings(config: EvaluateConfig, questions: Questions, opened: LoadedEngine
         "task": questions.name,
         "questions": questions.digest(),
         "kind": questions.kind,
-        "grader": grading.VERSION,
+        "grader": graders.VERSION,
         "n": config.n,
         "seed": config.seed,
         "sampling": dataclasses.asdict(config.sampling),
@@ -249,7 +249,7 @@ def _request(
 
 
 def _record(
-    completion: Completion, question: Question, grader: grading.Grader, tokenizer: Any
+    completion: Completion, question: Question, grader: graders.Grader, tokenizer: Any
 ) -> dict[str, Any]:
     """One line of samples.jsonl."""
     given = grader.extract(_cue(completion, tokenizer) + completion.answer)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from jaxs1.config import UserError, one_line, parse, run_command
+from jaxs1.data.records import QUESTION_COLUMNS
 from jaxs1.decoding import budget
 from jaxs1.decoding.base_engine import StreamOutput
 from jaxs1.decoding.loading import EngineConfig, load_engine
@@ -26,7 +27,7 @@ from jaxs1.decoding.prompt import prompt_ids
 DIM, FORCED, PLAIN = "\x1b[2m", "\x1b[33m", "\x1b[0m"
 COMMAND = "python -m jaxs1.generate"
 #: What a line of a prompts file may hold, beside columns of its own.
-PROMPT_COLUMNS = ("prompt", "question", "problem")
+PROMPT_COLUMNS = ("prompt", *QUESTION_COLUMNS)
 
 
 @dataclass(frozen=True)

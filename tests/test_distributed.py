@@ -18,7 +18,7 @@ import pytest
 
 from convert.to_hf import to_hf
 from jaxs1.config import DistributedConfig, UserError
-from jaxs1.data import puzzles
+from jaxs1.tasks import puzzle_corpus
 from jaxs1.training import distributed
 from tests.conftest import ROOT
 from tests.numerics import assert_close
@@ -45,7 +45,7 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus") / "data"
-    puzzles.write_corpus(folder, base_documents=50, sft_examples=100)
+    puzzle_corpus.write_corpus(folder, base_documents=50, sft_examples=100)
     return folder
 
 

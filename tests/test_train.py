@@ -15,8 +15,8 @@ import transformers
 
 from convert.mapping import parameters
 from convert.weights import load_params, open_weights
-from jaxs1.data import puzzles
 from jaxs1.model import transformer
+from jaxs1.tasks import puzzle_corpus
 from tests.conftest import ROOT
 from tests.numerics import assert_close
 from tests.tiny_models import FLOAT32, one_device
@@ -27,7 +27,7 @@ STEPS = 24
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus") / "data"
-    puzzles.write_corpus(folder, base_documents=50, sft_examples=100)
+    puzzle_corpus.write_corpus(folder, base_documents=50, sft_examples=100)
     return folder
 
 

@@ -22,7 +22,7 @@ from jaxs1.curation.cache import Cache
 from jaxs1.curation.labelers import Model, NoAnswer, ask_all
 from jaxs1.curation.pool import Pool
 from jaxs1.curation.table import COLUMNS, read_text, read_value
-from jaxs1.data import grading
+from jaxs1.tasks import graders
 
 #: Key, and the values of the columns that a feature needs.
 Item = tuple[str, tuple[str, ...]]
@@ -113,9 +113,9 @@ def correct_feature() -> Feature:
 
     def run(items: Iterator[Item]) -> Generator[Result]:
         for key, (attempt, solution) in items:
-            yield key, grading.is_correct(attempt, solution), {}
+            yield key, graders.is_correct(attempt, solution), {}
 
-    return Feature("correct", ("attempt", "solution"), grading.VERSION, run)
+    return Feature("correct", ("attempt", "solution"), graders.VERSION, run)
 
 
 def solved_feature(name: str, model: Model) -> Feature:
@@ -128,7 +128,7 @@ def solved_feature(name: str, model: Model) -> Feature:
 
         def prompts() -> Iterator[tuple[str, str]]:
             for key, (question, solution) in items:
-                if grading.final_answer(solution) is None:
+                if graders.final_answer(solution) is None:
                     proofs.append(key)  # no answer could be graded: the model is not asked
                 else:
                     solutions[key] = solution
@@ -139,11 +139,11 @@ def solved_feature(name: str, model: Model) -> Feature:
             if isinstance(answer, NoAnswer):
                 yield key, answer, {}
             else:
-                yield key, grading.is_correct(answer, solution), {"answer": answer}
+                yield key, graders.is_correct(answer, solution), {"answer": answer}
         for key in proofs:
             yield key, None, {}
 
-    how = f"{model.identity} {prompt} {grading.VERSION}"
+    how = f"{model.identity} {prompt} {graders.VERSION}"
     return Feature(
         name, ("question", "solution"), how, run, model.where, max(PATIENCE, model.parallel)
     )

@@ -14,6 +14,9 @@ from jaxs1.config import DataConfig, UserError
 from jaxs1.data.chat import Record, reasoning
 from jaxs1.data.sources import Row, Source
 
+#: Columns that may hold a question, the likeliest first.
+QUESTION_COLUMNS = ("question", "problem")
+
 
 def _question_answer(question: str, answer: str) -> dict[str, Any]:
     return {

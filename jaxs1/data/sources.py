@@ -30,11 +30,13 @@ class Source:
     Args:
         path: a JSONL or Parquet file, or the id of a hub dataset (owner/name)
         split: which split of a hub dataset
+        subset: which configuration of a hub dataset, where it has several
         setting: what the user calls `path`, for messages
     """
 
     path: str
     split: str = "train"
+    subset: str | None = field(default=None, kw_only=True)
     setting: str = field(default="input", kw_only=True)
 
     @cached_property
@@ -111,7 +113,7 @@ class Source:
                 "pip install 'jaxs1[hub]'"
             ) from None
         try:
-            return datasets.load_dataset(self.path, split=self.split)
+            return datasets.load_dataset(self.path, self.subset, split=self.split)
         except Exception as error:  # whatever the hub, the network or the loader say
             reason = one_line(error)[:200] or type(error).__name__
             raise self._error(

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxs1.config import UserError
-from jaxs1.data.grading import Grader
 from jaxs1.evaluation import metrics
 from jaxs1.evaluation.methods import Bound, Point, natural_of
 from jaxs1.evaluation.samples import Key
-from jaxs1.evaluation.tasks import Questions
+from jaxs1.tasks.benchmarks import Questions
+from jaxs1.tasks.graders import Grader
 
 Sample = Mapping[str, Any]
 RESULTS = "results.json"

@@ -11,8 +11,8 @@ from jaxs1.config import UserError
 from jaxs1.curate import main
 from jaxs1.curation.cache import Cache
 from jaxs1.curation.features import length_feature, parse_subject
-from jaxs1.data.grading import final_answer, is_correct
 from jaxs1.data.tokenizer import load_tokenizer, train_tokenizer
+from jaxs1.tasks.graders import final_answer, is_correct
 from tests.curation.conftest import bare_pool, command, feature_settings, kill, reply, start
 from tests.curation.pools import write_jsonl
 from tests.curation.server import serve

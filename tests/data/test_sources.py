@@ -50,8 +50,8 @@ def hub(monkeypatch):
     """Hub id -> table; and what was asked for."""
     tables, asked = {}, []
 
-    def load_dataset(name, split):
-        asked.append((name, split))
+    def load_dataset(name, subset=None, split=None):
+        asked.append((name, split) if subset is None else (name, subset, split))
         if name not in tables:
             raise FileNotFoundError(f"Dataset '{name}' doesn't exist\non the Hub")
         return Dataset(tables[name])
@@ -108,6 +108,12 @@ def test_records_from_the_hub(tmp_path, hub):
     assert (name, len(records)) == ("s1k", 2)
     assert records[1].where == "owner/pool[train]:2"
     assert records[1].messages[0]["content"] == "q1"
+
+
+def test_subset_of_a_hub_dataset(tmp_path, hub):
+    path, _ = write("hub", tmp_path, hub)
+    assert next(Source(path, "test", subset="main").rows()) == ("owner/pool[test]:1", ROWS[0])
+    assert hub[1] == [("owner/pool", "main", "test")]
 
 
 def test_hub_that_does_not_answer_is_one_line(hub):

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from jaxs1.data.grading import GRADERS
 from jaxs1.evaluation import metrics
 from jaxs1.evaluation.metrics import Run
+from jaxs1.tasks.graders import GRADERS
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import transformers
 
 from jaxs1.data.tokenizer import train_tokenizer
-from jaxs1.evaluation.tasks import QuestionsConfig, load_questions
+from jaxs1.tasks.benchmarks import QuestionsConfig, load_questions
 from tests.conftest import ROOT
 from tests.curation.pools import write_jsonl
 

@@ -25,12 +25,12 @@ from jaxs1.config import (
     UserError,
     parse,
 )
-from jaxs1.data import puzzles
 from jaxs1.data.batches import Batches
 from jaxs1.data.tokenizer import load_tokenizer
 from jaxs1.model import transformer
 from jaxs1.model.architecture import Architecture
 from jaxs1.model.sharding import make_sharding_rules
+from jaxs1.tasks import puzzle_corpus
 from jaxs1.training.optimizer import make_optimizer
 from jaxs1.training.step import init_state, make_train_step, put_batch, state_shardings
 from tests.numerics import assert_close
@@ -202,7 +202,7 @@ def test_a_step_needs_no_second_copy_of_the_frozen_weights(tmp_path):
 def recipe(tmp_path_factory):
     """Arguments of the command: adapters over a small model, on a mesh of eight devices."""
     folder = tmp_path_factory.mktemp("recipe")
-    puzzles.write_corpus(folder / "data", base_documents=50, sft_examples=40)
+    puzzle_corpus.write_corpus(folder / "data", base_documents=50, sft_examples=40)
     vocab = -(-len(load_tokenizer(str(folder / "data/tokenizer"))) // 64) * 64
     hf_model("qwen2-untied-4-4", vocab=vocab).save_pretrained(folder / "base")
     settings = {

@@ -1,46 +1,48 @@
-"""The laptop demo's task, "Make T from a,b,c,d": questions, grader, teacher, corpus, tokenizer.
+"""The laptop demo's corpus: a teacher's traces, the base model's documents, and a tokenizer.
 
-A question gives four distinct digits from 1..7 in some order and a target T > 0; an answer is
-`x*y+z` or `x*y-z` with x, y, z three of the four and the value T. A candidate search goes through
-24 expressions in a fixed order: the 6 pairs (x, y) by position, for each the two left-over
-numbers, `+` then `-`. One pair is one line, with a verdict against T after each value:
+The teacher searches through the candidates of a question (`puzzles.candidates`). One pair (x, y) is
+one line, with a verdict against the target after each value:
 
     7*4=28 +6=34 high -6=22 high +2=30 high -2=26 high
 
 What is designed and what is learnt: the teacher's patience and its give-up rate are designed, so
 that its traces are naturally too short, as s1's are; say so wherever the curve is shown. The
-arithmetic and the search are learnt. The 35 sets of digits are split as *sets* (25 / 5 / 5), so a
-development or test question shows digits that no training question shows together.
+arithmetic and the search are learnt.
 
 Two stages, as in s1. The base corpus carries the skill: it has no chat tokens, no Wait and no
 answers, and never stops at a hit. The 1,000 traces carry the format and the habit.
 
 This file knows nothing of models and of training.
-Run it: `python -m jaxs1.data.puzzles OUT [--seed N]`.
+Run it: `python -m jaxs1.tasks.puzzle_corpus OUT [--seed N]`.
 """
 
 import argparse
-import functools
-import itertools
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from jaxs1.data.chat import reasoning
 from jaxs1.data.tokenizer import load_tokenizer, train_tokenizer
+from jaxs1.tasks.puzzles import (
+    DIGITS,
+    VALUES,
+    Candidate,
+    Problem,
+    all_problems,
+    candidates,
+    is_correct,
+    sample_problems,
+    search_lines,
+)
 
-DIGITS = range(1, 8)
-SPLIT_SIZES = {"train": 25, "dev": 5, "test": 5}
 EVALUATION_QUESTIONS = 400  # in each of dev.jsonl and test.jsonl
 BASE_MIXTURE = {"worksheet": 0.5, "compare": 0.2, "calculate": 0.15, "spot": 0.1, "express": 0.05}
-VALUES = range(-5, 48)  # every value of x*y+z and x*y-z over distinct digits lies in here
 ROTATED_WORKSHEETS = 1 / 3
 #: A page is longer than the longest trace: what the base model never saw behind its 200th token,
 #: the fine-tuned one does badly there, and each Wait leads further there. [tokens]
@@ -49,140 +51,6 @@ OPEN_PAGES = 32
 #: One token each: with a token per digit the verdict `yes` is hardly learnt.
 TWO_DIGITS = [str(value) for value in VALUES if value > 9]
 WORDS = "system\nuser\nassistant\nthink\nanswer\n"  # so that each becomes one token
-
-_NUMBER = r"(0|[1-9][0-9]{0,2})"
-_EXPRESSION = re.compile(rf"{_NUMBER}\*{_NUMBER}([+-]){_NUMBER}")
-_ANSWER_PREFIX = re.compile(r"^(Answer:\s*)?(Final Answer:)?")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Four distinct digits, in the order in which the question lists them, and the target."""
-
-    numbers: tuple[int, ...]
-    target: int
-
-    def __post_init__(self):
-        """Reject anything but four distinct digits."""
-        if len(self.numbers) != 4 or len(set(self.numbers) & set(DIGITS)) != 4:
-            raise ValueError(f"numbers={self.numbers}: need four distinct digits from 1..7")
-
-    @property
-    def question(self) -> str:
-        """The question as the model reads it."""
-        return f"Make {self.target} from {','.join(map(str, self.numbers))}"
-
-    def record(self) -> dict[str, Any]:
-        """The question's JSON record; `from_record` inverts it."""
-        return {
-            "question": self.question,
-            "numbers": list(self.numbers),
-            "target": self.target,
-        }
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> "Problem":
-        """The problem of a record of dev.jsonl, test.jsonl or sft.jsonl."""
-        return cls(tuple(record["numbers"]), record["target"])
-
-
-class Candidate(NamedTuple):
-    """One expression, x*y+z or x*y-z."""
-
-    x: int
-    y: int
-    sign: str
-    z: int
-
-    @property
-    def value(self) -> int:
-        """What the expression evaluates to."""
-        return self.x * self.y + (self.z if self.sign == "+" else -self.z)
-
-    @property
-    def expression(self) -> str:
-        """The answer's form, `4*2-7`."""
-        return f"{self.x}*{self.y}{self.sign}{self.z}"
-
-    @property
-    def steps(self) -> tuple[str, str]:
-        """The calculation in two steps, `4*2=8` and `-7=1`."""
-        return f"{self.x}*{self.y}={self.x * self.y}", f"{self.sign}{self.z}={self.value}"
-
-
-@functools.cache
-def candidates(numbers: tuple[int, ...]) -> tuple[Candidate, ...]:
-    """The 24 candidates in the search's order; each line of the search takes the next four."""
-    return tuple(
-        Candidate(x, y, sign, z)
-        for x, y in itertools.combinations(numbers, 2)
-        for z in numbers
-        if z not in (x, y)
-        for sign in "+-"
-    )
-
-
-def search_lines(numbers: tuple[int, ...]) -> list[tuple[Candidate, ...]]:
-    """The candidates by line: six pairs, four candidates each."""
-    return [candidates(numbers)[i : i + 4] for i in range(0, 24, 4)]
-
-
-def solve(problem: Problem) -> list[Candidate]:
-    """All candidates that evaluate to the target, in the search's order."""
-    return [c for c in candidates(problem.numbers) if c.value == problem.target]
-
-
-def evaluate_expression(text: str) -> int | None:
-    """The value of `x*y+z` or `x*y-z` written exactly so, with numbers below 1000; else None."""
-    match = _EXPRESSION.fullmatch(text)
-    if match is None:
-        return None
-    x, y, z = (int(match[i]) for i in (1, 2, 4))
-    return x * y + (z if match[3] == "+" else -z)
-
-
-def is_correct(problem: Problem, answer_text: str) -> bool:
-    """Whether the answer uses three of the four numbers, each at most once, and makes the target.
-
-    `Final Answer:`, an `Answer:` before it, and white space around the expression are ignored.
-    """
-    text = answer_text.strip()
-    text = _ANSWER_PREFIX.sub("", text, count=1).strip()
-    if evaluate_expression(text) != problem.target:
-        return False
-    used = [int(number) for number in re.findall(r"\d+", text)]
-    return len(set(used)) == 3 and set(used) <= set(problem.numbers)
-
-
-@functools.cache
-def split_sets() -> dict[str, tuple[tuple[int, ...], ...]]:
-    """The sets of digits of `train`, `dev` and `test`: one split for all corpus seeds."""
-    sets = list(itertools.combinations(DIGITS, 4))
-    order = np.random.default_rng(0).permutation(len(sets))
-    bounds = np.cumsum([0, *SPLIT_SIZES.values()])
-    return {
-        name: tuple(sorted(sets[i] for i in order[start:stop]))
-        for name, (start, stop) in zip(SPLIT_SIZES, itertools.pairwise(bounds), strict=True)
-    }
-
-
-@functools.cache
-def all_problems(split: str) -> tuple[Problem, ...]:
-    """Every question of a split: its sets x 24 orders x the positive values that can be made."""
-    return tuple(
-        Problem(numbers, target)
-        for digits in split_sets()[split]
-        for numbers in itertools.permutations(digits)
-        for target in sorted({c.value for c in candidates(numbers) if c.value > 0})
-    )
-
-
-def sample_problems(split: str, count: int, rng: np.random.Generator) -> list[Problem]:
-    """`count` different questions of a split, uniformly; raises ValueError if there are fewer."""
-    problems = all_problems(split)
-    if count > len(problems):
-        raise ValueError(f"{count} questions asked of {split}: it has {len(problems)}, ask less")
-    return [problems[i] for i in rng.permutation(len(problems))[:count]]
 
 
 def verdict(value: int, target: int) -> str:

@@ -1,13 +1,18 @@
 """Questions: the shared benchmarks, choices in order, a JSONL of one's own, and what is refused."""
 
 import json
+import sys
+import types
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jaxs1.config import UserError
-from jaxs1.data.puzzles import Problem
-from jaxs1.evaluation.tasks import QuestionsConfig, load_questions
+from jaxs1.tasks.benchmarks import QuestionsConfig, load_questions
+from jaxs1.tasks.puzzles import Problem
 from tests.curation.pools import write_jsonl
+from tests.data.test_sources import Dataset
 
 GPQA = {
     "Question": "Which?",
@@ -89,6 +94,29 @@ def test_refused(tmp_path, task, rows, settings, message):
     with pytest.raises(UserError) as refusal:
         load_questions(task, QuestionsConfig(**settings))
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_named_benchmark_comes_from_its_place_on_the_hub(monkeypatch):
+    """The hub is a stand-in: the calls, by `datasets.load_dataset`'s own parameter names."""
+    table = pa.Table.from_pylist([{"question": "1+1?", "answer": "It is\n#### 2"}])
+
+    def load_dataset(path, name=None, *, split):
+        if (path, name, split) != ("openai/gsm8k", "main", "test"):
+            raise ConnectionError("no network")
+        return Dataset(table)
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    (question,) = load_questions("gsm8k", QuestionsConfig()).items
+    assert (question.text, question.gold) == ("1+1?", "2")
+    with pytest.raises(UserError, match=r"task=aime25: .*\(no network\); or give --data.path FILE"):
+        load_questions("aime25", QuestionsConfig())
+
+
+def test_questions_from_parquet(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist([{"problem": "1+1?", "answer": "2"}]), path)
+    (question,) = load_questions("math500", QuestionsConfig(path=str(path))).items
+    assert (question.text, question.gold) == ("1+1?", "2")
 
 
 def test_unknown_field_is_refused():

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from jaxs1.data import puzzles
-from jaxs1.data.puzzles import Problem, Teacher
+from jaxs1.tasks import puzzle_corpus, puzzles
+from jaxs1.tasks.puzzle_corpus import Teacher
+from jaxs1.tasks.puzzles import Problem
 
 STEP = re.compile(r"([+-]\d)=(-?\d+)(?: (low|high|yes))?")
 EXAMPLE = Problem((7, 4, 6, 2), 1)
@@ -30,7 +31,7 @@ SMALL = {"base_documents": 1500, "sft_examples": 1000}
 def corpus(tmp_path_factory) -> Path:
     """A corpus with a short base part."""
     folder = tmp_path_factory.mktemp("puzzles") / "corpus"
-    puzzles.write_corpus(folder, seed=0, **SMALL)
+    puzzle_corpus.write_corpus(folder, seed=0, **SMALL)
     return folder
 
 
@@ -303,14 +304,14 @@ def test_teacher_statistics_are_those_of_the_design():
 def test_no_trace_is_longer_than_a_page(corpus, tokenizer):
     chats = [chat(tokenizer, trace) for trace in read(corpus / "sft.jsonl")]
     lengths = [len(ids) for ids in tokenizer(chats)["input_ids"]]
-    assert 200 <= max(lengths) < puzzles.PAGE
+    assert 200 <= max(lengths) < puzzle_corpus.PAGE
 
 
 def test_pages_are_nearly_full(corpus, tokenizer):
     pages = tokenizer([r["text"] for r in read(corpus / "base.jsonl")])["input_ids"]
     lengths = [len(ids) for ids in pages]
-    assert max(lengths) <= puzzles.PAGE
-    assert np.mean(lengths) > 0.9 * puzzles.PAGE
+    assert max(lengths) <= puzzle_corpus.PAGE
+    assert np.mean(lengths) > 0.9 * puzzle_corpus.PAGE
 
 
 def test_corpus_is_a_function_of_its_seed(corpus, tmp_path):
@@ -320,8 +321,8 @@ def test_corpus_is_a_function_of_its_seed(corpus, tmp_path):
         files = (path for path in folder.rglob("*") if path.is_file())
         return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
-    puzzles.write_corpus(tmp_path / "same", seed=0, **SMALL)
-    puzzles.write_corpus(tmp_path / "other", seed=1, **SMALL)
+    puzzle_corpus.write_corpus(tmp_path / "same", seed=0, **SMALL)
+    puzzle_corpus.write_corpus(tmp_path / "other", seed=1, **SMALL)
     first, same, other = map(contents, (corpus, tmp_path / "same", tmp_path / "other"))
     assert first == same
     assert {"base.jsonl", "sft.jsonl", "tokenizer/tokenizer.json"} <= first.keys() == other.keys()
@@ -332,32 +333,32 @@ def test_corpus_is_a_function_of_its_seed(corpus, tmp_path):
 def test_corpus_appears_complete_or_not_at_all(corpus, tmp_path, monkeypatch, capsys):
     """A failure leaves nothing behind; an existing folder is never touched."""
     with pytest.raises(FileExistsError, match="remove it"):
-        puzzles.write_corpus(corpus, **SMALL)
+        puzzle_corpus.write_corpus(corpus, **SMALL)
     with pytest.raises(SystemExit):
-        puzzles.main([str(corpus)])
+        puzzle_corpus.main([str(corpus)])
     assert "remove it" in capsys.readouterr().err
     with pytest.raises(ValueError, match="9480"):
-        puzzles.write_corpus(tmp_path / "new", base_documents=1, sft_examples=9481)
+        puzzle_corpus.write_corpus(tmp_path / "new", base_documents=1, sft_examples=9481)
 
     def fail(*_, **__):
         raise RuntimeError("stopped half-way")
 
-    monkeypatch.setattr(puzzles, "train_tokenizer", fail)
+    monkeypatch.setattr(puzzle_corpus, "train_tokenizer", fail)
     with pytest.raises(RuntimeError, match="half-way"):
-        puzzles.write_corpus(tmp_path / "new", base_documents=1, sft_examples=1)
+        puzzle_corpus.write_corpus(tmp_path / "new", base_documents=1, sft_examples=1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_command_prints_the_summary(tmp_path, monkeypatch, capsys):
     """The command's arguments arrive and its table shows every figure."""
-    full = puzzles.write_corpus
+    full = puzzle_corpus.write_corpus
 
     def small(folder, seed):
         assert seed == 3
         return full(folder, seed, base_documents=50, sft_examples=20)
 
-    monkeypatch.setattr(puzzles, "write_corpus", small)
-    puzzles.main([str(tmp_path / "out"), "--seed", "3"])
+    monkeypatch.setattr(puzzle_corpus, "write_corpus", small)
+    puzzle_corpus.main([str(tmp_path / "out"), "--seed", "3"])
     printed = capsys.readouterr().out
     assert re.search(r"base records +1[78]\nsft records +20\ndev records +400\n", printed)
     assert re.search(r"share correct +0\.\d{3}\n", printed)

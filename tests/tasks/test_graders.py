@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from jaxs1.data.grading import GRADERS, LONGEST, choice, integer
-from jaxs1.data.puzzles import Problem
-from jaxs1.evaluation.tasks import GRADERS as ALL
+from jaxs1.tasks.benchmarks import GRADERS as ALL
+from jaxs1.tasks.graders import GRADERS, LONGEST, choice, integer
+from jaxs1.tasks.puzzles import Problem
 
 MATH = GRADERS["math"]
 #: Shuffled gold answers that math-verify takes for the other one: it reads a list without brackets

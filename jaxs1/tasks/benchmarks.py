@@ -1,7 +1,7 @@
-"""What is asked and what is right: named benchmarks, a JSONL of one's own, the demo's puzzles.
+"""Questions and their right answers: named benchmarks, a JSONL of one's own, the demo's puzzles.
 
-`TASKS` says where a benchmark lies on the hub, which columns it has and of what kind its answers
-are; a new one is one row. `GRADERS` reads and compares the answers of each kind.
+`TASKS` says where on the hub a benchmark is, which columns it has and of what kind its answers are;
+a new one is one row. `GRADERS` reads and compares the answers of each kind.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jaxs1.config import UserError, one_line
-from jaxs1.data import grading, puzzles
-from jaxs1.data.sources import read_jsonl
+from jaxs1.data.records import QUESTION_COLUMNS
+from jaxs1.data.sources import Row, Source
+from jaxs1.tasks import graders, puzzles
 
-Row = Mapping[str, Any]
 Kind = Literal["math", "integer", "letter", "puzzle"]
 
 
@@ -29,36 +29,38 @@ class Task:
 
     Args:
         kind: of its answers
-        hub: id of the data set; None for one that lies on disk only
-        subset: of the data set
-        split: of the data set
+        hub: where it is on the hub; None for one that is on disk only
         question, answer: names of its columns
         wrong: columns with the wrong choices of a multiple-choice question; `answer` is the right
     """
 
     kind: Kind
-    hub: str | None = None
-    subset: str | None = None
-    split: str = "test"
+    hub: Source | None = None
     question: str = "question"
     answer: str = "answer"
     wrong: tuple[str, ...] = ()
 
 
+def _hub(path: str, split: str = "test", subset: str | None = None) -> Source:
+    return Source(path, split, subset=subset, setting="hub")
+
+
 TASKS = {
-    "aime24": Task("integer", "simplescaling/aime24_nofigures", split="train", question="problem"),
-    "aime25": Task("integer", "math-ai/aime25", question="problem"),
-    "math500": Task("math", "simplescaling/openaimath", question="problem"),
+    "aime24": Task("integer", _hub("simplescaling/aime24_nofigures", "train"), "problem"),
+    "aime25": Task("integer", _hub("math-ai/aime25"), "problem"),
+    "math500": Task("math", _hub("simplescaling/openaimath"), "problem"),
     "gpqa": Task(
-        *("letter", "Idavidrein/gpqa", "gpqa_diamond", "train", "Question", "Correct Answer"),
+        "letter",
+        _hub("Idavidrein/gpqa", "train", "gpqa_diamond"),
+        question="Question",
+        answer="Correct Answer",
         wrong=("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
     ),
-    "gsm8k": Task("math", "openai/gsm8k", "main"),
+    "gsm8k": Task("math", _hub("openai/gsm8k", subset="main")),
     "puzzles": Task("puzzle"),
 }
-#: What a JSONL of one's own may call its columns, the likeliest first.
-QUESTION_NAMES = ("question", "problem", "prompt")
-ANSWER_NAMES = ("answer", "solution", "target")
+#: Columns of one's own file that may hold the answer, the likeliest first.
+ANSWER_COLUMNS = ("answer", "solution", "target")
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class QuestionsConfig:
     """Where the questions lie.
 
     Args:
-        path: a .jsonl file with the questions of a named task; null takes them from the hub
+        path: a .jsonl or .parquet file with the questions of a named task; null takes them from
+            the hub
         fields: column names that differ, e.g. '{"question": "prompt", "answer": "gold"}'
         kind: of the answers of a JSONL of one's own; auto is math
         seed: of the order of the choices of a multiple-choice question
@@ -109,7 +112,7 @@ class Questions:
     items: tuple[Question, ...]
 
     @property
-    def grader(self) -> grading.Grader:
+    def grader(self) -> graders.Grader:
         """Of this kind of answers."""
         return GRADERS[self.kind]
 
@@ -132,14 +135,14 @@ def load_questions(task: str, config: QuestionsConfig) -> Questions:
     if task in TASKS:
         known = TASKS[task]
         name = task
-        rows = _rows_of(task, known, config)
+        rows = _rows_of(task, known, config.path)
     elif task.endswith(".jsonl"):
         if config.path is not None:
             raise UserError(f"data.path={config.path}: the task is a file already; leave it out")
-        path = _existing(task, "task")
-        name = path.name
-        known = _own(path, config)
-        rows = read_jsonl(path)
+        source = Source(task, setting="task")
+        name = Path(task).name
+        known = _own(source, config)
+        rows = source.rows()
     else:
         raise UserError(f"task={task}: is unknown; give {', '.join(TASKS)}, or FILE.jsonl")
     items = tuple(
@@ -150,21 +153,25 @@ def load_questions(task: str, config: QuestionsConfig) -> Questions:
     return Questions(name, known.kind, items)
 
 
-def _rows_of(name: str, task: Task, config: QuestionsConfig) -> Iterator[tuple[str, Row]]:
-    if config.path is not None:
-        return read_jsonl(_existing(config.path, "data.path"))
+def _rows_of(name: str, task: Task, path: str | None) -> Iterator[tuple[str, Row]]:
+    if path is not None:
+        yield from Source(path, setting="data.path").rows()
+        return
     if task.hub is None:
         raise UserError(
             f"task={name}: lies on no hub; give --data.path FILE.jsonl, e.g. demo/data/test.jsonl"
         )
-    return _hub(name, task)
+    try:
+        yield from task.hub.rows()
+    except UserError as error:
+        raise UserError(f"task={name}: {error}; or give --data.path FILE.jsonl") from None
 
 
-def _own(path: Path, config: QuestionsConfig) -> Task:
+def _own(source: Source, config: QuestionsConfig) -> Task:
     """How a JSONL of one's own is read, by the columns of its first row."""
-    where, row = next(read_jsonl(path), (str(path), {}))
+    where, row = next(source.rows(), (source.path, {}))
     names = {}
-    for ours, known in (("question", QUESTION_NAMES), ("answer", ANSWER_NAMES)):
+    for ours, known in (("question", (*QUESTION_COLUMNS, "prompt")), ("answer", ANSWER_COLUMNS)):
         found = [n for n in known if n in row]
         if not found and ours not in config.fields and row:
             raise UserError(
@@ -174,32 +181,6 @@ def _own(path: Path, config: QuestionsConfig) -> Task:
         names[ours] = found[0] if found else ours
     kind: Kind = "math" if config.kind == "auto" else config.kind
     return Task(kind, question=names["question"], answer=names["answer"])
-
-
-def _existing(name: str, setting: str) -> Path:
-    path = Path(name)
-    if not path.is_file():
-        raise UserError(f"{setting}={name}: no such file; give a .jsonl file")
-    return path
-
-
-def _hub(name: str, task: Task) -> Iterator[tuple[str, Row]]:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(
-            f"task={name}: its data comes from the hub, which needs the package datasets; "
-            "pip install 'jaxs1[hub]', or give --data.path FILE.jsonl"
-        ) from None
-    try:
-        rows = datasets.load_dataset(task.hub, task.subset, split=task.split)
-    except Exception as error:  # whatever the hub, the network or the loader say
-        raise UserError(
-            f"task={name}: {task.hub} cannot be loaded ({one_line(error)[:200]}); "
-            "give --data.path FILE.jsonl"
-        ) from None
-    for number, row in enumerate(rows, start=1):
-        yield f"{task.hub}[{task.split}]:{number}", row
 
 
 def _question(number: int, where: str, row: Row, task: Task, config: QuestionsConfig) -> Question:
@@ -264,4 +245,4 @@ def _solves(given: str, gold: str) -> bool:
 
 
 #: Kind of answer -> how it is read and compared.
-GRADERS = {**grading.GRADERS, "puzzle": grading.Grader(_expression, str.__eq__, _solves)}
+GRADERS = {**graders.GRADERS, "puzzle": graders.Grader(_expression, str.__eq__, _solves)}

@@ -1,0 +1,1 @@
+"""What is asked and what is right: benchmarks, graders, and the demo's puzzles."""
