@@ -1,6 +1,6 @@
 """How good is a model, and what does thinking longer buy it:
 
-    python -m jaxs1.evaluate --model DIR --task math500 --sweep.max_thinking '[512,1024,2048]' \\
+    python -m jaxs1.evaluate --model DIR --task math500 --sweep.budget '[512,1024,2048]' \\
         --sweep.num_waits '[0,1,2,4,6]' --output runs/evaluation
 
 Every point of the sweep answers every question; points share one run of the engine. The output

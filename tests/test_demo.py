@@ -22,7 +22,7 @@ def points(results, way):
 def test_recorded_with_todays_recipe(results):
     recipe = str(ROOT / "configs" / "demo_evaluate.yaml")
     config = parse(EvaluateConfig, ["--config", recipe], command="test")
-    assert [p["value"] for p in points(results, "max_thinking")] == config.sweep.max_thinking
+    assert [p["value"] for p in points(results, "max_thinking")] == config.sweep.budget
     assert [p["value"] for p in points(results, "num_waits")] == config.sweep.num_waits
     assert results["settings"]["thinking"]["cue"] == config.thinking.answer_prefix
     assert results["questions"] >= 300

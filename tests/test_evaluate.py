@@ -38,33 +38,33 @@ def test_budgets_and_waits(task, tmp_path):
     """Greedy, the stand-in is right where it thinks 20 + number tokens; it wants 40 to 59."""
     out = tmp_path / "out"
     engine = Engine()
-    sweep = ("--sweep.max_thinking", "[0,10,30,-1]", "--sweep.num_waits", "[0,2]")
+    sweep = ("--sweep.budget", "[0,10,30,-1]", "--sweep.num_waits", "[0,2]")
     results = evaluate(config("--task", task, "--output", out, *sweep), engine)
     # natural = no budget = no Waits: asked once
     assert len(engine.requests) == len(lines(out)) == 5 * COUNT
     points = by_label(results)
     for budget, right in ((0, 0), (10, 0), (30, 11)):
-        point = points["max_thinking", budget]
+        point = points["budget", budget]
         assert point["thinking_tokens"] == budget and point["right"] == right
         assert point["accuracy"] == right / COUNT and point["low"] <= right / COUNT <= point["high"]
         assert point["thinking_ended_by"] == {"budget": COUNT} and point["samples_kept"] == 1
-    assert points["max_thinking", -1]["right"] == points["num_waits", 0]["right"]
+    assert points["budget", -1]["right"] == points["num_waits", 0]["right"]
     assert points["num_waits", 2]["waits"] == 2 and points["num_waits", 2]["right"] == COUNT
-    budgets = results["ways"]["max_thinking"]
+    budgets = results["ways"]["budget"]
     assert budgets["control"] == 1 and budgets["scaling_per_doubling"] > 0
-    assert budgets["performance"] == points["max_thinking", -1]["accuracy"]
+    assert budgets["performance"] == points["budget", -1]["accuracy"]
     assert json.loads((out / "results.json").read_text()) == results
     for picture in ("scaling.png", "waits.png"):
         assert (out / picture).stat().st_size > 10_000
     assert not (out / "majority.png").exists()
     table = (out / "results.md").read_text()
-    assert f"| max_thinking 30 | {100 * 11 / COUNT:.1f} |" in table and "scaling.png" in table
+    assert f"| budget 30 | {100 * 11 / COUNT:.1f} |" in table and "scaling.png" in table
 
 
 def test_every_sample_can_be_asked_for_again(task, tmp_path):
     out = tmp_path / "out"
     engine = Engine()
-    evaluate(config("--task", task, "--output", out, "--sweep.max_thinking", "[30]"), engine)
+    evaluate(config("--task", task, "--output", out, "--sweep.budget", "[30]"), engine)
     settings = json.loads((out / "settings.json").read_text())
     assert settings["model"] == "fake" and settings["thinking"]["preset"] == "s1"
     for line in lines(out):
@@ -174,13 +174,13 @@ def test_compare(task, tmp_path):
 
 def test_more_points_and_questions_add_to_what_is_there(task, tmp_path):
     out = ("--task", task, "--output", tmp_path / "out")
-    evaluate(config(*out, "--limit", 5, "--sweep.max_thinking", "[30]"), Engine())
+    evaluate(config(*out, "--limit", 5, "--sweep.budget", "[30]"), Engine())
     engine = Engine()
-    results = evaluate(config(*out, "--limit", 8, "--sweep.max_thinking", "[30,40]"), engine)
+    results = evaluate(config(*out, "--limit", 8, "--sweep.budget", "[30,40]"), engine)
     assert len(engine.requests) == 3 + 8 and results["questions"] == 8
     whole = evaluate(
         config("--task", task, "--output", tmp_path / "whole", "--limit", 8,
-               "--sweep.max_thinking", "[30,40]"),
+               "--sweep.budget", "[30,40]"),
         Engine(),
     )  # fmt: skip
     assert results == whole
@@ -198,7 +198,7 @@ def run_fake(*arguments, **environment):
 
 
 def test_killed_and_resumed_is_as_never_killed(task, tmp_path):
-    sweep = ("--sweep.max_thinking", "[20,40]", "--sweep.rejection", "[45]")
+    sweep = ("--sweep.budget", "[20,40]", "--sweep.rejection", "[45]")
     more = ("--task", task, *sweep, "--sampling.temperature", 1, "--n", 2)
     out, asked = tmp_path / "killed", tmp_path / "asked"
     process = run_fake(*more, "--output", out, SECONDS="0.02", ASKED=str(asked))
@@ -288,9 +288,9 @@ def test_folder_of_something_else_or_damaged_is_refused(task, tmp_path):
         (("--n", 4), "n=4: all samples of greedy decoding are equal"),
         (("--sweep.rejection", "[10]"), "greedy decoding draws the same again"),
         (("--sweep.num_waits", "[-1]"), "sweep.num_waits=-1: must be 0 or more"),
-        (("--sweep.max_thinking", "[8,8]"), "sweep.max_thinking=[8, 8]: names a value twice"),
+        (("--sweep.budget", "[8,8]"), "sweep.budget=[8, 8]: names a value twice"),
         (("--sweep.class_prompt", "[brief]"), "sweep.class_prompt"),
-        (("--sweep.budget", "[8]"), "sweep.budget: no such field"),
+        (("--sweep.budgets", "[8]"), "sweep.budgets: no such field"),
         (("--thinking.mode", "loud"), "thinking.mode"),
     ],
 )
@@ -301,7 +301,7 @@ def test_bad_input_is_one_line(arguments, message):
 
 
 def test_budget_below_the_minimum_is_refused(task, tmp_path):
-    sweep = ("--sweep.max_thinking", "[8]", "--thinking.min", 9, "--output", tmp_path / "out")
+    sweep = ("--sweep.budget", "[8]", "--thinking.min", 9, "--output", tmp_path / "out")
     with pytest.raises(UserError, match=r"thinking.min=9: must not be above thinking.max=8"):
         evaluate(config("--task", task, *sweep), Engine())
     assert not (tmp_path / "out").exists()
@@ -311,7 +311,7 @@ def test_what_needs_no_model_is_checked_before_it_is_loaded(task, tmp_path):
     for wrong in (
         ("--task", "math50"),
         ("--task", task, "--compare", tmp_path / "no"),
-        ("--task", task, "--sweep.max_thinking", "[8]", "--thinking.min", 9),
+        ("--task", task, "--sweep.budget", "[8]", "--thinking.min", 9),
     ):
         with pytest.raises(UserError):
             command.evaluate(config(*wrong), pytest.fail)

@@ -38,7 +38,7 @@ CLASSES = {
 #: Way -> its name in tables and pictures, and what its values are.
 WAYS = {
     "natural": ("as asked", "setting"),
-    "max_thinking": ("budget forcing, maximum", "budget [tokens]"),
+    "budget": ("budget forcing, maximum", "budget [tokens]"),
     "num_waits": ("budget forcing, Waits", "Waits"),
     "token_prompt": ("token-conditional", "tokens asked for"),
     "step_prompt": ("step-conditional", "steps asked for"),
@@ -52,7 +52,7 @@ class SweepConfig:
     """At which settings the model is measured; with none given, once with `thinking` as it is.
 
     Args:
-        max_thinking: thinking budgets [tokens]; -1: what the context holds
+        budget: thinking budgets [tokens]; -1: what the context holds
         num_waits: numbers of Waits
         token_prompt: "Think for up to N tokens." behind the question
         step_prompt: "Think for up to N steps." behind the question
@@ -63,7 +63,7 @@ class SweepConfig:
         tries: samples that rejection draws at most before the question counts as not answered
     """
 
-    max_thinking: list[int] = field(default_factory=list)
+    budget: list[int] = field(default_factory=list)
     num_waits: list[int] = field(default_factory=list)
     token_prompt: list[int] = field(default_factory=list)
     step_prompt: list[int] = field(default_factory=list)
@@ -76,7 +76,7 @@ class SweepConfig:
     def __post_init__(self) -> None:
         """Refuse values that measure nothing."""
         least = {"num_waits": 0, "token_prompt": 1, "step_prompt": 1, "rejection": 1}
-        for name, bound in {"max_thinking": -1, **least}.items():
+        for name, bound in {"budget": -1, **least}.items():
             for value in getattr(self, name):
                 if value < bound:
                     raise UserError(f"sweep.{name}={value}: must be {bound} or more; raise it")
@@ -138,7 +138,7 @@ class Point:
 
     @property
     def label(self) -> str:
-        """For people, e.g. `max_thinking=512`."""
+        """For people, e.g. `budget=512`."""
         return self.way if self.value is None else f"{self.way}={self.value}"
 
 
@@ -149,8 +149,8 @@ def points_of(sweep: SweepConfig, thinking: ThinkingParams) -> list[Point]:
         UserError: a value that `thinking` cannot go with, such as a budget below its minimum.
     """
     points = [
-        Point("max_thinking", n, budget := dataclasses.replace(thinking, max=n), bound=_of(budget))
-        for n in sweep.max_thinking
+        Point("budget", n, budget := dataclasses.replace(thinking, max=n), bound=_of(budget))
+        for n in sweep.budget
     ]
     for n in sweep.num_waits:
         waits = dataclasses.replace(thinking, num_waits=n)

@@ -16,7 +16,7 @@ Results = Mapping[str, Any]
 #: Colours that stay apart for the colour-blind (Okabe and Ito), one a way, and a marker each.
 STYLES = {
     "natural": ("#000000", "D"),
-    "max_thinking": ("#0072B2", "o"),
+    "budget": ("#0072B2", "o"),
     "num_waits": ("#D55E00", "s"),
     "token_prompt": ("#009E73", "^"),
     "step_prompt": ("#CC79A7", "v"),

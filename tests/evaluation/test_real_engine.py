@@ -53,7 +53,7 @@ def start(model, math500, output):
         "task": "math500",
         "data.path": math500,
         "output": output,
-        "sweep.max_thinking": "[0,5,12]",
+        "sweep.budget": "[0,5,12]",
         "sweep.num_waits": "[1]",
         "thinking.max": 20,
         "thinking.max_answer_tokens": 8,
