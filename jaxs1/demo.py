@@ -121,7 +121,7 @@ def _show_rescue(samples: Path, questions: Path) -> None:
     graded: dict[int, dict[str, dict[str, Any]]] = {}
     for line in samples.open():
         sample = json.loads(line)
-        graded.setdefault(sample["question"], {})[sample["point"]] = sample
+        graded.setdefault(sample["question_id"], {})[sample["point"]] = sample
     for waits in range(1, 7):
         for number, by_point in graded.items():
             without, with_waits = (by_point.get(f"max=400 num_waits={n}") for n in (0, waits))

@@ -37,7 +37,7 @@ from jaxs1.tasks.benchmarks import Question, Questions, QuestionsConfig, load_qu
 
 SECONDS_BETWEEN_LINES = 20
 #: Of a completion, what a line of samples.jsonl has; its settings are those of folder and point.
-KEPT = (
+COMPLETION_FIELDS = (
     *("thinking", "answer", "thinking_ids", "answer_ids", "interventions", "thinking_ended_by"),
     *("finish_reason", "usage", "seed", "note", "error"),
 )
@@ -238,7 +238,7 @@ def _request(
     config: EvaluateConfig, tokenizer: Any, key: Key, point: Point, question: Question
 ) -> Request:
     text = with_instruction(question.text, point)
-    drawn = f"{config.seed} {key.question} {key.attempt}"
+    drawn = f"{config.seed} {key.question_id} {key.attempt}"
     return Request(
         prompt_ids=user_prompt(text, point.thinking, tokenizer),
         thinking=point.thinking,
@@ -252,19 +252,19 @@ def _record(
     completion: Completion, question: Question, grader: graders.Grader, tokenizer: Any
 ) -> dict[str, Any]:
     """One line of samples.jsonl."""
-    given = grader.extract(_cue(completion, tokenizer) + completion.answer)
-    whole = completion.as_json()
+    prediction = grader.extract(_answer_prefix(completion, tokenizer) + completion.answer)
+    fields = completion.as_json()
     return {
-        "correct": grader.is_right(given, question.gold),
-        "given": given,
-        "gold": question.gold,
-        "asked": question.text,
+        "correct": grader.is_right(prediction, question.gold),
+        "prediction": prediction,
+        "reference": question.gold,
+        "question": question.text,
         "steps": steps_in(completion.thinking),
-        **{name: whole[name] for name in KEPT},
+        **{name: fields[name] for name in COMPLETION_FIELDS},
     }
 
 
-def _cue(completion: Completion, tokenizer: Any) -> str:
+def _answer_prefix(completion: Completion, tokenizer: Any) -> str:
     """The answer_prefix that the controller wrote before the answer: it says that an answer follows."""
     starts = [entry.position for entry in completion.interventions if entry.kind == "answer_prefix"]
     if not starts:
@@ -281,7 +281,7 @@ def _print(results: Mapping[str, Any], folder: Path, files: Sequence[str]) -> No
         print("\n" + report.aligned(header, rows))
     print("\n" + report.aligned(report.MEASURES, report.measure_rows(results)))
     for line in report.warnings_of(results):
-        print(f"mind: {line}")
+        print(f"warning: {line}")
     print(f"\nin {folder}/: {', '.join(files)}")
 
 

@@ -15,8 +15,8 @@ def results():
     return json.loads((ROOT / "benchmarks" / "demo" / "results.json").read_text())
 
 
-def points(results, way):
-    return sorted((p for p in results["points"] if p["way"] == way), key=lambda p: p["value"])
+def points(results, method):
+    return sorted((p for p in results["points"] if p["method"] == method), key=lambda p: p["value"])
 
 
 def test_recorded_with_todays_recipe(results):
@@ -43,4 +43,4 @@ def test_some_waits_beat_natural_stopping_beyond_both_intervals(results):
 
 
 def test_budgets_are_kept_exactly(results):
-    assert all(p["samples_kept"] == 1 for p in results["points"])
+    assert all(p["samples_within_bound"] == 1 for p in results["points"])

@@ -31,7 +31,7 @@ def lines(folder):
 
 
 def by_label(results):
-    return {(p["way"], p["value"]): p for p in results["points"]}
+    return {(p["method"], p["value"]): p for p in results["points"]}
 
 
 def test_budgets_and_waits(task, tmp_path):
@@ -47,10 +47,12 @@ def test_budgets_and_waits(task, tmp_path):
         point = points["budget", budget]
         assert point["thinking_tokens"] == budget and point["right"] == right
         assert point["accuracy"] == right / COUNT and point["low"] <= right / COUNT <= point["high"]
-        assert point["thinking_ended_by"] == {"budget": COUNT} and point["samples_kept"] == 1
+        assert (
+            point["thinking_ended_by"] == {"budget": COUNT} and point["samples_within_bound"] == 1
+        )
     assert points["budget", -1]["right"] == points["num_waits", 0]["right"]
     assert points["num_waits", 2]["waits"] == 2 and points["num_waits", 2]["right"] == COUNT
-    budgets = results["ways"]["budget"]
+    budgets = results["methods"]["budget"]
     assert budgets["control"] == 1 and budgets["scaling_per_doubling"] > 0
     assert budgets["performance"] == points["budget", -1]["accuracy"]
     assert json.loads((out / "results.json").read_text()) == results
@@ -69,10 +71,10 @@ def test_every_sample_can_be_asked_for_again(task, tmp_path):
     assert settings["model"] == "fake" and settings["thinking"]["preset"] == "s1"
     for line in lines(out):
         assert line["usage"]["thinking_tokens"] == 30 and len(line["thinking_ids"]) == 30
-        assert line["gold"] == str(3 * line["question"] + 1)
+        assert line["reference"] == str(3 * line["question_id"] + 1)
         # behind the answer_prefix, the first line is the answer, whatever follows
-        assert line["answer"].startswith(f" {line['given']}\n")
-        assert line["correct"] == (line["given"] == line["gold"])
+        assert line["answer"].startswith(f" {line['prediction']}\n")
+        assert line["correct"] == (line["prediction"] == line["reference"])
 
 
 def test_other_ways_of_control(task, tmp_path):
@@ -96,20 +98,23 @@ def test_other_ways_of_control(task, tmp_path):
         *CLASSES.values(),
     ):
         assert f"{first}\n\n{text}<assistant>" in prompts
-    points, ways = by_label(results), results["ways"]
-    assert ways["token_prompt"]["control"] == 0.5  # 50 tokens, asked for 30 and for 60
-    assert points["token_prompt", 30]["samples_kept"] == 0
+    points, methods = by_label(results), results["methods"]
+    assert methods["token_prompt"]["control"] == 0.5  # 50 tokens, asked for 30 and for 60
+    assert points["token_prompt", 30]["samples_within_bound"] == 0
     assert points["step_prompt", 3]["bound"]["unit"] == "steps"
     usual = points["class_prompt", None]["thinking_tokens"]
     assert points["class_prompt", "short"]["bound"]["high"] == usual
-    assert points["class_prompt", "short"]["kept"] and ways["class_prompt"]["runs"] == 3
-    assert ways["rejection"]["control"] == 1 and points["rejection", 45]["samples_kept"] == 1
+    assert points["class_prompt", "short"]["within_bound"] and methods["class_prompt"]["runs"] == 3
+    assert (
+        methods["rejection"]["control"] == 1
+        and points["rejection", 45]["samples_within_bound"] == 1
+    )
     assert points["rejection", 45]["draws"] > 2 > points["rejection", 60]["draws"] == 1
     assert set(points["rejection", 45]["majority"]) == {"1", "2", "3"}
     # what was drawn again had another seed; what all points draw first, they share
-    seeds = {(x["question"], x["try"]): x["seed"] for x in lines(out)}
+    seeds = {(x["question_id"], x["attempt"]): x["seed"] for x in lines(out)}
     assert len(set(seeds.values())) == len(seeds)
-    first_draws = [x for x in lines(out) if not x["try"]]
+    first_draws = [x for x in lines(out) if not x["attempt"]]
     assert len(first_draws) == 3 * COUNT * 6  # 2 token, 1 step, short, long, and plain
 
 
@@ -119,7 +124,7 @@ def test_rejected_in_every_draw_counts_as_wrong(task, tmp_path):
     results = evaluate(config("--task", task, "--output", tmp_path / "out", *sweep), engine)
     (point,) = results["points"]
     assert len(engine.requests) == 3 * COUNT and point["draws"] == 3
-    assert point["too_long"] == COUNT and point["right"] == 0 and not point["kept"]
+    assert point["too_long"] == COUNT and point["right"] == 0 and not point["within_bound"]
     assert point["majority"] == {"1": 0.0}
     assert (
         "40 of 40 samples were too long in every draw"
@@ -133,7 +138,7 @@ def test_forced_prompts_keep_their_bound(task, tmp_path):
     results = evaluate(
         config("--task", task, "--output", tmp_path / "out", *sweep, *more), Engine()
     )
-    assert results["ways"]["token_prompt"]["control"] == 1
+    assert results["methods"]["token_prompt"]["control"] == 1
     assert by_label(results)["step_prompt", 1]["thinking_tokens"] == 16
 
 
@@ -143,7 +148,7 @@ def test_votes(task, tmp_path):
     results = evaluate(config("--task", task, "--output", tmp_path / "out", *more), Engine())
     given = {}
     for x in lines(tmp_path / "out"):
-        given.setdefault(x["question"], []).append((int(x["given"]), x["gold"]))
+        given.setdefault(x["question_id"], []).append((int(x["prediction"]), x["reference"]))
     (point,) = results["points"]
     for k in (1, 2, 4, 5):
         won = 0
@@ -239,8 +244,8 @@ def test_what_cannot_run_is_told_and_tried_again(tmp_path):
     (point,) = results["points"]
     assert point["samples"] == 3 and point["finish_reason"] == {"error": 1, "stop": 2}
     assert point["right"] == 2 and point["thinking_tokens"] >= 40
-    mind = "as asked: 1 of 3 samples could not run and count as wrong"
-    assert mind in (tmp_path / "out" / "results.md").read_text()
+    warning = "as configured: 1 of 3 samples could not run and count as wrong"
+    assert warning in (tmp_path / "out" / "results.md").read_text()
     engine = Engine()
     assert evaluate(config(*asked), engine) == results and len(engine.requests) == 1
 
@@ -269,7 +274,7 @@ def test_folder_of_something_else_or_damaged_is_refused(task, tmp_path):
     out.mkdir()
     (out / "thesis.tex").write_text("x")
     asked = ("--task", task, "--output", out, "--limit", 3)
-    with pytest.raises(UserError, match=r"holds something else than an evaluation"):
+    with pytest.raises(UserError, match=r"exists and is not an evaluation"):
         evaluate(config(*asked), Engine())
     (out / "thesis.tex").unlink()
     evaluate(config(*asked), Engine())
@@ -318,7 +323,7 @@ def test_what_needs_no_model_is_checked_before_it_is_loaded(task, tmp_path):
 
 
 def test_automatic_budget_is_that_of_all_questions(task, tmp_path):
-    """s1's harness: max_gen_toks - longest prompt - start - close and answer_prefix - 100; also resumed."""
+    """s1's harness: max_gen_toks - longest prompt - start - close and answer prefix - 100; resumed, too."""
     train_tokenizer(["What is the sum of 0 and 1?"], tmp_path / "tokenizer")
     tokenizer = load_tokenizer(str(tmp_path / "tokenizer"))
     last = f"What is the sum of {COUNT - 1} and {2 * COUNT - 1}?"

@@ -1,29 +1,29 @@
-"""Ways of controlling how long a model thinks, and the points at which each is measured.
+"""Test-time scaling methods, and the points of a sweep at which each of them is measured.
 
-A sweep is a list of values for each way; a `Point` is one of them: the `ThinkingParams` of its requests,
-what is added to the question, and the bound that the way promises to keep. Besides budget forcing
-these are the others of the s1 paper (arXiv 2501.19393, section 3.2): instructions in the prompt
-(token-, step- and class-conditional) and rejection sampling. Majority voting needs no point of its
-own: it looks at the n samples of any.
+A sweep lists values for every method; each value becomes a `Point`: the `ThinkingParams` of its
+requests, the instruction added to the question, and the bound that the method promises. Besides
+budget forcing these are the other methods of the s1 paper (arXiv 2501.19393, section 3.2): token-,
+step- and class-conditional instructions in the prompt, and rejection sampling. Majority voting
+needs no point: it is computed from the n samples of any point.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from jaxs1.config import UserError
 from jaxs1.decoding.params import ThinkingParams
 
-#: What s1's evaluation adds to a question; {value} is the point's.
+#: What s1's evaluation adds to a question; {value} is the value of the point.
 INSTRUCTIONS = {
     "token_prompt": "Think for up to {value} tokens.",
     "step_prompt": "Think for up to {value} steps.",
 }
-#: The two of class_prompt.
+#: The two instructions of class_prompt.
 CLASSES = {
     "short": (
         "Answer after a short amount of thinking. Do not spend excessive time double-checking "
@@ -35,32 +35,32 @@ CLASSES = {
         "have the correct answer."
     ),
 }
-#: Way -> its name in tables and pictures, and what its values are.
-WAYS = {
-    "natural": ("as asked", "setting"),
-    "budget": ("budget forcing, maximum", "budget [tokens]"),
-    "num_waits": ("budget forcing, Waits", "Waits"),
-    "token_prompt": ("token-conditional", "tokens asked for"),
-    "step_prompt": ("step-conditional", "steps asked for"),
-    "class_prompt": ("class-conditional", "amount asked for"),
-    "rejection": ("rejection sampling", "longest accepted [tokens]"),
+#: Method -> its name in tables and pictures.
+METHODS = {
+    "natural": "as configured",
+    "budget": "budget forcing, maximum",
+    "num_waits": "budget forcing, Waits",
+    "token_prompt": "token-conditional",
+    "step_prompt": "step-conditional",
+    "class_prompt": "class-conditional",
+    "rejection": "rejection sampling",
 }
 
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """At which settings the model is measured; with none given, once with `thinking` as it is.
+    """Test-time scaling methods and values to measure; without any, `thinking` is measured once.
 
     Args:
-        budget: thinking budgets [tokens]; -1: what the context holds
-        num_waits: numbers of Waits
-        token_prompt: "Think for up to N tokens." behind the question
-        step_prompt: "Think for up to N steps." behind the question
-        class_prompt: short, long: an instruction behind the question; also measured without
-        rejection: sample again until thinking is at most so long [tokens]
-        force: keep the budgets of token_prompt and step_prompt by budget forcing, too
-        tokens_per_step: of a step, where `force` turns steps into a budget
-        tries: samples that rejection draws at most before the question counts as not answered
+        budget: Thinking budgets to measure [tokens]; -1 is limited only by the context
+        num_waits: Numbers of Waits to measure
+        token_prompt: Values N of "Think for up to N tokens.", appended to the question
+        step_prompt: Values N of "Think for up to N steps.", appended to the question
+        class_prompt: Instructions to append, short or long; the question is measured without as well
+        rejection: Longest accepted thinking [tokens]; longer samples are drawn again
+        force: Enforce the numbers of token_prompt and step_prompt by budget forcing as well
+        tokens_per_step: Budget of a step [tokens] when `force` turns steps into a budget
+        tries: Maximum number of draws of rejection sampling before the sample counts as wrong
     """
 
     budget: list[int] = field(default_factory=list)
@@ -74,13 +74,13 @@ class SweepConfig:
     tries: int = 32
 
     def __post_init__(self) -> None:
-        """Refuse values that measure nothing."""
-        least = {"num_waits": 0, "token_prompt": 1, "step_prompt": 1, "rejection": 1}
-        for name, bound in {"budget": -1, **least}.items():
+        """Reject values that cannot be measured."""
+        least = {"budget": -1, "num_waits": 0, "token_prompt": 1, "step_prompt": 1, "rejection": 1}
+        for name, bound in least.items():
             for value in getattr(self, name):
                 if value < bound:
                     raise UserError(f"sweep.{name}={value}: must be {bound} or more; raise it")
-        for name in WAYS:
+        for name in METHODS:
             values = getattr(self, name, [])
             if len(set(values)) < len(values):
                 raise UserError(f"sweep.{name}={values}: names a value twice; give each once")
@@ -91,12 +91,13 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class Bound:
-    """What a way promises of a run: at least `low` and at most `high` of something per question.
+    """The amount of thinking per question that a method promises: from `low` to `high`.
 
     Args:
-        low, high: the least and the most
-        unit: thinking tokens, or steps: paragraphs of the thinking
-        relative: low and high are shares of the run without instruction
+        low: Least amount
+        high: Largest amount; infinite without a limit
+        unit: What is counted: thinking tokens, or steps (paragraphs of the thinking)
+        relative: Whether low and high are multiples of the mean of the run without instruction
     """
 
     low: float = 0
@@ -104,22 +105,38 @@ class Bound:
     unit: Literal["tokens", "steps"] = "tokens"
     relative: bool = False
 
+    @property
+    def limits(self) -> bool:
+        """Whether any amount is outside the bound."""
+        return self.low > 0 or not math.isinf(self.high)
+
+    def holds(self, amount: float) -> bool:
+        """Whether an amount is within the bound."""
+        return self.low <= amount <= self.high
+
+    def times(self, usual: float) -> Bound:
+        """The bound of a run, given the mean amount of the run without instruction."""
+        if not self.relative:
+            return self
+        high = self.high if math.isinf(self.high) else self.high * usual
+        return Bound(self.low * usual, high, self.unit)
+
 
 @dataclass(frozen=True)
 class Point:
     """One setting at which the model is measured.
 
     Args:
-        way: a name of WAYS
-        value: of the sweep; None is without
-        thinking: of its requests
-        instruction: added to the question; empty for none
-        bound: what the way promises
-        longest: thinking that is longer is drawn again [tokens]; None takes any
-        draws: at most so many
+        method: A name in METHODS
+        value: Value in the sweep; None for the run without instruction or sweep
+        thinking: Thinking parameters of its requests
+        instruction: Text appended to the question; empty for none
+        bound: Amount of thinking that the method promises
+        longest: Longest accepted thinking [tokens]; None accepts any
+        draws: Maximum number of draws of a sample
     """
 
-    way: str
+    method: str
     value: int | str | None
     thinking: ThinkingParams
     instruction: str = ""
@@ -129,74 +146,81 @@ class Point:
 
     @property
     def key(self) -> str:
-        """Names what its requests ask, besides what all of the run share; equal keys share samples.
+        """Identifies its requests within an evaluation; points with equal keys share samples.
 
-        What is drawn again (rejection) begins with the same samples as what is not.
+        Rejection sampling shares its first draw with the point that accepts any length.
         """
-        asked = f"max={self.thinking.max} num_waits={self.thinking.num_waits}"
-        return f"{asked} prompt={self.instruction}" if self.instruction else asked
+        request = f"max={self.thinking.max} num_waits={self.thinking.num_waits}"
+        return f"{request} prompt={self.instruction}" if self.instruction else request
 
     @property
-    def label(self) -> str:
-        """For people, e.g. `budget=512`."""
-        return self.way if self.value is None else f"{self.way}={self.value}"
+    def is_natural(self) -> bool:
+        """Whether the model alone decides when its thinking ends."""
+        free = self.method != "budget" or self.value == -1
+        plain = not self.instruction and self.longest is None
+        return free and plain and self.thinking.num_waits == 0
 
 
 def points_of(sweep: SweepConfig, thinking: ThinkingParams) -> list[Point]:
-    """All points of a sweep, way by way; `thinking` holds for what a way does not set.
+    """All points of a sweep, method by method; a method overrides fields of `thinking`.
 
     Raises:
-        UserError: a value that `thinking` cannot go with, such as a budget below its minimum.
+        UserError: a value that contradicts `thinking`, such as a budget below its minimum.
     """
-    points = [
-        Point("budget", n, budget := dataclasses.replace(thinking, max=n), bound=_of(budget))
-        for n in sweep.budget
+    return list(_points(sweep, thinking)) or [
+        Point("natural", None, thinking, bound=_budget_bound(thinking))
     ]
-    for n in sweep.num_waits:
-        waits = dataclasses.replace(thinking, num_waits=n)
-        points.append(Point("num_waits", n, waits, bound=_of(waits)))
+
+
+def _points(sweep: SweepConfig, thinking: ThinkingParams) -> Iterator[Point]:
+    for method, parameter in (("budget", "max"), ("num_waits", "num_waits")):
+        for n in getattr(sweep, method):
+            forced = dataclasses.replace(thinking, **{parameter: n})
+            yield Point(method, n, forced, bound=_budget_bound(forced))
     for n in sweep.token_prompt:
-        points.append(_instructed("token_prompt", n, n, sweep, thinking, Bound(high=n)))
+        yield _instructed("token_prompt", n, n, sweep, thinking, Bound(high=n))
     for n in sweep.step_prompt:
-        bound = Bound(high=n, unit="steps")
-        budget_of_steps = n * sweep.tokens_per_step
-        points.append(_instructed("step_prompt", n, budget_of_steps, sweep, thinking, bound))
+        budget = n * sweep.tokens_per_step
+        yield _instructed("step_prompt", n, budget, sweep, thinking, Bound(high=n, unit="steps"))
     if sweep.class_prompt:
-        points.append(Point("class_prompt", None, thinking))
+        yield Point("class_prompt", None, thinking)
         bounds = {"short": Bound(high=1, relative=True), "long": Bound(low=1, relative=True)}
         for name in sweep.class_prompt:
-            points.append(Point("class_prompt", name, thinking, CLASSES[name], bounds[name]))
+            yield Point("class_prompt", name, thinking, CLASSES[name], bounds[name])
     for n in sweep.rejection:
-        points.append(
-            Point("rejection", n, thinking, bound=Bound(high=n), longest=n, draws=sweep.tries)
-        )
-    return points or [Point("natural", None, thinking, bound=_of(thinking))]
+        bound = Bound(high=n)
+        yield Point("rejection", n, thinking, bound=bound, longest=n, draws=sweep.tries)
 
 
 def with_instruction(question: str, point: Point) -> str:
-    """What the model reads: the plain question, as s1 asks it, and the point's instruction."""
+    """The text that the model reads: the question as in s1, and the instruction of the point."""
     return f"{question}\n\n{point.instruction}" if point.instruction else question
 
 
 def steps_in(thinking: str) -> int:
-    """Paragraphs of a thinking: what s1 takes as its steps."""
+    """The number of paragraphs, which s1 takes for the steps of thinking."""
     return sum(bool(part.strip()) for part in thinking.split("\n\n"))
 
 
-def natural_of(points: Sequence[Point]) -> Point | None:
+def uninstructed(points: Sequence[Point]) -> Point | None:
     """The class-conditional run without instruction, to which its bounds are relative."""
-    return next((p for p in points if p.way == "class_prompt" and p.value is None), None)
+    return next((p for p in points if p.method == "class_prompt" and p.value is None), None)
+
+
+def reference_of(points: Sequence[Point]) -> Point | None:
+    """The first point with natural stopping, to which the others are compared; None if none has."""
+    return next((point for point in points if point.is_natural), None)
 
 
 def _instructed(
-    way: str, value: int, budget: int, sweep: SweepConfig, thinking: ThinkingParams, bound: Bound
+    method: str, value: int, budget: int, sweep: SweepConfig, thinking: ThinkingParams, bound: Bound
 ) -> Point:
     if sweep.force:
         thinking = dataclasses.replace(thinking, max=budget)
-    return Point(way, value, thinking, INSTRUCTIONS[way].format(value=value), bound)
+    return Point(method, value, thinking, INSTRUCTIONS[method].format(value=value), bound)
 
 
-def _of(thinking: ThinkingParams) -> Bound:
-    """The minimum and the maximum that budget forcing keeps."""
+def _budget_bound(thinking: ThinkingParams) -> Bound:
+    """The minimum and the maximum that budget forcing enforces."""
     limited = isinstance(thinking.max, int) and thinking.max >= 0
     return Bound(thinking.min, float(thinking.max) if limited else math.inf)

@@ -13,10 +13,15 @@ from typing import NamedTuple
 
 
 class Run(NamedTuple):
-    """One run: its mean thinking [tokens] and its accuracy, 0 to 1."""
+    """A run: one point of a sweep.
 
-    a: float
-    f: float
+    Args:
+        mean_tokens: Mean thinking per question [tokens]
+        accuracy: Share of correct answers, 0 to 1
+    """
+
+    mean_tokens: float
+    accuracy: float
 
 
 def wilson(successes: float, trials: int, z: float = 1.96) -> tuple[float, float]:
@@ -29,13 +34,13 @@ def wilson(successes: float, trials: int, z: float = 1.96) -> tuple[float, float
     return max(0.0, centre - half), min(1.0, centre + half)  # beyond by rounding only
 
 
-def control(kept: Sequence[bool]) -> float | None:
+def control(within_bound: Sequence[bool]) -> float | None:
     """Share of runs whose mean amount of thinking is within its bounds (s1, equation 1).
 
     Args:
-        kept: for each run, whether a_min <= a <= a_max; None of no runs
+        within_bound: for each run, whether a_min <= a <= a_max; None of no runs
     """
-    return sum(kept) / len(kept) if kept else None
+    return sum(within_bound) / len(within_bound) if within_bound else None
 
 
 def scaling(runs: Sequence[Run], scale: Callable[[float], float] = float) -> float | None:
@@ -44,7 +49,7 @@ def scaling(runs: Sequence[Run], scale: Callable[[float], float] = float) -> flo
     The paper's table fits a slope per doubling better than one per token; report both.
 
     Args:
-        runs: of one way of controlling
+        runs: of one method of controlling
         scale: of the tokens: `per_thousand` or `per_doubling`
 
     Returns:
@@ -53,8 +58,8 @@ def scaling(runs: Sequence[Run], scale: Callable[[float], float] = float) -> flo
     """
     placed = []
     for run in sorted(runs):
-        if run.a > 0 or scale is not per_doubling:
-            placed.append((scale(run.a), run.f))
+        if run.mean_tokens > 0 or scale is not per_doubling:
+            placed.append((scale(run.mean_tokens), run.accuracy))
     slopes = [
         (late_f - early_f) / (late - early)
         for (early, early_f), (late, late_f) in itertools.combinations(placed, 2)
@@ -75,7 +80,7 @@ def per_doubling(tokens: float) -> float:
 
 def performance(runs: Sequence[Run]) -> float | None:
     """The best accuracy of all runs (s1, equation 3)."""
-    return max((run.f for run in runs), default=None)
+    return max((run.accuracy for run in runs), default=None)
 
 
 def vote(answers: Sequence[str | None], same: Callable[[str, str], bool]) -> str | None:

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from jaxs1.evaluation.methods import WAYS
+from jaxs1.evaluation.methods import METHODS
 
 Results = Mapping[str, Any]
-#: Colours that stay apart for the colour-blind (Okabe and Ito), one a way, and a marker each.
+#: Colours that stay apart for the colour-blind (Okabe and Ito), one a method, and a marker each.
 STYLES = {
     "natural": ("#000000", "D"),
     "budget": ("#0072B2", "o"),
@@ -55,20 +55,22 @@ def draw(results: Results, folder: Path, other: Results | None = None) -> list[s
 
 
 def _thinking(both: Sequence[Results], names: Sequence[str]) -> Figure | None:
-    """Accuracy against mean thinking tokens, one line a way."""
+    """Accuracy against mean thinking tokens, one line a method."""
     figure, axes = _start(both[0], "mean thinking [tokens]")
     places = []
     for number, (results, name) in enumerate(zip(both, names, strict=True)):
-        for way in results["ways"]:
+        for method in results["methods"]:
             points = [
-                p for p in results["points"] if p["way"] == way and p["thinking_tokens"] is not None
+                p
+                for p in results["points"]
+                if p["method"] == method and p["thinking_tokens"] is not None
             ]
             points.sort(key=lambda p: p["thinking_tokens"])
             at = [p["thinking_tokens"] for p in points]
-            label = WAYS[way][0] if len(both) == 1 else f"{name}: {WAYS[way][0]}"
-            _line(axes, at, points, way, label, number)
+            label = METHODS[method] if len(both) == 1 else f"{name}: {METHODS[method]}"
+            _line(axes, at, points, method, label, number)
             for x, point in zip(at, points, strict=True):
-                _annotate(axes, x, point, way)
+                _annotate(axes, x, point, method)
             places += at
     if not places:
         return None
@@ -84,11 +86,11 @@ def _thinking(both: Sequence[Results], names: Sequence[str]) -> Figure | None:
 
 def _waits(both: Sequence[Results], names: Sequence[str]) -> Figure | None:
     """Accuracy against the number of Waits."""
-    if not any("num_waits" in results["ways"] for results in both):
+    if not any("num_waits" in results["methods"] for results in both):
         return None
     figure, axes = _start(both[0], "Waits")
     for number, (results, name) in enumerate(zip(both, names, strict=True)):
-        points = [p for p in results["points"] if p["way"] == "num_waits"]
+        points = [p for p in results["points"] if p["method"] == "num_waits"]
         points.sort(key=lambda p: p["value"])
         at = [p["value"] + 0.06 * number for p in points]  # so that intervals do not hide others
         _line(axes, at, points, "num_waits", name, number)
@@ -107,12 +109,14 @@ def _majority(both: Sequence[Results], names: Sequence[str]) -> Figure | None:
     for number, (results, name) in enumerate(zip(both, names, strict=True)):
         if results["samples_per_question"] == 1:
             continue
-        for way in results["ways"]:
-            points = [p for p in results["points"] if p["way"] == way]
+        for method in results["methods"]:
+            points = [p for p in results["points"] if p["method"] == method]
             for rank, point in enumerate(points, start=1):
                 sizes |= {int(k) for k in point["majority"]}
                 label = (
-                    WAYS[way][0] if point["value"] is None else f"{WAYS[way][0]} {point['value']}"
+                    METHODS[method]
+                    if point["value"] is None
+                    else f"{METHODS[method]} {point['value']}"
                 )
                 label = label if len(both) == 1 else f"{name}: {label}"
                 _vote(axes, point, label, rank / len(points), number)
@@ -124,8 +128,8 @@ def _majority(both: Sequence[Results], names: Sequence[str]) -> Figure | None:
 
 
 def _vote(axes: Axes, point: Mapping[str, Any], label: str, strength: float, number: int) -> None:
-    """One point's votes, the fainter the earlier it stands among those of its way."""
-    color, marker = STYLES[point["way"]]
+    """One point's votes, the fainter the earlier it stands among those of its method."""
+    color, marker = STYLES[point["method"]]
     axes.plot(
         [int(k) for k in point["majority"]],
         [100 * share for share in point["majority"].values()],
@@ -153,14 +157,14 @@ def _line(
     axes: Axes,
     at: Sequence[float],
     points: Sequence[Mapping[str, Any]],
-    way: str,
+    method: str,
     label: str,
     number: int,
 ) -> None:
     """A line with 95 % intervals; the second evaluation's is dashed and hollow."""
     if not points:
         return
-    color, marker = STYLES[way]
+    color, marker = STYLES[method]
     accuracy = [100 * p["accuracy"] for p in points]
     below = [100 * (p["accuracy"] - p["low"]) for p in points]
     above = [100 * (p["high"] - p["accuracy"]) for p in points]
@@ -180,9 +184,9 @@ def _line(
     )
 
 
-def _annotate(axes: Axes, x: float, point: Mapping[str, Any], way: str) -> None:
+def _annotate(axes: Axes, x: float, point: Mapping[str, Any], method: str) -> None:
     """What the point was asked, Waits and words; numbers of tokens would only crowd the picture."""
-    if point["value"] is None or way not in ("num_waits", "class_prompt"):
+    if point["value"] is None or method not in ("num_waits", "class_prompt"):
         return
     axes.annotate(
         f"{point['value']}",
@@ -190,7 +194,7 @@ def _annotate(axes: Axes, x: float, point: Mapping[str, Any], way: str) -> None:
         xytext=(7, -11 if point["accuracy"] > 0.1 else 5),
         textcoords="offset points",
         fontsize=8,
-        color=STYLES[way][0],
+        color=STYLES[method][0],
     )
 
 

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxs1.evaluation.methods import WAYS
+from jaxs1.evaluation.methods import METHODS
 from jaxs1.evaluation.plots import draw
 from jaxs1.evaluation.results import RESULTS
 
 Results = Mapping[str, Any]
 POINTS = ("setting", "accuracy", "95 %", "thinking", "answer", "Waits", "cut", "within bound")
-MEASURES = ("way", "runs", "Control", "per 1,000 tokens", "per doubling", "Performance")
+MEASURES = ("method", "runs", "Control", "per 1,000 tokens", "per doubling", "Performance")
 
 
 def write_report(results: Results, folder: Path, other: Results | None = None) -> list[str]:
@@ -50,7 +50,7 @@ def point_rows(results: Results) -> tuple[list[str], list[list[str]]]:
                 _number(point["answer_tokens"]),
                 _number(point["waits"], 1),
                 _percent(cut / samples, " %"),
-                _percent(point["samples_kept"], " %") if _has_bound(point) else "",
+                _percent(point["samples_within_bound"], " %") if _has_bound(point) else "",
                 *([_number(point["draws"], 1)] if again else []),
             ]
         )
@@ -58,17 +58,17 @@ def point_rows(results: Results) -> tuple[list[str], list[list[str]]]:
 
 
 def measure_rows(results: Results) -> list[list[str]]:
-    """One row a way of controlling, under MEASURES; in percent and percentage points."""
+    """One row a method of controlling, under MEASURES; in percent and percentage points."""
     return [
         [
-            WAYS[way][0],
+            METHODS[method],
             str(found["runs"]),
             _percent(found["control"], decimals=0),
             _signed(found["scaling_per_1000_tokens"]),
             _signed(found["scaling_per_doubling"]),
             _percent(found["performance"]),
         ]
-        for way, found in results["ways"].items()
+        for method, found in results["methods"].items()
     ]
 
 
@@ -139,7 +139,7 @@ def _markdown(results: Results, pictures: Sequence[str]) -> str:
     ]
     warnings = warnings_of(results)
     if warnings:
-        lines += ["", "## Mind", "", *(f"* {line}" for line in warnings)]
+        lines += ["", "## Warnings", "", *(f"* {line}" for line in warnings)]
     for picture in pictures:
         lines += ["", f"![{Path(picture).stem}]({picture})"]
     settings = json.dumps(results["settings"], indent=2)
@@ -153,9 +153,9 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _label(point: Mapping[str, Any]) -> str:
     """The point for people, e.g. `num_waits 2`."""
-    if point["way"] == "natural":
-        return WAYS["natural"][0]
-    return f"{point['way']} {'none' if point['value'] is None else point['value']}"
+    if point["method"] == "natural":
+        return METHODS["natural"]
+    return f"{point['method']} {'none' if point['value'] is None else point['value']}"
 
 
 def _has_bound(point: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from jaxs1.config import UserError
 from jaxs1.evaluation import metrics
-from jaxs1.evaluation.methods import Bound, Point, natural_of
+from jaxs1.evaluation.methods import Bound, Point, uninstructed
 from jaxs1.evaluation.samples import Key
 from jaxs1.tasks.benchmarks import Questions
 from jaxs1.tasks.graders import Grader
@@ -42,12 +42,12 @@ def results_of(
         settings: what all samples share
         name: of the model, for people
     """
-    natural = natural_of(points)
+    natural = uninstructed(points)
     usual = _mean_thinking(natural, questions, n, done) if natural else None
     rows = [_point(point, questions, n, done, usual) for point in points]
-    ways = {
-        way: _way([row for row in rows if row["way"] == way])
-        for way in dict.fromkeys(point.way for point in points)
+    methods = {
+        method: _method([row for row in rows if row["method"] == method])
+        for method in dict.fromkeys(point.method for point in points)
     }
     return {
         "name": name,
@@ -55,7 +55,7 @@ def results_of(
         "questions": len(questions.items),
         "samples_per_question": n,
         "points": rows,
-        "ways": ways,
+        "methods": methods,
         "settings": dict(settings),
     }
 
@@ -119,9 +119,9 @@ def _point(
     low, high = metrics.wilson(accuracy * len(right_QN), len(right_QN))
     amounts = [_amount(point.bound, sample) for sample in whole]
     mean_amount = _mean(amounts)
-    bound = _absolute(point.bound, usual)
+    bound = point.bound.times(usual or 0.0)
     return {
-        "way": point.way,
+        "method": point.method,
         "value": point.value,
         "accuracy": accuracy,
         "low": low,
@@ -138,16 +138,19 @@ def _point(
             "unit": bound.unit,
         },
         "amount": mean_amount,
-        "kept": mean_amount is not None and bound.low <= mean_amount <= bound.high,
-        "samples_kept": None
+        "within_bound": mean_amount is not None and bound.holds(mean_amount),
+        "samples_within_bound": None
         if point.bound.relative
-        else _mean([bound.low <= amount <= bound.high for amount in amounts]),
+        else _mean([bound.holds(amount) for amount in amounts]),
         "thinking_ended_by": _counts(whole, "thinking_ended_by"),
         "finish_reason": _counts([sample for sample, _ in taken], "finish_reason"),
         "too_long": sum(not fits(point, sample) for sample in whole),
         "notes": sum(sample["note"] is not None for sample in whole),
         **_votes(
-            [[s["given"] if fits(point, s) else None for s, _ in taken_N] for taken_N in taken_QN],
+            [
+                [s["prediction"] if fits(point, s) else None for s, _ in taken_N]
+                for taken_N in taken_QN
+            ],
             right_QN,
             questions,
             n,
@@ -156,7 +159,7 @@ def _point(
 
 
 def _votes(
-    given_QN: Sequence[Sequence[str | None]],
+    prediction_QN: Sequence[Sequence[str | None]],
     right_QN: Sequence[Sequence[bool]],
     questions: Questions,
     n: int,
@@ -165,7 +168,7 @@ def _votes(
     grader: Grader = questions.grader
     majority, anyone = {}, {}
     for k in metrics.vote_sizes(n):
-        winner_Q = [metrics.vote(given_N[:k], grader.same) for given_N in given_QN]
+        winner_Q = [metrics.vote(prediction_N[:k], grader.same) for prediction_N in prediction_QN]
         majority[str(k)] = _mean(
             [
                 grader.is_right(winner, question.gold)
@@ -176,8 +179,8 @@ def _votes(
     return {"majority": majority, "any": anyone}
 
 
-def _way(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The measures of one way of controlling, over its points."""
+def _method(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The measures of one method of controlling, over its points."""
     runs = [
         metrics.Run(row["thinking_tokens"], row["accuracy"])
         for row in rows
@@ -186,9 +189,13 @@ def _way(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     bounded = [row for row in rows if row["bound"]["low"] > 0 or row["bound"]["high"] is not None]
     return {
         "runs": len(rows),
-        "control": metrics.control([row["kept"] for row in bounded]),
+        "control": metrics.control([row["within_bound"] for row in bounded]),
         "control_of_samples": _mean(
-            [row["samples_kept"] for row in bounded if row["samples_kept"] is not None]
+            [
+                row["samples_within_bound"]
+                for row in bounded
+                if row["samples_within_bound"] is not None
+            ]
         ),
         "scaling_per_1000_tokens": metrics.scaling(runs, metrics.per_thousand),
         "scaling_per_doubling": metrics.scaling(runs, metrics.per_doubling),
@@ -205,14 +212,6 @@ def _mean_thinking(
 ) -> float | None:
     taken = [s for q in questions.items for s, _ in chosen(point, q.number, n, done)]
     return _mean([_tokens(sample) for sample in taken if sample["finish_reason"] != "error"])
-
-
-def _absolute(bound: Bound, usual: float | None) -> Bound:
-    if not bound.relative:
-        return bound
-    usual = usual or 0.0
-    high = bound.high if math.isinf(bound.high) else bound.high * usual
-    return Bound(bound.low * usual, high, bound.unit)
 
 
 def _tokens(sample: Sample) -> int:

@@ -1,134 +1,148 @@
-"""The folder of an evaluation: its settings, and its samples as they come; killed, it goes on.
+"""The folder of an evaluation: an append-only store of graded samples; safe to kill and resume.
 
-    settings.json   what all samples share; a folder of other settings is refused
+    settings.json   what all samples share; a folder with other settings is refused
     samples.jsonl   one graded completion a line; those of one request are written together
 
-A request is in the file whole or not at all: what a kill tore is cut off and asked again.
+A request that a kill cut off is removed from the file and run again. Folders of version 0.1 are
+read and continued.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxs1.config import UserError
+from jaxs1.config import RENAMED, UserError
+from jaxs1.storage import JsonlWriter, complete_lines, explained, parse_row, write_text
 
 SETTINGS, SAMPLES = "settings.json", "samples.jsonl"
-#: What stays on disk only: a sweep of long thinking would fill the memory, and no result needs it.
-BULKY = ("thinking", "answer", "thinking_ids", "answer_ids", "asked")
+#: Fields that stay on disk only: with long thinking they would fill the memory, and no result
+#: needs them.
+BULKY = ("thinking", "answer", "thinking_ids", "answer_ids", "question")
+#: Fields of a sample in version 0.1 -> their names now.
+RENAMED_FIELDS = {
+    "question": "question_id",
+    "asked": "question",
+    "try": "attempt",
+    "given": "prediction",
+    "gold": "reference",
+}
+#: Kinds of interventions of version 0.1 -> their names now.
+RENAMED_KINDS = {"cue": "answer_prefix"}
+
+Sample = dict[str, Any]
 
 
 class Key(NamedTuple):
-    """Which request a sample belongs to.
+    """The request that a sample belongs to.
 
-    point: of the sweep (`Point.key`)
-    question: its number
-    attempt: 0, or how many draws were rejected before
+    Args:
+        point: Setting in the sweep (`Point.key`)
+        question_id: Number of the question in the task, from 0
+        attempt: Number of draws that were rejected before, 0 for the first draw
     """
 
     point: str
-    question: int
+    question_id: int
     attempt: int
 
 
 class Samples:
-    """Graded completions by request.
+    """Graded completions by request; `done` has them without the BULKY fields.
 
     Args:
-        folder: of the evaluation; made if it is not there
-        settings: what all samples share, as JSON takes it
-
-    `done` has them without the BULKY fields.
+        folder: Folder of the evaluation; created if missing
+        settings: What all samples share, as JSON
 
     Raises:
-        UserError: a folder of other settings or of something else; a damaged line that is not the
-            last one; another process writes here.
+        UserError: the folder has other settings or other content; a line before the last is
+            damaged; another process writes the folder; it cannot be written.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self.settings = json.loads(json.dumps(settings))  # as it will be read back
-        self.done: dict[Key, list[dict[str, Any]]] = {}
-        try:
+        self.settings = json.loads(json.dumps(settings))  # as it is read back
+        self.done: dict[Key, list[Sample]] = {}
+        with explained(folder, setting="output"):
             folder.mkdir(parents=True, exist_ok=True)
             _require_same(folder, self.settings)
-            path = folder / SAMPLES
-            self._file = path.open("ab")
-        except OSError as error:
-            raise UserError(f"output={folder}: cannot be written ({error.strerror})") from None
+        self._file = JsonlWriter(folder / SAMPLES)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            if not (folder / SETTINGS).exists():
+                write_text(folder / SETTINGS, json.dumps(self.settings, indent=2) + "\n")
+            self._file.truncate(self._read(folder / SAMPLES))
+        except BaseException:
             self._file.close()
-            raise UserError(
-                f"output={folder}: another evaluation is writing it; wait for it, or give another"
-            ) from None
-        if not (folder / SETTINGS).exists():
-            partial = folder / (SETTINGS + ".partial")
-            partial.write_text(json.dumps(self.settings, indent=2) + "\n")
-            partial.replace(folder / SETTINGS)
-        self._file.truncate(self._read(path))
+            raise
 
     def _read(self, path: Path) -> int:
-        """Take in the file; returns the length of its whole requests [bytes]."""
-        whole = position = 0
-        group: list[dict[str, Any]] = []
-        for where, line in _lines(path):
+        """Read the file into `done`; returns where its last complete request ends [bytes]."""
+        end = 0
+        group: list[Sample] = []
+        for line in complete_lines(path):
             try:
-                record = json.loads(line)
-                key = Key(record["point"], record["question"], record["try"])
-                index, n = record["sample"], record["of"]
-            except (ValueError, LookupError, TypeError):
+                sample = current_sample(parse_row(line.content, line.where))
+                key = Key(sample["point"], sample["question_id"], sample["attempt"])
+                index, n = sample["sample"], sample["of"]
+            except (UserError, LookupError, TypeError):
                 raise UserError(
-                    f"{where}: is damaged; remove the line, its request is asked again"
+                    f"{line.where}: is damaged; remove the line, its request is run again"
                 ) from None
-            position += len(line)
-            group = [*group, record] if index == len(group) else [record]
+            group = [*group, sample] if index == len(group) else [sample]
             if len(group) == n:
-                self.done[key] = [_slim(record) for record in group]
-                group, whole = [], position
-        return whole
+                self.done[key] = [_slim(sample) for sample in group]
+                group, end = [], line.end
+        return end
 
-    def add(self, key: Key, records: Sequence[dict[str, Any]]) -> None:
-        """Keep all completions of a request; they are on their way to the disk on return."""
-        head: dict[str, Any] = {"point": key.point, "question": key.question, "try": key.attempt}
-        whole = [{**head, "sample": i, "of": len(records), **r} for i, r in enumerate(records)]
-        lines = "".join(json.dumps(record) + "\n" for record in whole)
-        self._file.write(lines.encode())
-        self._file.flush()
-        self.done[key] = [_slim(record) for record in whole]
+    def add(self, key: Key, samples: Sequence[Sample]) -> None:
+        """Store all samples of a request; they have left the process when this returns."""
+        head = key._asdict()
+        numbered = [{**head, "sample": i, "of": len(samples), **s} for i, s in enumerate(samples)]
+        self._file.write(*numbered)
+        self.done[key] = [_slim(sample) for sample in numbered]
 
     def close(self) -> None:
         """Let another process write the folder."""
         self._file.close()
 
 
-def _slim(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name not in BULKY}
+def current_sample(sample: Mapping[str, Any]) -> Sample:
+    """A sample with the fields of version 0.1 under their current names."""
+    if "try" not in sample:
+        return dict(sample)
+    current = {RENAMED_FIELDS.get(name, name): value for name, value in sample.items()}
+    for entry in current["interventions"]:
+        entry["kind"] = RENAMED_KINDS.get(entry["kind"], entry["kind"])
+    return current
 
 
-def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Whole lines and where they are; what a kill tore at the end is none."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.endswith(b"\n"):
-                yield f"{path}:{number}", line
+def current_settings(settings: Mapping[str, Any], group: str = "") -> dict[str, Any]:
+    """Saved settings with the fields of version 0.1 under their current names."""
+    current: dict[str, Any] = {}
+    for name, value in settings.items():
+        dotted = RENAMED.get(f"{group}{name}", f"{group}{name}")
+        inner = current_settings(value, f"{group}{name}.") if isinstance(value, dict) else value
+        current[dotted.removeprefix(group)] = inner
+    return current
+
+
+def _slim(sample: Sample) -> Sample:
+    return {name: value for name, value in sample.items() if name not in BULKY}
 
 
 def _require_same(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / SETTINGS
     if not path.exists():
-        # a kill may have come before the settings were there
+        # a kill may have come before the settings were written
         known = {SAMPLES: 0, SETTINGS + ".partial": None}
         if any(known.get(p.name, -1) not in (None, p.stat().st_size) for p in folder.iterdir()):
             raise UserError(
-                f"output={folder}: holds something else than an evaluation; give another folder"
+                f"output={folder}: exists and is not an evaluation; give another folder"
             )
         return
     try:
-        before = _flat(json.loads(path.read_text()))
+        before = _flat(current_settings(json.loads(path.read_text())))
     except (ValueError, AttributeError):
         raise UserError(f"{path}: is damaged; give another --output") from None
     now = _flat(settings)

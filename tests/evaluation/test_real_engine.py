@@ -105,4 +105,4 @@ def test_killed_and_resumed_is_as_never_killed(model, math500, tmp_path):
     assert results["questions"] == COUNT
     assert [p["samples"] for p in results["points"]] == [COUNT] * 4
     for point in results["points"]:  # Control = 100 % by construction
-        assert point["samples_kept"] == 1 and "error" not in point["finish_reason"]
+        assert point["samples_within_bound"] == 1 and "error" not in point["finish_reason"]
