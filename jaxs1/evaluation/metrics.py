@@ -1,7 +1,7 @@
-"""What a set of graded runs says: the measures of the s1 paper, intervals, and votes.
+"""Measures of the s1 paper, confidence intervals, paired comparisons, and votes.
 
-A run is one point of a sweep: `a` is its mean number of thinking tokens, `f` its accuracy, 0 to 1.
-Pure functions of numbers; nothing is known of models and of tasks.
+A run is one point of a sweep. These are pure functions of numbers, without models and tasks.
+Letters: Q questions, N samples of a question.
 """
 
 from __future__ import annotations
@@ -9,7 +9,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
 
 
 class Run(NamedTuple):
@@ -31,14 +35,104 @@ def wilson(successes: float, trials: int, z: float = 1.96) -> tuple[float, float
     p, n = successes / trials, trials
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)  # beyond by rounding only
+    return max(0.0, centre - half), min(1.0, centre + half)  # only rounding leads beyond
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A setting compared with a reference on the same questions.
+
+    Args:
+        difference: Accuracy minus that of the reference, -1 to 1
+        low: Lower end of the 95 % interval of the difference
+        high: Upper end of the 95 % interval of the difference
+        p_value: Two-sided p-value of no difference
+        gained: Questions with more correct samples than at the reference
+        lost: Questions with fewer correct samples than at the reference
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    gained: int
+    lost: int
+
+
+def compare(
+    right_QN: Sequence[Sequence[bool]], reference_QN: Sequence[Sequence[bool]]
+) -> Comparison:
+    """Compare two settings by the questions that both answered.
+
+    With one sample per question: McNemar's exact test and `newcombe`'s interval. With more, the
+    samples of a question are not independent, so the paired t-test and t interval are taken over
+    the questions' mean differences (Miller 2024, arXiv 2411.00640).
+
+    Args:
+        right_QN: Whether each sample of each question is correct
+        reference_QN: The same at the reference, questions in the same order
+    """
+    sign_Q = [sum(a) - sum(b) for a, b in zip(right_QN, reference_QN, strict=True)]
+    gained, lost = sum(d > 0 for d in sign_Q), sum(d < 0 for d in sign_Q)
+    if all(len(right_N) == 1 for right_N in right_QN):
+        both = sum(a[0] and b[0] for a, b in zip(right_QN, reference_QN, strict=True))
+        low, high = newcombe(both, gained, lost, len(sign_Q) - both - gained - lost)
+        return Comparison(
+            (gained - lost) / len(sign_Q), low, high, mcnemar(gained, lost), gained, lost
+        )
+    difference_Q = np.asarray(sign_Q) / len(right_QN[0])
+    mean = float(difference_Q.mean())
+    if np.ptp(difference_Q) == 0:  # no variance to estimate an interval from: the sign test
+        return Comparison(mean, mean, mean, mcnemar(gained, lost), gained, lost)
+    test = stats.ttest_1samp(difference_Q, 0.0)
+    low, high = map(float, test.confidence_interval(0.95))
+    return Comparison(mean, low, high, float(test.pvalue), gained, lost)
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided p-value of McNemar's exact test: each discordant pair is a fair coin.
+
+    Args:
+        gained: Pairs that only the first setting has right
+        lost: Pairs that only the second setting has right
+    """
+    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def newcombe(both: int, first: int, second: int, neither: int) -> tuple[float, float]:
+    """95 % interval of the difference of two paired proportions (Newcombe 1998, method 10).
+
+    The Wilson intervals of the two proportions, combined with a continuity-corrected estimate of
+    their correlation.
+
+    Args:
+        both: Pairs that both have right
+        first: Pairs that only the first has right
+        second: Pairs that only the second has right
+        neither: Pairs that neither has right
+    """
+    n = both + first + second + neither
+    p1, p2 = (both + first) / n, (both + second) / n
+    low1, high1 = wilson(both + first, n)
+    low2, high2 = wilson(both + second, n)
+    product = (both + first) * (second + neither) * (both + second) * (first + neither)
+    covariance = float(both * neither - first * second)
+    if covariance > 0:
+        covariance = max(covariance - n / 2, 0.0)
+    correlation = covariance / math.sqrt(product) if product else 0.0
+
+    def half(a: float, b: float) -> float:
+        return math.sqrt(max(a * a - 2 * correlation * a * b + b * b, 0.0))
+
+    difference = p1 - p2
+    return difference - half(p1 - low1, high2 - p2), difference + half(p2 - low2, high1 - p1)
 
 
 def control(within_bound: Sequence[bool]) -> float | None:
-    """Share of runs whose mean amount of thinking is within its bounds (s1, equation 1).
+    """Share of runs whose mean amount of thinking is within its bound (s1, equation 1).
 
     Args:
-        within_bound: for each run, whether a_min <= a <= a_max; None of no runs
+        within_bound: For each run, whether a_min <= a <= a_max; the result is None without runs
     """
     return sum(within_bound) / len(within_bound) if within_bound else None
 
@@ -46,15 +140,15 @@ def control(within_bound: Sequence[bool]) -> float | None:
 def scaling(runs: Sequence[Run], scale: Callable[[float], float] = float) -> float | None:
     """Mean slope over all pairs of runs, (f(b) - f(a)) / (b - a) with b > a (s1, equation 2).
 
-    The paper's table fits a slope per doubling better than one per token; report both.
+    A slope per doubling fits the paper's table better than one per token; report both.
 
     Args:
-        runs: of one method of controlling
-        scale: of the tokens: `per_thousand` or `per_doubling`
+        runs: Runs of one method
+        scale: Scale of the tokens: `per_thousand` or `per_doubling`
 
     Returns:
-        share of 1 per unit of the scale; None where no two runs differ in tokens. Runs without
-        thinking have no place on a scale of doublings and are left out of it.
+        Accuracy per unit of the scale; None if no two runs differ in tokens. Runs without
+        thinking cannot be placed on a scale of doublings and are left out of it.
     """
     placed = []
     for run in sorted(runs):
@@ -87,13 +181,13 @@ def vote(answers: Sequence[str | None], same: Callable[[str, str], bool]) -> str
     """The answer that most samples give.
 
     Args:
-        answers: of the samples in order; None where a sample gives none, which is no vote
-        same: whether two answers say the same; an answer joins the first group whose first answer
-            it equals
+        answers: Answers of the samples in order; None, a sample without answer, is no vote
+        same: Whether two answers are equivalent; an answer joins the first group whose first
+            answer is equivalent
 
     Returns:
-        the first answer of the largest group, of equally large ones that which was seen first;
-        None where nobody answers.
+        The first answer of the largest group; of equally large groups, the one that began first;
+        None without votes.
     """
     groups: list[list[str]] = []
     for answer in answers:
@@ -109,5 +203,5 @@ def vote(answers: Sequence[str | None], same: Callable[[str, str], bool]) -> str
 
 
 def vote_sizes(n: int) -> list[int]:
-    """How many samples a vote is shown for: 1, 2, 4, ... and n."""
+    """Numbers of samples for which a vote is reported: 1, 2, 4, ... and n."""
     return sorted({*(2**i for i in range(n.bit_length()) if 2**i <= n), n})
