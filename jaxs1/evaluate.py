@@ -1,19 +1,20 @@
-"""How good is a model, and what does thinking longer buy it:
+"""Evaluate a model on a task, and how its accuracy scales with the length of its thinking:
 
     python -m jaxs1.evaluate --model DIR --task math500 --sweep.budget '[512,1024,2048]' \\
         --sweep.num_waits '[0,1,2,4,6]' --output runs/evaluation
 
-Every point of the sweep answers every question; points share one run of the engine. The output
-folder (see `jaxs1.evaluation.samples`) takes samples as they come: killed, the same command goes
-on and leaves the same results.json. More points, or a larger --limit, add to what is there.
+Every point of the sweep answers every question, all points in one run of the engine. The output
+folder (see `jaxs1.evaluation.samples`) stores samples as they are completed: if the run is
+interrupted, repeat the command to resume it; the results are the same. More points, or a larger
+--limit, add to what is stored.
 
-    settings.json  samples.jsonl  results.json  results.md  scaling.png  waits.png  majority.png
+    settings.json  samples.jsonl  results.json  results.md
+    scaling.png  waits.png  majority.png  differences.png
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,16 +28,19 @@ from jaxs1.decoding.loading import EngineConfig, LoadedEngine, load_engine
 from jaxs1.decoding.outputs import Completion, Request, SamplingParams
 from jaxs1.decoding.params import ThinkingParams, delimiters_of
 from jaxs1.decoding.prompt import prompt_ids
+from jaxs1.decoding.sampling import seed_from_text
 from jaxs1.decoding.tokenized_thinking import resolve_auto, script
 from jaxs1.evaluation import report
+from jaxs1.evaluation.aggregate import aggregate, chosen, fits
 from jaxs1.evaluation.methods import Point, SweepConfig, points_of, steps_in, with_instruction
-from jaxs1.evaluation.results import chosen, fits, read_results, results_of
-from jaxs1.evaluation.samples import Key, Samples
+from jaxs1.evaluation.results import Results, read_results
+from jaxs1.evaluation.samples import Key, Sample, Samples
 from jaxs1.tasks import graders
 from jaxs1.tasks.benchmarks import Question, Questions, QuestionsConfig, load_questions
 
 SECONDS_BETWEEN_LINES = 20
-#: Of a completion, what a line of samples.jsonl has; its settings are those of folder and point.
+#: Fields of a completion that are stored in samples.jsonl; its settings are those of the folder
+#: and of the point.
 COMPLETION_FIELDS = (
     *("thinking", "answer", "thinking_ids", "answer_ids", "interventions", "thinking_ended_by"),
     *("finish_reason", "usage", "seed", "note", "error"),
@@ -45,20 +49,20 @@ COMPLETION_FIELDS = (
 
 @dataclass(frozen=True)
 class EvaluateConfig(EngineConfig):
-    """Grade a model on a task, at one or more settings of its thinking.
+    """Evaluate a model on a task, at one or more settings of its thinking.
 
     Args:
-        task: aime24, aime25, math500, gpqa, gsm8k, puzzles, or a FILE.jsonl of one's own
-        output: folder of the results; the same command again goes on where it stopped
-        name: of the model in tables and pictures; null takes the end of `model`
-        n: samples of a question; above 1 also shows majority votes
-        seed: of the samples
-        limit: only the first so many questions; null for all
-        compare: folder of another evaluation, drawn in the same pictures
-        data: where the questions lie
-        sweep: at which settings the model is measured
-        thinking: what holds at all of them
-        sampling: how tokens are drawn
+        task: Task: aime24, aime25, math500, gpqa, gsm8k, puzzles, or a FILE.jsonl of your own
+        output: Output folder; the same command resumes an interrupted evaluation
+        name: Name of the model in tables and pictures; null uses the end of `model`
+        n: Number of samples per question; more than 1 also reports majority votes
+        seed: Random seed for sampling
+        limit: Number of questions to use, the first ones; null uses all
+        compare: Folder of another evaluation to draw into the same pictures
+        data: Questions of the task
+        sweep: Test-time scaling methods and values to measure
+        thinking: Thinking parameters of all points
+        sampling: Sampling parameters
     """
 
     task: str = ""
@@ -74,11 +78,11 @@ class EvaluateConfig(EngineConfig):
     sampling: SamplingParams = field(default_factory=SamplingParams)
 
     def __post_init__(self) -> None:
-        """Refuse what measures nothing."""
+        """Reject settings that cannot be evaluated."""
         if not self.model:
             raise UserError("model='': must name the weights; give --model DIR")
         if not self.task:
-            raise UserError("task='': must name what is asked; give --task math500 or FILE.jsonl")
+            raise UserError("task='': must name the questions; give --task math500 or FILE.jsonl")
         for name in ("n", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -97,25 +101,25 @@ class EvaluateConfig(EngineConfig):
 
 def evaluate(
     config: EvaluateConfig, opener: Callable[[EngineConfig], LoadedEngine] = load_engine
-) -> dict[str, Any]:
-    """Answer, grade, report.
+) -> Results:
+    """Answer all questions at all points, grade the answers, write the report.
 
     Args:
-        config: what is asked
-        opener: loads the model; not called before all that needs no model has been checked
+        config: Settings of the evaluation
+        opener: Loads the model; called after everything that needs no model has been checked
 
     Returns:
-        what results.json holds.
+        The content of results.json.
 
     Raises:
-        UserError: a task that cannot be read, a used folder of other settings, ...
+        UserError: a task that cannot be read, an output folder with other settings, ...
     """
     questions = load_questions(config.task, config.data)
     points = points_of(config.sweep, config.thinking)
     other = None if config.compare is None else read_results(config.compare)
-    if other is not None and other["task"] != questions.name:
+    if other is not None and other.task != questions.name:
         raise UserError(
-            f"compare={config.compare}: has another task, {other['task']}; "
+            f"compare={config.compare}: has another task, {other.task}; "
             f"give an evaluation of {questions.name}"
         )
     opened = opener(config)
@@ -130,14 +134,14 @@ def evaluate(
     finally:
         samples.close()
     name = config.name or "/".join(Path(config.model).parts[-2:])
-    results = results_of(points, questions, config.n, done, samples.settings, name)
+    results = aggregate(points, questions, config.n, done, samples.settings, name)
     files = report.write_report(results, folder, other)
-    _print(results, folder, files)
+    print(f"\n{report.terminal(results)}\n\nin {folder}/: {', '.join(files)}")
     return results
 
 
 def user_prompt(question: str, thinking: ThinkingParams, tokenizer: Any) -> list[int]:
-    """Ids of a question as the only message of a conversation."""
+    """Token ids of a question as the only message of a conversation."""
     return prompt_ids([{"role": "user", "content": question}], thinking, tokenizer)
 
 
@@ -149,7 +153,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _settings(config: EvaluateConfig, questions: Questions, opened: LoadedEngine) -> dict[str, Any]:
-    """What all samples of a folder share."""
+    """Settings that all samples of a folder share."""
     return {
         "model": opened.fingerprint,
         "limits.max_seq_len": opened.engine.context,
@@ -168,14 +172,15 @@ def _settings(config: EvaluateConfig, questions: Questions, opened: LoadedEngine
 
 
 def _resolved(point: Point, questions: Questions, tokenizer: Any) -> Point:
-    """A budget of "auto" as the number that all questions share, whatever is left to be asked."""
+    """A budget of "auto" as the number for all questions, also when only some are left to run."""
     thinking = point.thinking
     if thinking.max != "auto":
         return point
-    asked = script(thinking, tokenizer)
+    tokenized = script(thinking, tokenizer)
     texts = [with_instruction(question.text, point) for question in questions.items]
-    lengths = [len(user_prompt(text, thinking, tokenizer)) + len(asked.start) for text in texts]
-    return dataclasses.replace(point, thinking=resolve_auto(asked, lengths).thinking)
+    start = len(tokenized.start)
+    lengths = [len(user_prompt(text, thinking, tokenizer)) + start for text in texts]
+    return dataclasses.replace(point, thinking=resolve_auto(tokenized, lengths).thinking)
 
 
 def _collect(
@@ -184,10 +189,10 @@ def _collect(
     points: Sequence[Point],
     questions: Questions,
     samples: Samples,
-) -> dict[Key, list[dict[str, Any]]]:
-    """All samples that the points need, drawn again where one rejects what is too long.
+) -> dict[Key, list[Sample]]:
+    """All samples that the points need; what a point rejects as too long is drawn again.
 
-    What could not run is in the result, but not in the folder: the next run tries it again.
+    Samples that could not run are in the result but not stored: the next run tries them again.
     """
     done = dict(samples.done)
     last = time.monotonic()
@@ -201,13 +206,11 @@ def _collect(
         requests = (_request(config, engine.tokenizer, key, *jobs[key]) for key in keys)
         for finished, (index, completions) in enumerate(engine.run(requests), start=1):
             key, question = keys[index], jobs[keys[index]][1]
-            records = [
-                _record(c, question, questions.grader, engine.tokenizer) for c in completions
-            ]
-            if any(record["finish_reason"] == "error" for record in records):
-                done[key] = records
+            graded = [_graded(c, question, questions.grader, engine.tokenizer) for c in completions]
+            if any(sample["finish_reason"] == "error" for sample in graded):
+                done[key] = graded
             else:
-                samples.add(key, records)
+                samples.add(key, graded)
                 done[key] = samples.done[key]
             if time.monotonic() - last > SECONDS_BETWEEN_LINES:
                 last = time.monotonic()
@@ -219,17 +222,17 @@ def _missing(
     points: Sequence[Point],
     questions: Questions,
     n: int,
-    done: Mapping[Key, Sequence[Mapping[str, Any]]],
+    done: Mapping[Key, Sequence[Sample]],
     attempt: int,
 ) -> dict[Key, tuple[Point, Question]]:
-    """What must be asked in this round of draws; all but the first are for what was too long."""
+    """Requests of this round of draws; rounds after the first replace samples that are too long."""
     jobs = {}
     for point, question in itertools.product(points, questions.items):
         key = Key(point.key, question.number, attempt)
         if attempt >= point.draws or key in done:
             continue
-        taken = [] if attempt == 0 else chosen(point, question.number, n, done)
-        if attempt == 0 or not all(fits(point, sample) for sample, _ in taken):
+        samples = [] if attempt == 0 else chosen(point, question.number, n, done)
+        if attempt == 0 or not all(fits(point, sample) for sample, _ in samples):
             jobs[key] = point, question
     return jobs
 
@@ -238,20 +241,19 @@ def _request(
     config: EvaluateConfig, tokenizer: Any, key: Key, point: Point, question: Question
 ) -> Request:
     text = with_instruction(question.text, point)
-    drawn = f"{config.seed} {key.question_id} {key.attempt}"
     return Request(
         prompt_ids=user_prompt(text, point.thinking, tokenizer),
         thinking=point.thinking,
         sampling=config.sampling,
         n=config.n,
-        seed=int(hashlib.sha256(drawn.encode()).hexdigest()[:7], 16),
+        seed=seed_from_text(f"{config.seed} {key.question_id} {key.attempt}"),
     )
 
 
-def _record(
+def _graded(
     completion: Completion, question: Question, grader: graders.Grader, tokenizer: Any
-) -> dict[str, Any]:
-    """One line of samples.jsonl."""
+) -> Sample:
+    """A line of samples.jsonl."""
     prediction = grader.extract(_answer_prefix(completion, tokenizer) + completion.answer)
     fields = completion.as_json()
     return {
@@ -265,24 +267,12 @@ def _record(
 
 
 def _answer_prefix(completion: Completion, tokenizer: Any) -> str:
-    """The answer_prefix that the controller wrote before the answer: it says that an answer follows."""
+    """The answer prefix that the controller wrote; the grader may need it to find the answer."""
     starts = [entry.position for entry in completion.interventions if entry.kind == "answer_prefix"]
     if not starts:
         return ""
     behind = zip(completion.tokens[starts[-1] :], completion.forced[starts[-1] :], strict=True)
     return tokenizer.decode([token for token, _ in itertools.takewhile(lambda x: x[1], behind)])
-
-
-def _print(results: Mapping[str, Any], folder: Path, files: Sequence[str]) -> None:
-    print(f"\n{results['name']} on {results['task']}: {results['questions']:,} questions\n")
-    print(report.aligned(*report.point_rows(results)))
-    header, rows = report.vote_rows(results)
-    if rows:
-        print("\n" + report.aligned(header, rows))
-    print("\n" + report.aligned(report.MEASURES, report.measure_rows(results)))
-    for line in report.warnings_of(results):
-        print(f"warning: {line}")
-    print(f"\nin {folder}/: {', '.join(files)}")
 
 
 if __name__ == "__main__":

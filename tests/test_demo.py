@@ -22,18 +22,18 @@ def points(results, method):
 def test_recorded_with_todays_recipe(results):
     recipe = str(ROOT / "configs" / "demo_evaluate.yaml")
     config = parse(EvaluateConfig, ["--config", recipe], command="test")
-    assert [p["value"] for p in points(results, "max_thinking")] == config.sweep.budget
+    assert [p["value"] for p in points(results, "budget")] == config.sweep.budget
     assert [p["value"] for p in points(results, "num_waits")] == config.sweep.num_waits
-    assert results["settings"]["thinking"]["cue"] == config.thinking.answer_prefix
+    assert results["settings"]["thinking"]["answer_prefix"] == config.thinking.answer_prefix
     assert results["questions"] >= 300
 
 
 def test_accuracy_rises_with_the_budget(results):
-    accuracy = [p["accuracy"] for p in points(results, "max_thinking")]
+    accuracy = [p["accuracy"] for p in points(results, "budget")]
     rising = [a < b for a, b in itertools.pairwise(accuracy)]
     assert len(accuracy) >= 5
     assert all(rising[:4])
-    assert points(results, "max_thinking")[0]["high"] < points(results, "max_thinking")[4]["low"]
+    assert points(results, "budget")[0]["high"] < points(results, "budget")[4]["low"]
 
 
 def test_some_waits_beat_natural_stopping_beyond_both_intervals(results):

@@ -31,7 +31,7 @@ def lines(folder):
 
 
 def by_label(results):
-    return {(p["method"], p["value"]): p for p in results["points"]}
+    return {(p.method, p.value): p for p in results.points}
 
 
 def test_budgets_and_waits(task, tmp_path):
@@ -45,18 +45,23 @@ def test_budgets_and_waits(task, tmp_path):
     points = by_label(results)
     for budget, right in ((0, 0), (10, 0), (30, 11)):
         point = points["budget", budget]
-        assert point["thinking_tokens"] == budget and point["right"] == right
-        assert point["accuracy"] == right / COUNT and point["low"] <= right / COUNT <= point["high"]
-        assert (
-            point["thinking_ended_by"] == {"budget": COUNT} and point["samples_within_bound"] == 1
-        )
-    assert points["budget", -1]["right"] == points["num_waits", 0]["right"]
-    assert points["num_waits", 2]["waits"] == 2 and points["num_waits", 2]["right"] == COUNT
-    budgets = results["methods"]["budget"]
-    assert budgets["control"] == 1 and budgets["scaling_per_doubling"] > 0
-    assert budgets["performance"] == points["budget", -1]["accuracy"]
-    assert json.loads((out / "results.json").read_text()) == results
-    for picture in ("scaling.png", "waits.png"):
+        assert point.thinking_tokens == budget and point.right == right
+        assert point.accuracy == right / COUNT and point.low <= right / COUNT <= point.high
+        assert point.thinking_ended_by == {"budget": COUNT} and point.samples_within_bound == 1
+    assert points["budget", -1].right == points["num_waits", 0].right
+    assert results.natural == "budget -1" and points["budget", -1].versus_natural is None
+    compared = points["budget", 30].versus_natural
+    natural = points["budget", -1].right
+    assert compared.gained - compared.lost == points["budget", 30].right - natural < 0
+    assert compared.difference == (points["budget", 30].right - natural) / COUNT
+    assert compared.high < 0 and compared.p_value < 0.05  # the same questions are lost
+    assert points["num_waits", 0].versus_natural is None  # the same samples
+    assert points["num_waits", 2].waits == 2 and points["num_waits", 2].right == COUNT
+    budgets = results.methods["budget"]
+    assert budgets.control == 1 and budgets.scaling_per_doubling > 0
+    assert budgets.performance == points["budget", -1].accuracy
+    assert json.loads((out / "results.json").read_text()) == results.as_json()
+    for picture in ("scaling.png", "waits.png", "differences.png"):
         assert (out / picture).stat().st_size > 10_000
     assert not (out / "majority.png").exists()
     table = (out / "results.md").read_text()
@@ -98,19 +103,16 @@ def test_other_ways_of_control(task, tmp_path):
         *CLASSES.values(),
     ):
         assert f"{first}\n\n{text}<assistant>" in prompts
-    points, methods = by_label(results), results["methods"]
-    assert methods["token_prompt"]["control"] == 0.5  # 50 tokens, asked for 30 and for 60
-    assert points["token_prompt", 30]["samples_within_bound"] == 0
-    assert points["step_prompt", 3]["bound"]["unit"] == "steps"
-    usual = points["class_prompt", None]["thinking_tokens"]
-    assert points["class_prompt", "short"]["bound"]["high"] == usual
-    assert points["class_prompt", "short"]["within_bound"] and methods["class_prompt"]["runs"] == 3
-    assert (
-        methods["rejection"]["control"] == 1
-        and points["rejection", 45]["samples_within_bound"] == 1
-    )
-    assert points["rejection", 45]["draws"] > 2 > points["rejection", 60]["draws"] == 1
-    assert set(points["rejection", 45]["majority"]) == {"1", "2", "3"}
+    points, methods = by_label(results), results.methods
+    assert methods["token_prompt"].control == 0.5  # 50 tokens, asked for 30 and for 60
+    assert points["token_prompt", 30].samples_within_bound == 0
+    assert points["step_prompt", 3].bound.unit == "steps"
+    usual = points["class_prompt", None].thinking_tokens
+    assert points["class_prompt", "short"].bound.high == usual
+    assert points["class_prompt", "short"].within_bound and methods["class_prompt"].runs == 3
+    assert methods["rejection"].control == 1 and points["rejection", 45].samples_within_bound == 1
+    assert points["rejection", 45].draws > 2 > points["rejection", 60].draws == 1
+    assert set(points["rejection", 45].majority) == {1, 2, 3}
     # what was drawn again had another seed; what all points draw first, they share
     seeds = {(x["question_id"], x["attempt"]): x["seed"] for x in lines(out)}
     assert len(set(seeds.values())) == len(seeds)
@@ -122,10 +124,10 @@ def test_rejected_in_every_draw_counts_as_wrong(task, tmp_path):
     sweep = ("--sweep.rejection", "[39]", "--sweep.tries", 3, "--sampling.temperature", 1)
     engine = Engine()
     results = evaluate(config("--task", task, "--output", tmp_path / "out", *sweep), engine)
-    (point,) = results["points"]
-    assert len(engine.requests) == 3 * COUNT and point["draws"] == 3
-    assert point["too_long"] == COUNT and point["right"] == 0 and not point["within_bound"]
-    assert point["majority"] == {"1": 0.0}
+    (point,) = results.points
+    assert len(engine.requests) == 3 * COUNT and point.draws == 3
+    assert point.too_long == COUNT and point.right == 0 and not point.within_bound
+    assert point.majority == {1: 0.0}
     assert (
         "40 of 40 samples were too long in every draw"
         in (tmp_path / "out" / "results.md").read_text()
@@ -138,8 +140,8 @@ def test_forced_prompts_keep_their_bound(task, tmp_path):
     results = evaluate(
         config("--task", task, "--output", tmp_path / "out", *sweep, *more), Engine()
     )
-    assert results["methods"]["token_prompt"]["control"] == 1
-    assert by_label(results)["step_prompt", 1]["thinking_tokens"] == 16
+    assert results.methods["token_prompt"].control == 1
+    assert by_label(results)["step_prompt", 1].thinking_tokens == 16
 
 
 def test_votes(task, tmp_path):
@@ -149,16 +151,16 @@ def test_votes(task, tmp_path):
     given = {}
     for x in lines(tmp_path / "out"):
         given.setdefault(x["question_id"], []).append((int(x["prediction"]), x["reference"]))
-    (point,) = results["points"]
+    (point,) = results.points
     for k in (1, 2, 4, 5):
         won = 0
         for answers in given.values():
             first = [answer for answer, _ in answers[:k]]
             winner = max(first, key=lambda a: (first.count(a), -first.index(a)))
             won += str(winner) == answers[0][1]
-        assert point["majority"][str(k)] == won / COUNT
-    assert point["majority"]["5"] > point["majority"]["1"]
-    low, high = point["low"], point["high"]
+        assert point.majority[k] == won / COUNT
+    assert point.majority[5] > point.majority[1]
+    low, high = point.low, point.high
     assert high - low > 0.2  # 40 questions, not 200 samples
     assert (tmp_path / "out" / "majority.png").exists()
 
@@ -182,7 +184,7 @@ def test_more_points_and_questions_add_to_what_is_there(task, tmp_path):
     evaluate(config(*out, "--limit", 5, "--sweep.budget", "[30]"), Engine())
     engine = Engine()
     results = evaluate(config(*out, "--limit", 8, "--sweep.budget", "[30,40]"), engine)
-    assert len(engine.requests) == 3 + 8 and results["questions"] == 8
+    assert len(engine.requests) == 3 + 8 and results.questions == 8
     whole = evaluate(
         config("--task", task, "--output", tmp_path / "whole", "--limit", 8,
                "--sweep.budget", "[30,40]"),
@@ -241,9 +243,9 @@ def test_what_cannot_run_is_told_and_tried_again(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     asked = ("--task", path, "--output", tmp_path / "out")
     results = evaluate(config(*asked), Engine())
-    (point,) = results["points"]
-    assert point["samples"] == 3 and point["finish_reason"] == {"error": 1, "stop": 2}
-    assert point["right"] == 2 and point["thinking_tokens"] >= 40
+    (point,) = results.points
+    assert point.samples == 3 and point.finish_reason == {"error": 1, "stop": 2}
+    assert point.right == 2 and point.thinking_tokens >= 40
     warning = "as configured: 1 of 3 samples could not run and count as wrong"
     assert warning in (tmp_path / "out" / "results.md").read_text()
     engine = Engine()
@@ -287,7 +289,7 @@ def test_folder_of_something_else_or_damaged_is_refused(task, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--task", ""), "task='': must name what is asked"),
+        (("--task", ""), "task='': must name the questions"),
         (("--model", ""), "model='': must name the weights"),
         (("--n", 0), "n=0: must be 1 or more"),
         (("--n", 4), "n=4: all samples of greedy decoding are equal"),
@@ -323,7 +325,7 @@ def test_what_needs_no_model_is_checked_before_it_is_loaded(task, tmp_path):
 
 
 def test_automatic_budget_is_that_of_all_questions(task, tmp_path):
-    """s1's harness: max_gen_toks - longest prompt - start - close and answer prefix - 100; resumed, too."""
+    """s1's harness: max_gen_toks - longest prompt - start - close - prefix - 100; resumed, too."""
     train_tokenizer(["What is the sum of 0 and 1?"], tmp_path / "tokenizer")
     tokenizer = load_tokenizer(str(tmp_path / "tokenizer"))
     last = f"What is the sum of {COUNT - 1} and {2 * COUNT - 1}?"

@@ -9,6 +9,7 @@ Letters: B sequences, V ids, C blocks of ids.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, NamedTuple
 
 import jax
@@ -157,3 +158,8 @@ def _largest(holds: Any, shape: tuple[int, ...]) -> jax.Array:
 
     start = (jnp.full(shape, limits.min), jnp.full(shape, limits.max))
     return lax.fori_loop(0, 32, halve, start)[0]
+
+
+def seed_from_text(text: str) -> int:
+    """A random seed from a text, 0 to 2^28 - 1: the same on every machine."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:7], 16)

@@ -56,7 +56,7 @@ class SweepConfig:
         num_waits: Numbers of Waits to measure
         token_prompt: Values N of "Think for up to N tokens.", appended to the question
         step_prompt: Values N of "Think for up to N steps.", appended to the question
-        class_prompt: Instructions to append, short or long; the question is measured without as well
+        class_prompt: Instructions to append, short or long; measured without one as well
         rejection: Longest accepted thinking [tokens]; longer samples are drawn again
         force: Enforce the numbers of token_prompt and step_prompt by budget forcing as well
         tokens_per_step: Budget of a step [tokens] when `force` turns steps into a budget

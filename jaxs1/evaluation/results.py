@@ -1,234 +1,210 @@
-"""From graded samples to `results.json`: a function of the samples, whatever their order was.
-
-Letters: P points, Q questions, N samples of a question. A result is plain JSON throughout.
-"""
+"""What an evaluation found: `Results`, stored in results.json, with a `PointResult` per point."""
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxs1.config import UserError
-from jaxs1.evaluation import metrics
-from jaxs1.evaluation.methods import Bound, Point, uninstructed
-from jaxs1.evaluation.samples import Key
-from jaxs1.tasks.benchmarks import Questions
-from jaxs1.tasks.graders import Grader
+from jaxs1.evaluation.methods import METHODS, Bound
+from jaxs1.evaluation.metrics import Comparison
+from jaxs1.evaluation.samples import current_settings
 
-Sample = Mapping[str, Any]
 RESULTS = "results.json"
+#: Fields and methods of version 0.1 -> their names now.
+RENAMED_FIELDS = {
+    "way": "method",
+    "ways": "methods",
+    "kept": "within_bound",
+    "samples_kept": "samples_within_bound",
+}
+RENAMED_METHODS = {"max_thinking": "budget"}
 
 
-def results_of(
-    points: Sequence[Point],
-    questions: Questions,
-    n: int,
-    done: Mapping[Key, Sequence[Sample]],
-    settings: Mapping[str, Any],
-    name: str,
-) -> dict[str, Any]:
-    """Everything that is reported.
+@dataclass(frozen=True)
+class PointResult:
+    """What was measured at one point of the sweep.
 
     Args:
-        points: of the sweep
-        questions: all of them have their samples in `done`
-        n: samples of a question
-        done: graded samples by request
-        settings: what all samples share
-        name: of the model, for people
+        method: A name in METHODS
+        value: Value in the sweep; None for the run without instruction or sweep
+        accuracy: Share of correct samples, 0 to 1
+        low: Lower end of Wilson's 95 % interval of the accuracy, over questions
+        high: Upper end of that interval
+        right: Number of correct samples
+        samples: Number of samples
+        thinking_tokens: Mean thinking [tokens]; None if no sample could run
+        answer_tokens: Mean answer [tokens]; None if no sample could run
+        waits: Mean number of Waits; None if no sample could run
+        draws: Mean number of draws of a sample
+        bound: Amount of thinking that the method promises
+        amount: Mean amount of thinking in the unit of the bound; None if no sample could run
+        within_bound: Whether the mean amount is within the bound
+        samples_within_bound: Share of samples within the bound; None where it is relative
+        thinking_ended_by: Reason why thinking ended -> number of samples
+        finish_reason: Reason why the answer ended -> number of samples
+        too_long: Samples that thought too long in every draw
+        notes: Samples that ran with a note, e.g. about a clamped budget
+        majority: Number of voting samples -> accuracy of their majority
+        any: Number of samples -> share of questions with a correct one among them
+        versus_natural: Comparison with natural stopping on the same questions; None where the
+            samples are those of natural stopping, and without such a point
     """
-    natural = uninstructed(points)
-    usual = _mean_thinking(natural, questions, n, done) if natural else None
-    rows = [_point(point, questions, n, done, usual) for point in points]
-    methods = {
-        method: _method([row for row in rows if row["method"] == method])
-        for method in dict.fromkeys(point.method for point in points)
-    }
-    return {
-        "name": name,
-        "task": questions.name,
-        "questions": len(questions.items),
-        "samples_per_question": n,
-        "points": rows,
-        "methods": methods,
-        "settings": dict(settings),
-    }
+
+    method: str
+    value: int | str | None
+    accuracy: float
+    low: float
+    high: float
+    right: int
+    samples: int
+    thinking_tokens: float | None
+    answer_tokens: float | None
+    waits: float | None
+    draws: float
+    bound: Bound
+    amount: float | None
+    within_bound: bool
+    samples_within_bound: float | None
+    thinking_ended_by: dict[str, int]
+    finish_reason: dict[str, int]
+    too_long: int
+    notes: int
+    majority: dict[int, float]
+    any: dict[int, float]
+    versus_natural: Comparison | None = None
+
+    @property
+    def label(self) -> str:
+        """The point for people, e.g. `num_waits 2`."""
+        if self.method == "natural":
+            return METHODS["natural"]
+        return f"{self.method} {'none' if self.value is None else self.value}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The row of results.json."""
+        row = dataclasses.asdict(self)
+        high = None if math.isinf(self.bound.high) else self.bound.high
+        return row | {"bound": {"low": self.bound.low, "high": high, "unit": self.bound.unit}}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> PointResult:
+        """The row of results.json as an object, also one of version 0.1."""
+        fields = _renamed(row)
+        bound, compared = fields["bound"], fields.get("versus_natural")
+        high = math.inf if bound["high"] is None else bound["high"]
+        return cls(
+            **fields
+            | {
+                "method": RENAMED_METHODS.get(fields["method"], fields["method"]),
+                "bound": Bound(bound["low"], high, bound["unit"]),
+                "majority": {int(k): share for k, share in fields["majority"].items()},
+                "any": {int(k): share for k, share in fields["any"].items()},
+                "versus_natural": None if compared is None else Comparison(**compared),
+            }
+        )
 
 
-def read_results(path: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class MethodResult:
+    """Measures of the s1 paper for one method, over its points.
+
+    Args:
+        runs: Number of points
+        control: Share of points whose mean amount is within their bound; None without bounds
+        control_of_samples: Mean share of samples within their bound; None without bounds
+        scaling_per_1000_tokens: Mean slope of the accuracy; None if no two points differ in tokens
+        scaling_per_doubling: The same per doubling of the thinking
+        performance: Best accuracy
+    """
+
+    runs: int
+    control: float | None
+    control_of_samples: float | None
+    scaling_per_1000_tokens: float | None
+    scaling_per_doubling: float | None
+    performance: float | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that an evaluation reports.
+
+    Args:
+        name: Name of the model in tables and pictures
+        task: Name of the task
+        questions: Number of questions
+        samples_per_question: Number of samples of a question at each point
+        points: One result per point of the sweep, in its order
+        methods: Method -> its measures
+        settings: What all samples share
+        natural: Label of the point with natural stopping, to which the others are compared; None
+            without one
+    """
+
+    name: str
+    task: str
+    questions: int
+    samples_per_question: int
+    points: Sequence[PointResult]
+    methods: Mapping[str, MethodResult]
+    settings: Mapping[str, Any]
+    natural: str | None = None
+
+    def of(self, method: str) -> list[PointResult]:
+        """The points of one method, in the order of the sweep."""
+        return [point for point in self.points if point.method == method]
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of results.json, as reading the file returns it."""
+        tree = {
+            **vars(self),
+            "points": [point.as_json() for point in self.points],
+            "methods": {name: vars(found) for name, found in self.methods.items()},
+        }
+        return json.loads(json.dumps(tree))
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Results:
+        """The content of results.json as an object, also that of version 0.1."""
+        fields = _renamed(tree)
+        methods = fields["methods"].items()
+        return cls(
+            **fields
+            | {
+                "points": [PointResult.from_json(row) for row in fields["points"]],
+                "methods": {
+                    RENAMED_METHODS.get(name, name): MethodResult(**found)
+                    for name, found in methods
+                },
+                "settings": current_settings(fields["settings"]),
+            }
+        )
+
+
+def read_results(path: str) -> Results:
     """The results of another evaluation, from its folder or its results.json.
 
     Raises:
-        UserError: there are none.
+        UserError: the file cannot be read or is something else.
     """
     file = Path(path) / RESULTS if Path(path).is_dir() else Path(path)
     try:
-        results = json.loads(file.read_text())
-        return {**results, "points": results["points"], "name": results["name"]}
+        return Results.from_json(json.loads(file.read_text()))
     except OSError as error:
         raise UserError(
             f"compare={path}: cannot be read ({error.strerror}); give the folder of an evaluation"
         ) from None
-    except (ValueError, LookupError, TypeError):
-        raise UserError(f"compare={path}: holds no results of an evaluation") from None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise UserError(
+            f"compare={path}: is not the results of an evaluation; give the folder of one"
+        ) from None
 
 
-def chosen(
-    point: Point, question: int, n: int, done: Mapping[Key, Sequence[Sample]]
-) -> list[tuple[Sample, int]]:
-    """The samples [N] of a question at a point, and how many draws each took.
-
-    Where a point rejects what is too long, a sample is the first draw that is not, else the last
-    draw there is.
-    """
-    keys = [Key(point.key, question, attempt) for attempt in range(point.draws)]
-    draws = [done[key] for key in itertools.takewhile(done.__contains__, keys)]
-    taken = []
-    for i in range(n):
-        at = next((t for t, draw in enumerate(draws) if fits(point, draw[i])), len(draws) - 1)
-        taken.append((draws[at][i], at + 1))
-    return taken
-
-
-def fits(point: Point, sample: Sample) -> bool:
-    """Whether a point takes a sample: it thought no longer than accepted, or could not run."""
-    if point.longest is None or sample["finish_reason"] == "error":
-        return True
-    return _tokens(sample) <= point.longest
-
-
-def _point(
-    point: Point,
-    questions: Questions,
-    n: int,
-    done: Mapping[Key, Sequence[Sample]],
-    usual: float | None,
-) -> dict[str, Any]:
-    """One row of the results."""
-    taken_QN = [chosen(point, question.number, n, done) for question in questions.items]
-    taken = [each for taken_N in taken_QN for each in taken_N]
-    whole = [sample for sample, _ in taken if sample["finish_reason"] != "error"]
-    right_QN = [[_is_right(point, s) for s, _ in taken_N] for taken_N in taken_QN]
-    accuracy = _mean([right for right_N in right_QN for right in right_N])
-    assert accuracy is not None
-    low, high = metrics.wilson(accuracy * len(right_QN), len(right_QN))
-    amounts = [_amount(point.bound, sample) for sample in whole]
-    mean_amount = _mean(amounts)
-    bound = point.bound.times(usual or 0.0)
-    return {
-        "method": point.method,
-        "value": point.value,
-        "accuracy": accuracy,
-        "low": low,
-        "high": high,
-        "right": sum(map(sum, right_QN)),
-        "samples": len(taken),
-        "thinking_tokens": _mean([_tokens(sample) for sample in whole]),
-        "answer_tokens": _mean([sample["usage"]["answer_tokens"] for sample in whole]),
-        "waits": _mean([_count(sample, "wait") for sample in whole]),
-        "draws": _mean([draws for _, draws in taken]),
-        "bound": {
-            "low": bound.low,
-            "high": None if math.isinf(bound.high) else bound.high,
-            "unit": bound.unit,
-        },
-        "amount": mean_amount,
-        "within_bound": mean_amount is not None and bound.holds(mean_amount),
-        "samples_within_bound": None
-        if point.bound.relative
-        else _mean([bound.holds(amount) for amount in amounts]),
-        "thinking_ended_by": _counts(whole, "thinking_ended_by"),
-        "finish_reason": _counts([sample for sample, _ in taken], "finish_reason"),
-        "too_long": sum(not fits(point, sample) for sample in whole),
-        "notes": sum(sample["note"] is not None for sample in whole),
-        **_votes(
-            [
-                [s["prediction"] if fits(point, s) else None for s, _ in taken_N]
-                for taken_N in taken_QN
-            ],
-            right_QN,
-            questions,
-            n,
-        ),
-    }
-
-
-def _votes(
-    prediction_QN: Sequence[Sequence[str | None]],
-    right_QN: Sequence[Sequence[bool]],
-    questions: Questions,
-    n: int,
-) -> dict[str, dict[str, float | None]]:
-    """Accuracy of the majority among the first k samples, and how often any of them is right."""
-    grader: Grader = questions.grader
-    majority, anyone = {}, {}
-    for k in metrics.vote_sizes(n):
-        winner_Q = [metrics.vote(prediction_N[:k], grader.same) for prediction_N in prediction_QN]
-        majority[str(k)] = _mean(
-            [
-                grader.is_right(winner, question.gold)
-                for winner, question in zip(winner_Q, questions.items, strict=True)
-            ]
-        )
-        anyone[str(k)] = _mean([any(right_N[:k]) for right_N in right_QN])
-    return {"majority": majority, "any": anyone}
-
-
-def _method(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The measures of one method of controlling, over its points."""
-    runs = [
-        metrics.Run(row["thinking_tokens"], row["accuracy"])
-        for row in rows
-        if row["thinking_tokens"] is not None
-    ]
-    bounded = [row for row in rows if row["bound"]["low"] > 0 or row["bound"]["high"] is not None]
-    return {
-        "runs": len(rows),
-        "control": metrics.control([row["within_bound"] for row in bounded]),
-        "control_of_samples": _mean(
-            [
-                row["samples_within_bound"]
-                for row in bounded
-                if row["samples_within_bound"] is not None
-            ]
-        ),
-        "scaling_per_1000_tokens": metrics.scaling(runs, metrics.per_thousand),
-        "scaling_per_doubling": metrics.scaling(runs, metrics.per_doubling),
-        "performance": metrics.performance(runs),
-    }
-
-
-def _is_right(point: Point, sample: Sample) -> bool:
-    return bool(sample["correct"]) and fits(point, sample)
-
-
-def _mean_thinking(
-    point: Point, questions: Questions, n: int, done: Mapping[Key, Sequence[Sample]]
-) -> float | None:
-    taken = [s for q in questions.items for s, _ in chosen(point, q.number, n, done)]
-    return _mean([_tokens(sample) for sample in taken if sample["finish_reason"] != "error"])
-
-
-def _tokens(sample: Sample) -> int:
-    return sample["usage"]["thinking_tokens"]
-
-
-def _amount(bound: Bound, sample: Sample) -> int:
-    return sample["steps"] if bound.unit == "steps" else _tokens(sample)
-
-
-def _count(sample: Sample, kind: str) -> int:
-    return sum(entry["kind"] == kind for entry in sample["interventions"])
-
-
-def _counts(samples: Sequence[Sample], name: str) -> dict[str, int]:
-    return dict(sorted(Counter(sample[name] for sample in samples).items()))
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
+def _renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {RENAMED_FIELDS.get(name, name): value for name, value in fields.items()}

@@ -90,7 +90,7 @@ def test_a_folder_of_version_0_1_is_resumed(tmp_path):
     assert len(engine.requests) == (len(whole) - 10) // 2
     before = json.loads((V0_1 / "results.json").read_text())
     figures = ("accuracy", "right", "thinking_tokens", "draws", "majority")
-    for point, old in zip(results["points"], before["points"], strict=True):
+    for point, old in zip(results.as_json()["points"], before["points"], strict=True):
         assert {name: point[name] for name in figures} == {name: old[name] for name in figures}
     lines = [json.loads(x) for x in (folder / "samples.jsonl").read_text().splitlines()]
     by_request = {(x["point"], x["question_id"], x["attempt"], x["sample"]): x for x in lines[10:]}
