@@ -1,19 +1,21 @@
-"""Results as pictures: accuracy against thinking, against Waits, and votes against samples."""
+"""Results as pictures: accuracy against thinking, Waits and votes; differences between settings.
+
+They are meant for a page at half their size: large type, the legend inside, labelled points.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from jaxs1.evaluation.methods import METHODS
+from jaxs1.evaluation.results import PointResult, Results
 
-Results = Mapping[str, Any]
-#: Colours that stay apart for the colour-blind (Okabe and Ito), one a method, and a marker each.
+#: Method -> colour and marker; the colours are distinguishable when colour-blind (Okabe and Ito).
 STYLES = {
     "natural": ("#000000", "D"),
     "budget": ("#0072B2", "o"),
@@ -23,18 +25,20 @@ STYLES = {
     "class_prompt": ("#56B4E9", "P"),
     "rejection": ("#E69F00", "X"),
 }
-MUTED = "#666666"
-#: From this ratio on, tokens are drawn by doublings.
+GREY = "#666666"
+SIZE = (7.0, 4.6)  # inches
+TEXT, SMALL = 13, 11  # points
+#: Ratio of tokens from which the axis is logarithmic.
 WIDE = 4
 
 
 def draw(results: Results, folder: Path, other: Results | None = None) -> list[str]:
-    """Draw what there is to draw; returns the names of the pictures.
+    """Draw all pictures that the results have data for; returns their names.
 
     Args:
-        results: of an evaluation
-        folder: where the pictures go
-        other: results that are drawn beside it, dashed
+        results: Results of an evaluation
+        folder: Folder of the pictures
+        other: Results to draw into the same pictures, dashed and hollow
     """
     both = [results] if other is None else [results, other]
     names = _names(both)
@@ -42,171 +46,211 @@ def draw(results: Results, folder: Path, other: Results | None = None) -> list[s
         "scaling.png": _thinking(both, names),
         "waits.png": _waits(both, names),
         "majority.png": _majority(both, names),
+        "differences.png": _differences(results),
     }
-    for picture in pictures:
-        (folder / picture).unlink(missing_ok=True)
-    drawn = {name: figure for name, figure in pictures.items() if figure is not None}
-    for name, figure in drawn.items():
-        (axes,) = figure.axes
-        low, high = axes.get_ylim()
-        axes.set_ylim(max(low, -2), min(high, 102))  # no room for what no share can be
-        figure.savefig(folder / name, dpi=150)
-    return list(drawn)
+    for name, figure in pictures.items():
+        (folder / name).unlink(missing_ok=True)
+        if figure is not None:
+            figure.savefig(folder / name, dpi=150)
+    return [name for name, figure in pictures.items() if figure is not None]
 
 
 def _thinking(both: Sequence[Results], names: Sequence[str]) -> Figure | None:
     """Accuracy against mean thinking tokens, one line a method."""
-    figure, axes = _start(both[0], "mean thinking [tokens]")
-    places = []
+    figure, axes = _accuracy_axes(both[0], "mean thinking [tokens]")
+    all_tokens: list[float] = []
     for number, (results, name) in enumerate(zip(both, names, strict=True)):
-        for method in results["methods"]:
-            points = [
-                p
-                for p in results["points"]
-                if p["method"] == method and p["thinking_tokens"] is not None
-            ]
-            points.sort(key=lambda p: p["thinking_tokens"])
-            at = [p["thinking_tokens"] for p in points]
+        for method in results.methods:
+            points = [p for p in results.of(method) if p.thinking_tokens is not None]
+            points.sort(key=lambda p: p.thinking_tokens or 0)
+            tokens = [p.thinking_tokens or 0 for p in points]
             label = METHODS[method] if len(both) == 1 else f"{name}: {METHODS[method]}"
-            _line(axes, at, points, method, label, number)
-            for x, point in zip(at, points, strict=True):
-                _annotate(axes, x, point, method)
-            places += at
-    if not places:
+            _line(axes, tokens, points, label, number)
+            if number == 0:
+                _label_points(axes, tokens, points)
+            all_tokens += tokens
+    if not all_tokens:
         return None
-    if min(places) > 0 and max(places) / min(places) >= WIDE:
+    if min(all_tokens) > 0 and max(all_tokens) / min(all_tokens) >= WIDE:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_minor_locator(NullLocator())
     else:
-        axes.set_xlim(-0.03 * max(places), 1.08 * max(places) or 1)
+        axes.set_xlim(-0.03 * max(all_tokens), 1.08 * max(all_tokens) or 1)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}"))
-    _legend(figure)
+    _finish(axes)
     return figure
 
 
 def _waits(both: Sequence[Results], names: Sequence[str]) -> Figure | None:
     """Accuracy against the number of Waits."""
-    if not any("num_waits" in results["methods"] for results in both):
+    if not any("num_waits" in results.methods for results in both):
         return None
-    figure, axes = _start(both[0], "Waits")
+    figure, axes = _accuracy_axes(both[0], "number of Waits")
     for number, (results, name) in enumerate(zip(both, names, strict=True)):
-        points = [p for p in results["points"] if p["method"] == "num_waits"]
-        points.sort(key=lambda p: p["value"])
-        at = [p["value"] + 0.06 * number for p in points]  # so that intervals do not hide others
-        _line(axes, at, points, "num_waits", name, number)
+        points = sorted(results.of("num_waits"), key=lambda p: float(p.value or 0))
+        # shifted, or intervals would hide each other
+        waits = [float(p.value or 0) + 0.06 * number for p in points]
+        _line(axes, waits, points, name, number)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(both) > 1:
-        _legend(figure)
+    _finish(axes, legend=len(both) > 1)
     return figure
 
 
 def _majority(both: Sequence[Results], names: Sequence[str]) -> Figure | None:
-    """Accuracy of the majority against how many samples vote, one line a point."""
-    if all(results["samples_per_question"] == 1 for results in both):
+    """Accuracy of the majority against the number of voting samples, one line a point."""
+    if all(results.samples_per_question == 1 for results in both):
         return None
-    figure, axes = _start(both[0], "samples that vote")
+    figure, axes = _accuracy_axes(both[0], "voting samples")
     sizes: set[int] = set()
     for number, (results, name) in enumerate(zip(both, names, strict=True)):
-        if results["samples_per_question"] == 1:
+        if results.samples_per_question == 1:
             continue
-        for method in results["methods"]:
-            points = [p for p in results["points"] if p["method"] == method]
+        for method in results.methods:
+            points = results.of(method)
             for rank, point in enumerate(points, start=1):
-                sizes |= {int(k) for k in point["majority"]}
-                label = (
-                    METHODS[method]
-                    if point["value"] is None
-                    else f"{METHODS[method]} {point['value']}"
-                )
-                label = label if len(both) == 1 else f"{name}: {label}"
+                sizes |= set(point.majority)
+                label = _setting(point) if len(both) == 1 else f"{name}: {_setting(point)}"
                 _vote(axes, point, label, rank / len(points), number)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(sizes), [str(k) for k in sorted(sizes)])
     axes.xaxis.set_minor_locator(NullLocator())
-    _legend(figure)
+    _finish(axes)
     return figure
 
 
-def _vote(axes: Axes, point: Mapping[str, Any], label: str, strength: float, number: int) -> None:
-    """One point's votes, the fainter the earlier it stands among those of its method."""
-    color, marker = STYLES[point["method"]]
+def _differences(results: Results) -> Figure | None:
+    """Differences from natural stopping with their paired intervals, one row a point."""
+    rows = [(p, p.versus_natural) for p in results.points if p.versus_natural is not None]
+    if not rows:
+        return None
+    figure, axes = _start()
+    figure.set_figheight(1.3 + 0.36 * len(rows))
+    for at, (point, found) in enumerate(rows):
+        color, marker = STYLES[point.method]
+        below, above = found.difference - found.low, found.high - found.difference
+        axes.errorbar(
+            100 * found.difference,
+            at,
+            xerr=[[max(0.0, 100 * below)], [max(0.0, 100 * above)]],
+            color=color,
+            marker=marker,
+            markersize=7,
+            elinewidth=1.6,
+            capsize=3,
+        )
+        p_value = "p < 0.001" if found.p_value < 0.001 else f"p = {found.p_value:.3f}"
+        axes.annotate(
+            p_value,
+            (1.02, at),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=SMALL,
+            color=GREY,
+        )
+    axes.axvline(0, color=GREY, linewidth=1)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_yticks(range(len(rows)), [_setting(point) for point, _ in rows])
+    axes.invert_yaxis()
+    axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
+    axes.set_xlabel("accuracy minus that of natural stopping [percentage points]", fontsize=TEXT)
+    return figure
+
+
+def _setting(point: PointResult) -> str:
+    """A point by the words of its method, e.g. `2 Waits`."""
+    if point.method == "budget":
+        return "no budget" if point.value == -1 else f"budget {point.value}"
+    if point.method == "num_waits":
+        return "1 Wait" if point.value == 1 else f"{point.value} Waits"
+    return METHODS[point.method] + ("" if point.value is None else f" {point.value}")
+
+
+def _vote(axes: Axes, point: PointResult, label: str, strength: float, number: int) -> None:
+    """The votes of one point, the fainter the earlier it is among those of its method."""
+    color, marker = STYLES[point.method]
     axes.plot(
-        [int(k) for k in point["majority"]],
-        [100 * share for share in point["majority"].values()],
+        list(point.majority),
+        [100 * share for share in point.majority.values()],
         color=color,
         marker=marker,
         alpha=0.2 + 0.8 * strength,
         linestyle="--" if number else "-",
-        markersize=5,
+        markersize=6,
         label=label,
     )
 
 
-def _start(results: Results, xlabel: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+def _start() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot()
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(f"accuracy on {results['task']} [%]")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.tick_params(labelsize=SMALL)
     axes.set_axisbelow(True)
     return figure, axes
 
 
+def _accuracy_axes(results: Results, xlabel: str) -> tuple[Figure, Axes]:
+    figure, axes = _start()
+    axes.set_xlabel(xlabel, fontsize=TEXT)
+    axes.set_ylabel(f"accuracy on {results.task} [%]", fontsize=TEXT)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    return figure, axes
+
+
 def _line(
-    axes: Axes,
-    at: Sequence[float],
-    points: Sequence[Mapping[str, Any]],
-    method: str,
-    label: str,
-    number: int,
+    axes: Axes, at: Sequence[float], points: Sequence[PointResult], label: str, number: int
 ) -> None:
     """A line with 95 % intervals; the second evaluation's is dashed and hollow."""
     if not points:
         return
-    color, marker = STYLES[method]
-    accuracy = [100 * p["accuracy"] for p in points]
-    below = [100 * (p["accuracy"] - p["low"]) for p in points]
-    above = [100 * (p["high"] - p["accuracy"]) for p in points]
+    color, marker = STYLES[points[0].method]
+    below = [100 * max(0.0, p.accuracy - p.low) for p in points]
+    above = [100 * max(0.0, p.high - p.accuracy) for p in points]
     axes.errorbar(
         at,
-        accuracy,
-        yerr=[[max(0.0, x) for x in below], [max(0.0, x) for x in above]],
+        [100 * p.accuracy for p in points],
+        yerr=[below, above],
         color=color,
         marker=marker,
-        markersize=6,
+        markersize=7,
         markerfacecolor="white" if number else color,
         linestyle="--" if number else "-",
-        linewidth=1.6,
+        linewidth=1.8,
         elinewidth=1,
         capsize=2.5,
         label=label,
     )
 
 
-def _annotate(axes: Axes, x: float, point: Mapping[str, Any], method: str) -> None:
-    """What the point was asked, Waits and words; numbers of tokens would only crowd the picture."""
-    if point["value"] is None or method not in ("num_waits", "class_prompt"):
-        return
-    axes.annotate(
-        f"{point['value']}",
-        (x, 100 * point["accuracy"]),
-        xytext=(7, -11 if point["accuracy"] > 0.1 else 5),
-        textcoords="offset points",
-        fontsize=8,
-        color=STYLES[method][0],
-    )
+def _label_points(axes: Axes, at: Sequence[float], points: Sequence[PointResult]) -> None:
+    """Numbers of Waits, and classes; budgets are on the axis already."""
+    for number, (x, point) in enumerate(zip(at, points, strict=True), start=1):
+        if point.value is None or point.method not in ("num_waits", "class_prompt"):
+            continue
+        last = point.method == "num_waits" and number == len(points)
+        axes.annotate(
+            _setting(point) if last else f"{point.value}",
+            (x, 100 * point.high),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="center",
+            fontsize=SMALL,
+            color=STYLES[point.method][0],
+        )
 
 
-def _legend(figure: Figure) -> None:
-    """Beside the lines, never over them."""
-    figure.legend(frameon=False, fontsize=8, labelcolor=MUTED, loc="outside right upper")
-    figure.set_figwidth(8.4)
+def _finish(axes: Axes, *, legend: bool = True) -> None:
+    """Limit the axis to what an accuracy can be; put the legend where it hides least."""
+    axes.margins(0.06, 0.09)
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -2), min(high, 106))
+    if legend:
+        axes.legend(frameon=False, fontsize=SMALL, loc="best")
 
 
 def _names(both: Sequence[Results]) -> list[str]:
-    """What the evaluations are called; numbered where that would be the same."""
-    names = [results["name"] for results in both]
+    """Names of the evaluations; numbered if they are equal."""
+    names = [results.name for results in both]
     if len(set(names)) < len(names):
         return [f"{name} ({number})" for number, name in enumerate(names, start=1)]
     return names
