@@ -1,8 +1,8 @@
-"""Many questions to few: `python -m jaxs1.curate --config configs/curate_s1k.yaml --input POOL`.
+"""Curate a data set: `python -m jaxs1.curate --config configs/curate_s1k.yaml --input POOL`.
 
-The way through: pool -> features that it lacks -> table -> filters -> selection -> rows and report.
-Only features are heavy; `--shard i/n` computes a part of them and ends, `--ray n` all of them as n
-Ray tasks. The output is a new folder that is whole or not there at all:
+Pipeline: pool -> features that it lacks -> table -> filters -> selection -> rows and report. Only
+features are expensive; `--shard i/n` computes a part of them and exits, `--ray n` computes all of
+them as n Ray tasks. The output is a new folder, written atomically:
 
     selected.jsonl    ready for jaxs1.train (or selected.parquet)
     funnel.json       what every stage kept and dropped, and why
@@ -22,17 +22,18 @@ from typing import Any, Literal
 from jaxs1.config import UserError, parse, run_command, to_yaml
 from jaxs1.curation import features as feats
 from jaxs1.curation.decontaminate import read_benchmarks
-from jaxs1.curation.features import Feature, Tally
+from jaxs1.curation.features import Feature, FeatureStats
 from jaxs1.curation.labelers import Model, ModelConfig
+from jaxs1.curation.openai_model import OpenAIModel
 from jaxs1.curation.output import write_output
 from jaxs1.curation.pool import Pool
 from jaxs1.curation.ray_tasks import run_on_ray
 from jaxs1.curation.recipe import RECIPES, Recipe, select
-from jaxs1.curation.report import Story
-from jaxs1.curation.table import NAMES, Scan, Table, read_table
+from jaxs1.curation.report import CurationResult
+from jaxs1.curation.table import NAMES, ScanConfig, Table, read_table
 from jaxs1.data.tokenizer import load_tokenizer
 
-#: Column -> how to have it computed.
+#: Column -> how to compute it.
 REMEDIES = {
     "length": "compute it with --features.tokenizer DIR",
     "correct": "compute it with --features.grade true",
@@ -44,16 +45,16 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class StagesConfig:
-    """Which stages run, of those that the recipe has.
+    """Stages of the recipe.
 
     Args:
-        duplicates: drop a question that an earlier row has
-        decontamination: drop a question that shares 8 words in a row with a benchmark
-        missing: drop a row with any missing feature
-        format: drop a question whose text is damaged
-        difficulty: drop a question that a reference model solves
-        seeds: select some rows for sure
-        diversity: draw `size` rows; without it all rows that are left are selected
+        duplicates: Drop questions that an earlier row has
+        decontamination: Drop questions that share 8 consecutive words with a benchmark
+        missing: Drop rows with a missing feature
+        format: Drop questions with traces of bad formatting
+        difficulty: Drop questions that a reference model solves
+        seeds: Always select correct rows of AIME and GPQA, and of MATH with long traces
+        diversity: Draw `size` rows; otherwise all remaining rows are selected
     """
 
     duplicates: bool = True
@@ -67,12 +68,12 @@ class StagesConfig:
 
 @dataclass(frozen=True)
 class SourcesConfig:
-    """Sources that rules name: a source belongs where its name contains one of these.
+    """Source families: a source belongs to one if its name contains one of these strings.
 
     Args:
-        aime: seeds; give subjects their weight in the draw; [asy] in the question is no damage
-        gpqa: seeds; give subjects a weight, together half of AIME's
-        math: seeds where the trace is long
+        aime: Sources whose rows are seeds and weight the subjects; they may contain [asy]
+        gpqa: Sources whose rows are seeds and weight the subjects, together half as much as AIME
+        math: Sources whose rows are seeds if their trace is long
     """
 
     aime: list[str] = field(default_factory=lambda: ["AIME"])
@@ -82,16 +83,16 @@ class SourcesConfig:
 
 @dataclass(frozen=True)
 class FeaturesConfig:
-    """How columns are computed where the pool has no value.
+    """Features to compute where the pool has no value.
 
     Args:
-        cache: folder of what was computed; put those of several shards together to merge them
-        tokenizer: folder or hub id; for length, the tokens of the trace
-        grade: compute correct by grading the attempt against the solution
-        small: the small reference model, for solved_small
-        large: the large reference model, for solved_large
-        classifier: finds the subject; needs `subjects`
-        allow_failed: go on where questions stayed unanswered, and drop them as missing
+        cache: Folder of computed values; to merge shards, copy their folders into one
+        tokenizer: Tokenizer (folder or hub id) that computes length, the tokens of the trace
+        grade: Compute correct by grading the attempt against the solution
+        small: Small reference model, which computes solved_small
+        large: Large reference model, which computes solved_large
+        classifier: Model that computes subject; needs `subjects`
+        allow_failed: Continue if questions were not answered, and drop them as missing
     """
 
     cache: str = "runs/features"
@@ -108,25 +109,25 @@ class CurateConfig:
     """Select training data from a pool of questions.
 
     Args:
-        input: a JSONL or Parquet file, or the id of a hub dataset (owner/name)
-        split: which split of a hub dataset
-        output: the folder to be made; must not exist
-        format: of the selected rows
-        recipe: s1k, or an ablation of the paper: random, longest, diverse, all
-        size: rows to select
-        uniform_until: selected rows after which subjects are drawn by benchmark weight
-        min_math_length: MATH questions with longer traces are seeds [tokens]
-        seed: of the draws
-        subjects: JSON list of {code, title, descriptions}; null takes any subject
-        benchmarks: files to keep out of the pool -> the column of their questions
-        columns: our column -> the pool's, where names differ, e.g. '{"subject": "domain"}'
-        solved: columns that say whether a reference model solves the question
-        shard: i/n computes the i-th of n parts of the features and ends
-        ray: compute the features as so many Ray tasks; all machines must see input, weights and
-            features.cache at the same paths; 0 computes them here
-        stages: which stages run
-        sources: which sources rules name
-        features: how columns are computed that the pool lacks
+        input: Pool of questions: a JSONL or Parquet file, or the id of a hub dataset (owner/name)
+        split: Split of a hub dataset
+        output: Folder to create; it must not exist
+        format: File format of the selected rows
+        recipe: Recipe: s1k, or an ablation of the paper: random, longest, diverse, all
+        size: Number of rows to select
+        uniform_until: Number of selected rows from which on subjects are drawn by benchmark weight
+        min_math_length: Trace length above which MATH questions are seeds [tokens]
+        seed: Random seed of the selection
+        subjects: File with a JSON list of {code, title, descriptions}; null accepts any subject
+        benchmarks: Benchmark files for decontamination -> the column of their questions
+        columns: Standard column -> its name in the pool, e.g. '{"subject": "domain"}'
+        solved: Columns that tell whether a reference model solves the question
+        shard: Compute only the i-th of n parts of the features, given as i/n, and exit
+        ray: Number of Ray tasks that compute the features; all machines must see input, weights
+            and features.cache at the same paths; 0 computes them in this process
+        stages: Stages of the recipe
+        sources: Source families
+        features: Features to compute where the pool has no value
     """
 
     input: str = ""
@@ -149,7 +150,7 @@ class CurateConfig:
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
 
     def __post_init__(self) -> None:
-        """Refuse what no pool could make sense of."""
+        """Reject settings that no pool could satisfy."""
         if not self.input:
             raise UserError("input='': must name the pool; give --input FILE.jsonl or a hub id")
         for name, least in (("size", 1), ("uniform_until", 0), ("seed", 0), ("ray", 0)):
@@ -157,7 +158,7 @@ class CurateConfig:
                 raise UserError(f"{name}={getattr(self, name)}: must be {least} or more")
         if unknown := set(self.columns) - {*NAMES, "solution"}:
             raise UserError(
-                f"columns.{min(unknown)}: no stage reads such a column; ours are "
+                f"columns.{min(unknown)}: no stage reads such a column; give one of "
                 f"{', '.join((*NAMES, 'solution'))}"
             )
         if not self.solved or set(self.solved) - {"solved_small", "solved_large"}:
@@ -166,7 +167,7 @@ class CurateConfig:
             getattr(self.features, name).check(f"features.{name}")
         if self.features.classifier.model and self.subjects is None:
             raise UserError(
-                "subjects=null: features.classifier must know the subjects; give --subjects FILE"
+                "subjects=null: features.classifier needs the known subjects; give --subjects FILE"
             )
         if "decontamination" in self.active and not self.benchmarks and self.shard is None:
             raise UserError(
@@ -178,12 +179,12 @@ class CurateConfig:
 
     @property
     def active(self) -> list[str]:
-        """Stages of the recipe that are not switched off, in order."""
+        """Stages of the recipe that are switched on, in order."""
         return [name for name in RECIPES[self.recipe] if getattr(self.stages, name)]
 
     @property
     def rules(self) -> Recipe:
-        """The recipe with what was asked for."""
+        """The recipe with its parameters."""
         return Recipe(
             self.recipe,
             self.active,
@@ -196,7 +197,7 @@ class CurateConfig:
 
     @property
     def part(self) -> tuple[int, int] | None:
-        """The shard as (i, n); raises `UserError` where it is none."""
+        """The shard as (i, n), or None; raises `UserError` if it is malformed."""
         if self.shard is None:
             return None
         if match := re.fullmatch(r"(\d+)/(\d+)", self.shard):
@@ -215,7 +216,7 @@ def curate(config: CurateConfig) -> int:
     """Compute features, filter, select, write `config.output`; or one shard of the features.
 
     Raises:
-        UserError: anything the user can mend; what was computed until then is kept.
+        UserError: any error that the user can fix; values computed until then stay in the cache.
     """
     pool = Pool(config.input, config.split, config.columns)
     output = Path(config.output)
@@ -228,7 +229,7 @@ def curate(config: CurateConfig) -> int:
         run_on_ray(
             lambda shard: curate(replace(config, ray=0, shard=shard)), config.ray, _gpus(config)
         )
-    tallies = {f.name: _compute(config, pool, f) for f in features}
+    feature_stats = {f.name: _compute(config, pool, f) for f in features}
     if config.shard is not None:
         print(f"shard {config.shard} of the features is in {config.features.cache}")
         return 0
@@ -236,8 +237,8 @@ def curate(config: CurateConfig) -> int:
     table = _read(config, pool, lookups, titles)
     chosen = select(table, config.rules)
     settings = {name: getattr(config, name) for name in ("input", "recipe", "size", "seed")}
-    story = Story(settings, table, chosen, tallies, titles)
-    write_output(story, pool, lookups, output, kind=config.format, settings=to_yaml(config))
+    result = CurationResult(settings, table, chosen, feature_stats, titles)
+    write_output(result, pool, lookups, output, kind=config.format, settings=to_yaml(config))
     for stage in chosen.stages:
         print(f"{stage.name:16} {stage.kept:>10,} left, {len(stage.row_D):,} dropped")
     for note in chosen.notes:
@@ -247,7 +248,7 @@ def curate(config: CurateConfig) -> int:
 
 
 def _features(config: CurateConfig, titles: dict[str, str]) -> list[Feature]:
-    """The features that the user wants computed, cheap ones first."""
+    """The features to compute, cheap ones first."""
     settings, wanted = config.features, []
     if settings.tokenizer:
         tokenizer = load_tokenizer(settings.tokenizer)
@@ -255,29 +256,42 @@ def _features(config: CurateConfig, titles: dict[str, str]) -> list[Feature]:
     if settings.grade:
         wanted.append(feats.correct_feature())
     if settings.classifier.model:
-        model = _open("classifier", settings.classifier)
+        model = _open_named("classifier", settings.classifier)
         wanted.append(feats.subject_feature(model, titles))
     for size, model_config in (("small", settings.small), ("large", settings.large)):
         if model_config.model:
-            wanted.append(feats.solved_feature(f"solved_{size}", _open(size, model_config)))
+            wanted.append(feats.solved_feature(f"solved_{size}", _open_named(size, model_config)))
     return wanted
 
 
 def _gpus(config: CurateConfig) -> int:
-    """The most devices that a model in our own engine takes."""
+    """The largest number of devices that a model in the local engine takes."""
     models = (config.features.small, config.features.large, config.features.classifier)
     return max(m.tensor * m.replicas if m.model and not m.url else 0 for m in models)
 
 
-def _open(name: str, config: ModelConfig) -> Model:
+def open_model(config: ModelConfig) -> Model:
+    """The model of a configuration; takes no device before its first question.
+
+    Raises:
+        UserError: the local engine finds no weights.
+    """
+    if config.url:
+        return OpenAIModel(config)
+    from jaxs1.curation.local_model import LocalModel  # imports jax, which takes seconds
+
+    return LocalModel(config)
+
+
+def _open_named(name: str, config: ModelConfig) -> Model:
     try:
-        return config.open()
+        return open_model(config)
     except UserError as error:
         raise UserError(f"features.{name}.model: {error}") from None
 
 
 def _check_columns(config: CurateConfig, pool: Pool, features: Sequence[Feature]) -> None:
-    """Name a column that is not there, who needs it and how to have it."""
+    """Reject a pool that lacks a column; the error names who needs it and how to get it."""
     if config.shard is not None and not features:
         raise UserError(
             f"shard={config.shard}: there is nothing to compute; give --features.tokenizer, "
@@ -298,28 +312,28 @@ def _check_columns(config: CurateConfig, pool: Pool, features: Sequence[Feature]
                 )
 
 
-def _compute(config: CurateConfig, pool: Pool, feature: Feature) -> Tally:
-    tally = feats.compute(feature, pool, Path(config.features.cache), config.part)
+def _compute(config: CurateConfig, pool: Pool, feature: Feature) -> FeatureStats:
+    stats = feats.compute(feature, pool, Path(config.features.cache), config.part)
     print(
-        f"{feature.name:16} {tally.computed:,} computed, {tally.cached:,} in the cache, "
-        f"{tally.unusable:,} without a usable answer, {tally.failed:,} failed",
+        f"{feature.name:16} {stats.computed:,} computed, {stats.cached:,} in the cache, "
+        f"{stats.unusable:,} without a usable answer, {stats.failed:,} failed",
         flush=True,
     )
-    if tally.failed and (tally.fatal or not config.features.allow_failed):
-        drop = "" if tally.fatal else ", or --features.allow_failed true to drop these rows"
+    if stats.failed and (stats.fatal or not config.features.allow_failed):
+        drop = "" if stats.fatal else ", or --features.allow_failed true to drop these rows"
         raise UserError(
-            f"feature {feature.name}: {tally.failed:,} unanswered by {feature.where} "
-            f"({tally.reason}); all {tally.computed + tally.cached:,} other values are kept in "
-            f"{config.features.cache}; run the same command again to go on{drop}"
+            f"feature {feature.name}: {stats.failed:,} unanswered by {feature.where} "
+            f"({stats.reason}); all {stats.computed + stats.cached:,} other values are kept in "
+            f"{config.features.cache}; repeat the command to resume{drop}"
         )
-    return tally
+    return stats
 
 
 def _read(
     config: CurateConfig, pool: Pool, lookups: dict[str, Any], titles: dict[str, str]
 ) -> Table:
     cleaned = "decontamination" in config.active
-    scan = Scan(
+    scan = ScanConfig(
         columns=tuple(n for n in config.rules.columns if n in pool.names | lookups.keys()),
         benchmarks=read_benchmarks(config.benchmarks if cleaned else {}),
         families=vars(config.sources),

@@ -1,7 +1,7 @@
-"""Does a question share eight words in a row with a benchmark?
+"""Decontamination: which questions share eight consecutive words with a benchmark.
 
-The rule: lower case, whitespace normalised, words are what whitespace separates (so "x," and "x"
-are two words), any common run of `N` words counts. A question of fewer words shares none.
+Text is lower-cased and split at whitespace, so "x," and "x" are different words. Any common n-gram
+of `N` words counts; a shorter question has none.
 Source: s1's data/decontaminate_util.py, with n = 8.
 """
 
@@ -16,16 +16,16 @@ N = 8
 
 
 def ngrams(text: str) -> Iterator[str]:
-    """All runs of `N` words of the normalised text."""
+    """All n-grams of `N` words of the normalised text, each as one string."""
     words = text.lower().split()
     return (" ".join(words[i : i + N]) for i in range(len(words) - N + 1))
 
 
 class Benchmarks:
-    """Benchmarks' runs of words, each with the first file that has it.
+    """The n-grams of benchmarks, each with the first benchmark that has it.
 
     Args:
-        questions: a benchmark's name -> its questions
+        questions: Name of a benchmark -> its questions
     """
 
     def __init__(self, questions: Mapping[str, list[str]]) -> None:
@@ -33,14 +33,14 @@ class Benchmarks:
         self._owner: dict[str, int] = {}
         for number, texts in enumerate(questions.values()):
             for text in texts:
-                for run in ngrams(text):
-                    self._owner.setdefault(run, number)
+                for ngram in ngrams(text):
+                    self._owner.setdefault(ngram, number)
 
     def find(self, question: str) -> int:
-        """The number (in `names`) of a benchmark that the question overlaps with, or -1."""
+        """The position in `names` of a benchmark that shares an n-gram with the question, or -1."""
         if self._owner:
-            for run in ngrams(question):
-                if (number := self._owner.get(run)) is not None:
+            for ngram in ngrams(question):
+                if (number := self._owner.get(ngram)) is not None:
                     return number
         return -1
 
@@ -49,10 +49,10 @@ def read_benchmarks(files: Mapping[str, str]) -> Benchmarks:
     """Read benchmark files.
 
     Args:
-        files: path of a JSONL or Parquet file (or hub id) -> the column of its questions
+        files: Path of a JSONL or Parquet file, or hub id -> the column of its questions
 
     Raises:
-        UserError: an unreadable or empty file; no such column; a row where it is not a string.
+        UserError: an unreadable or empty file, a missing column, a value that is not a string.
     """
     questions = {}
     for path, column in files.items():

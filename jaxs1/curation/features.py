@@ -1,7 +1,7 @@
-"""Features that a pool lacks: computed once, kept in a cache, in independent shards.
+"""Features that a pool lacks: computed once, cached, in independent shards.
 
-A `Feature` says which columns a value comes from and how. `compute` goes through the pool and
-computes what neither the pool nor the cache has; `lookup` hands it to the table.
+A `Feature` defines which columns a value is computed from and how. `compute` computes the values
+that neither the pool nor the cache has; `lookup` returns them for the table.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from typing import Any
 
 from jaxs1.config import UserError
 from jaxs1.curation.cache import Cache
-from jaxs1.curation.labelers import Model, NoAnswer, ask_all
+from jaxs1.curation.labelers import Model, NoAnswer, answer_all
 from jaxs1.curation.pool import Pool
 from jaxs1.curation.table import COLUMNS, read_text, read_value
 from jaxs1.tasks import graders
 
-#: Key, and the values of the columns that a feature needs.
+#: Key, and the values of the columns that a feature is computed from.
 Item = tuple[str, tuple[str, ...]]
-#: Key, value and details for the cache; or why there is no value.
+#: Key, value and details for the cache; or the reason why there is no value.
 Result = tuple[str, Any, dict[str, Any]] | tuple[str, NoAnswer, dict[str, Any]]
 TOKENIZED_AT_ONCE = 64
-#: Questions one after the other that a model leaves unanswered before it is given up, at least.
+#: Smallest number of consecutive failures after which a model is given up.
 PATIENCE = 4
 SECONDS_BETWEEN_LINES = 30
 
@@ -39,13 +39,13 @@ class Feature:
     """A column that can be computed.
 
     Args:
-        name: of the column
-        needs: columns that it is computed from; together they are the cache's key
-        how: all else that the value depends on
-        run: items to results, in any order
-        where: who answers, for messages
-        patience: failures one after the other that end the work; a question that was refused
-            counts only as long as none was answered
+        name: Name of the column
+        needs: Columns that it is computed from; together they are the key of the cache
+        how: Everything else that the value depends on
+        run: Turns items into results, in any order
+        where: Name of the model, for messages
+        patience: Consecutive failures that end the work; a refused question counts only until
+            another one was answered
     """
 
     name: str
@@ -56,11 +56,11 @@ class Feature:
     patience: int = 1
 
     def cache_folder(self, folder: Path) -> Path:
-        """Another `how` is another cache."""
+        """The folder of its cache; it differs where `how` differs."""
         return folder / f"{self.name}-{_digest(self.how)[:8]}"
 
     def item(self, where: str, row: Mapping[str, Any]) -> Item | None:
-        """The item of a row; None where a column that it needs is missing."""
+        """The item of a row; None if a column that it needs is missing."""
         values = []
         for name in self.needs:
             value = row.get(name)
@@ -72,16 +72,17 @@ class Feature:
 
 
 @dataclass
-class Tally:
-    """What happened to a feature.
+class FeatureStats:
+    """Counts of the values of a feature.
 
     Args:
-        computed: values that were computed now
-        cached: values that were in the cache
-        unusable: of these, answers that could not be parsed and solutions that cannot be graded
-        failed: questions that nobody answered
-        reason: of the last failure
-        fatal: the work ended because of it
+        computed: Values that were computed in this run
+        cached: Values that were in the cache
+        unusable: Computed or cached values without content: answers that could not be parsed and
+            solutions that cannot be graded
+        failed: Questions without an answer
+        reason: Reason of the last failure
+        fatal: Whether that failure ended the work
     """
 
     computed: int = 0
@@ -93,23 +94,23 @@ class Tally:
 
 
 def length_feature(tokenizer: Any) -> Feature:
-    """Tokens of the trace."""
+    """Length of the trace [tokens]."""
 
     def run(items: Iterator[Item]) -> Generator[Result]:
         while batch := list(islice(items, TOKENIZED_AT_ONCE)):
-            # no tokenizer reads half a surrogate pair
+            # no tokenizer accepts half of a surrogate pair
             traces = [trace.encode(errors="replace").decode() for _, (trace,) in batch]
             ids = tokenizer(traces, add_special_tokens=False)["input_ids"]
             for (key, _), tokens in zip(batch, ids, strict=True):
                 yield key, len(tokens), {}
 
-    # of BPE the vocabulary in its order is all: the same tokenizer may lie in another folder
+    # the ordered vocabulary defines a BPE tokenizer, whatever folder it is stored in
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda x: x[1]))
     return Feature("length", ("thinking_trajectories",), f"tokenizer {_digest(vocabulary)}", run)
 
 
 def correct_feature() -> Feature:
-    """Is the attempt right; None where the solution has no final answer."""
+    """Whether the attempt is correct; None if the solution has no final answer."""
 
     def run(items: Iterator[Item]) -> Generator[Result]:
         for key, (attempt, solution) in items:
@@ -119,7 +120,7 @@ def correct_feature() -> Feature:
 
 
 def solved_feature(name: str, model: Model) -> Feature:
-    """Does a model solve the question; None where the solution has no final answer."""
+    """Whether a model solves the question; None if the solution has no final answer."""
     prompt = read_prompt("solve")
 
     def run(items: Iterator[Item]) -> Generator[Result]:
@@ -129,12 +130,12 @@ def solved_feature(name: str, model: Model) -> Feature:
         def prompts() -> Iterator[tuple[str, str]]:
             for key, (question, solution) in items:
                 if graders.final_answer(solution) is None:
-                    proofs.append(key)  # no answer could be graded: the model is not asked
+                    proofs.append(key)  # no answer could be graded: skip the model
                 else:
                     solutions[key] = solution
                     yield key, prompt.replace("{question}", question)
 
-        for key, answer in ask_all(model, prompts()):
+        for key, answer in answer_all(model, prompts()):
             solution = solutions.pop(key)
             if isinstance(answer, NoAnswer):
                 yield key, answer, {}
@@ -150,18 +151,18 @@ def solved_feature(name: str, model: Model) -> Feature:
 
 
 def subject_feature(model: Model, subjects: Mapping[str, str]) -> Feature:
-    """The code of the question's subject; None where the answer names none of them.
+    """The code of the question's subject; None if the answer names no known one.
 
     Args:
-        model: who classifies
-        subjects: code -> title and descriptions
+        model: Model that classifies the questions
+        subjects: Code -> title and descriptions
     """
     listing = "\n".join(f"{code}: {text}" for code, text in subjects.items())
     prompt = read_prompt("subject").replace("{subjects}", listing)
 
     def run(items: Iterator[Item]) -> Generator[Result]:
         prompts = ((key, prompt.replace("{question}", question)) for key, (question,) in items)
-        for key, answer in ask_all(model, prompts):
+        for key, answer in answer_all(model, prompts):
             if isinstance(answer, NoAnswer):
                 yield key, answer, {}
             else:
@@ -172,21 +173,21 @@ def subject_feature(model: Model, subjects: Mapping[str, str]) -> Feature:
 
 
 def parse_subject(answer: str, subjects: Iterable[str]) -> str | None:
-    """The code in the last "Subject: CODE" of an answer, if it is a known one."""
+    """The code in the last "Subject: CODE" of an answer; None for an unknown one."""
     codes = re.findall(r"Subject:[\s*]*(\w+)", answer)
     return codes[-1] if codes and codes[-1] in subjects else None
 
 
 def read_prompt(name: str) -> str:
-    """One of our prompts."""
+    """The text of a prompt in the folder prompts/."""
     return (resources.files("jaxs1.curation") / "prompts" / f"{name}.txt").read_text().strip()
 
 
 def read_subjects(path: str) -> dict[str, str]:
-    """Codes and what they stand for, from a JSON list of {code, title, descriptions}.
+    """Codes and their descriptions, from a JSON list of {code, title, descriptions}.
 
     Raises:
-        UserError: the file is not such a list.
+        UserError: the file cannot be read or is not such a list.
     """
     try:
         entries = json.loads(Path(path).read_text())
@@ -199,23 +200,25 @@ def read_subjects(path: str) -> dict[str, str]:
         ) from None
 
 
-def compute(feature: Feature, pool: Pool, folder: Path, shard: tuple[int, int] | None) -> Tally:
-    """Compute what neither the pool nor the cache has.
+def compute(
+    feature: Feature, pool: Pool, folder: Path, shard: tuple[int, int] | None
+) -> FeatureStats:
+    """Compute the values that neither the pool nor the cache has.
 
-    Failures are counted; the work ends where no further question would be answered, or where
-    `feature.patience` questions in a row were not. What was computed until then is kept.
+    Failures are counted; the work ends after a fatal failure, or after `feature.patience`
+    consecutive ones. The values computed until then stay in the cache.
 
     Args:
-        feature: what is computed
-        pool: for which questions
-        folder: of the caches
-        shard: (i, n) for the i-th of n parts; None for all
+        feature: Feature to compute
+        pool: Pool of questions
+        folder: Folder of all caches
+        shard: (i, n) for the i-th of n parts; None for everything
 
     Raises:
         UserError: an unreadable pool or cache.
     """
     cache = Cache(feature.cache_folder(folder), shard or (1, 1), writable=True)
-    tally, in_a_row, last = Tally(), 0, time.monotonic()
+    stats, in_a_row, last = FeatureStats(), 0, time.monotonic()
 
     def todo() -> Iterator[Item]:
         seen = set[int]()
@@ -225,9 +228,9 @@ def compute(feature: Feature, pool: Pool, folder: Path, shard: tuple[int, int] |
                 continue
             seen.add(number)
             if key in cache:
-                tally.cached += 1
-                tally.unusable += cache.get(key) is None
-            elif tally.fatal:
+                stats.cached += 1
+                stats.unusable += cache.get(key) is None
+            elif stats.fatal:
                 return
             else:
                 yield item
@@ -236,26 +239,26 @@ def compute(feature: Feature, pool: Pool, folder: Path, shard: tuple[int, int] |
     try:
         for key, value, details in results:
             if isinstance(value, NoAnswer):
-                in_a_row += not (value.refused and tally.computed + tally.cached)
-                tally.failed += 1
-                tally.reason = str(value)
-                tally.fatal |= value.fatal or in_a_row >= feature.patience
+                in_a_row += not (value.refused and stats.computed + stats.cached)
+                stats.failed += 1
+                stats.reason = str(value)
+                stats.fatal |= value.fatal or in_a_row >= feature.patience
             else:
                 in_a_row = 0
-                tally.computed += 1
-                tally.unusable += value is None
+                stats.computed += 1
+                stats.unusable += value is None
                 cache.add(key, value, details)
             if time.monotonic() - last > SECONDS_BETWEEN_LINES:
                 last = time.monotonic()
-                print(f"{feature.name:13} {tally.computed:,} computed so far", flush=True)
+                print(f"{feature.name:13} {stats.computed:,} computed so far", flush=True)
     finally:
-        results.close()  # a model stops here, not when Python gets round to it
+        results.close()  # stops the model now, not when the generator is collected
         cache.close()
-    return tally
+    return stats
 
 
 def _lacking(feature: Feature, pool: Pool) -> Iterator[Item]:
-    """Items of the rows for which the pool has no value."""
+    """Items of the rows without a value in the pool."""
     names = [feature.name, *feature.needs]
     for wheres, rows in pool.batches(names):
         for where, values in zip(wheres, rows, strict=True):
@@ -267,7 +270,7 @@ def _lacking(feature: Feature, pool: Pool) -> Iterator[Item]:
 
 
 def lookup(feature: Feature, folder: Path) -> Callable[[Mapping[str, Any]], Any]:
-    """A function of a row that gives the value in the cache; None where there is none."""
+    """A function of a row that returns its cached value; None without one."""
     cache = Cache(feature.cache_folder(folder), writable=False)
 
     def find(row: Mapping[str, Any]) -> Any:

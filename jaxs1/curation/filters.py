@@ -1,7 +1,7 @@
 """The stages that drop rows before the selection. Each is a pure function of a table.
 
-A filter gives every row a reason's number, -1 where the row stays. `apply_filters` runs them one
-after another and remembers who was dropped, where and why.
+A filter returns the number of a reason for every row, -1 for a row that stays. `apply_filters` runs
+the filters in order and records which rows each of them dropped and why.
 
 Letters: N rows of the table.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxs1.curation.table import DEFECTS, NAMES, Table
 
-#: Numbers of reasons, and what they are called.
+#: For every row the number of a reason or -1, and the names of the reasons.
 Verdict = tuple[np.ndarray, tuple[str, ...]]
 
 
@@ -24,12 +24,12 @@ class Stage:
     """What one stage did.
 
     Args:
-        name: of the stage
-        kept: rows that are left
-        row_D: numbers (in the pool) of the dropped rows
-        key_D: their question keys
-        reason_D: their reasons' numbers
-        reasons: what those are called
+        name: Name of the stage
+        kept: Number of rows that are left
+        row_D: Numbers (in the pool) of the dropped rows
+        key_D: Question keys of the dropped rows
+        reason_D: Reasons of the dropped rows, as positions in `reasons`
+        reasons: Names of the reasons
     """
 
     name: str
@@ -40,13 +40,13 @@ class Stage:
     reasons: tuple[str, ...]
 
     def counts(self) -> dict[str, int]:
-        """Reason -> dropped rows, where there are any."""
+        """Reason -> number of dropped rows, without reasons that dropped none."""
         counts = np.bincount(self.reason_D, minlength=len(self.reasons)).tolist()
         return {name: n for name, n in zip(self.reasons, counts, strict=True) if n}
 
 
 def duplicates(table: Table) -> Verdict:
-    """A question that an earlier row has, letter by letter; a missing one equals no other."""
+    """Questions identical to that of an earlier row; a missing question equals no other."""
     reason_N = np.zeros(len(table), np.int64)
     _, first = np.unique(table.key_N, return_index=True)
     reason_N[first] = -1
@@ -55,22 +55,22 @@ def duplicates(table: Table) -> Verdict:
 
 
 def decontamination(table: Table) -> Verdict:
-    """A question that shares eight words in a row with a benchmark."""
+    """Questions that share eight consecutive words with a benchmark."""
     return table.benchmark_N, tuple(f"8 words in a row as in {b}" for b in table.benchmarks)
 
 
 def missing(table: Table) -> Verdict:
-    """A missing feature (quality 1)."""
+    """Rows with a missing feature (quality stage 1 of the paper)."""
     return table.missing_N, tuple(f"{name} is missing" for name in NAMES)
 
 
 def format_rules(table: Table) -> Verdict:
-    """A question whose text shows that it was cut out of something (quality 2)."""
+    """Questions with traces of bad formatting (quality stage 2 of the paper)."""
     return table.defect_N, tuple(f"question contains {name}" for name in DEFECTS)
 
 
 def difficulty(table: Table) -> Verdict:
-    """A question that a reference model solves."""
+    """Questions that a reference model solves."""
     small_N, large_N = table.small_N == 1, table.large_N == 1
     reason_N = np.where(small_N & large_N, 2, np.where(large_N, 1, np.where(small_N, 0, -1)))
     return reason_N, tuple(f"solved by the {who} model" for who in ("small", "large")) + (
@@ -88,7 +88,7 @@ FILTERS: dict[str, Callable[[Table], Verdict]] = {
 
 
 def apply_filters(table: Table, names: Sequence[str]) -> tuple[Table, list[Stage]]:
-    """Run some of `FILTERS`, in their order; returns what is left and what each stage did."""
+    """Run the named `FILTERS` in order; returns the remaining table and what each stage did."""
     stages = []
     for name, function in FILTERS.items():
         if name in names:
@@ -113,9 +113,9 @@ def drop(table: Table, name: str, reason_N: np.ndarray, reasons: tuple[str, ...]
 
 
 def seeds(table: Table, min_math_length: int) -> np.ndarray:
-    """True for rows that are selected for sure.
+    """True for rows that are always selected.
 
-    The attempt is correct, and the source is GPQA or AIME, or MATH with a trace of more than
+    These are correct attempts from GPQA or AIME, or from MATH with a trace of more than
     `min_math_length` tokens.
     """
     always_N = table.is_family("gpqa") | table.is_family("aime")

@@ -1,7 +1,7 @@
-"""Questions to a language model, behind a small interface with two implementations.
+"""Language models that label questions: a small interface with two implementations.
 
-A `Model` answers one prompt; `ask_all` asks many at a time; `ModelConfig` says which model. What is
-asked and what becomes of the answers is not known here.
+A `Model` answers one prompt, `answer_all` many concurrently; `ModelConfig` names the model. This
+file does not know what the prompts and answers mean.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class NoAnswer(Exception):
     """A model did not answer.
 
     Args:
-        reason: in words
-        fatal: no other question would be answered either
-        refused: it lies with this question, others may be answered
+        reason: Human-readable reason
+        fatal: Whether no other question would be answered either
+        refused: Whether the question itself is the reason, so that others may be answered
     """
 
     def __init__(self, reason: str, *, fatal: bool = False, refused: bool = False) -> None:
@@ -30,50 +30,51 @@ class NoAnswer(Exception):
 
 
 class Model(Protocol):
-    """Something that answers a prompt."""
+    """A model that answers prompts."""
 
     @property
     def identity(self) -> str:
-        """Differs where answers would differ: names of caches are made of it."""
+        """Part of the names of caches: differs wherever answers would differ."""
 
     @property
     def where(self) -> str:
-        """What messages call it."""
+        """Name of the model, for messages."""
 
     @property
     def parallel(self) -> int:
-        """Prompts that it takes at the same time."""
+        """Number of prompts that it takes concurrently."""
 
     def answer(self, prompt: str) -> str:
-        """The answer to one prompt, without white space around it; called from several threads.
+        """The answer to one prompt, without surrounding white space; called from several threads.
 
         Raises:
-            NoAnswer: there is none.
-            UserError: the model cannot be used at all, and the user can mend it.
+            NoAnswer: the model did not answer.
+            UserError: the model cannot be used at all, which the user can fix.
         """
 
     def close(self) -> None:
-        """Give back what answering took; who still waits gets `NoAnswer`."""
+        """Release all resources; pending calls of `answer` raise `NoAnswer`."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model that answers questions: behind an OpenAI-compatible endpoint, or in our own engine.
+    """A model that answers questions: at an OpenAI-compatible endpoint, or in the local engine.
 
     Args:
-        url: base of the endpoint's API, e.g. http://127.0.0.1:8000/v1; empty: our own engine
-        model: name under which the endpoint serves it; for our own engine a Hugging Face folder, a
-            hub id, a converted checkpoint or a training run, one and the same for all machines
-            whose caches are put together; empty for none
-        temperature: of sampling (s1: 0.05)
-        max_tokens: of one answer
-        parallel: requests at the same time; sequences that our own engine decodes at the same time
-        retries: of an endpoint, further tries of a request that failed in a way that may pass
-        backoff: of an endpoint, wait before the first retry [s]; doubles with each, at most 60
-        timeout: of an endpoint, for one request [s]
-        key_variable: of an endpoint, environment variable that holds the API key; null for none
-        tensor: of our own engine, devices that share one copy of the model
-        replicas: of our own engine, copies of the model
+        url: Base URL of the endpoint, e.g. http://127.0.0.1:8000/v1; empty uses the local engine
+        model: Name of the model at the endpoint; for the local engine a Hugging Face folder, a hub
+            id, a converted checkpoint or a training run, the same on all machines whose caches are
+            merged; empty for none
+        temperature: Sampling temperature (s1: 0.05)
+        max_tokens: Maximum length of an answer [tokens]
+        parallel: Number of concurrent requests; batch size of the local engine
+        retries: Maximum number of retries of a failed request (endpoint only)
+        backoff: Wait before the first retry [s], doubled for each further one up to 60 (endpoint
+            only)
+        timeout: Timeout of a request [s] (endpoint only)
+        key_variable: Environment variable that holds the API key; null for none (endpoint only)
+        tensor: Number of devices that share a copy of the model (local engine only)
+        replicas: Number of copies of the model (local engine only)
     """
 
     url: str = ""
@@ -89,13 +90,11 @@ class ModelConfig:
     replicas: int = 1
 
     def check(self, setting: str) -> None:
-        """Refuse what cannot be asked; `setting` is what the user calls this model."""
+        """Reject impossible settings; `setting` is the field that holds this model."""
         if self.url and not self.url.startswith(("http://", "https://")):
             raise UserError(f"{setting}.url={self.url}: must begin with http:// or https://")
         if self.url and not self.model:
-            raise UserError(
-                f"{setting}.model='': {self.url} must be told which model; give its name"
-            )
+            raise UserError(f"{setting}.model='': {self.url} needs the name of the model; give it")
         if self.url and self.key_variable and not os.environ.get(self.key_variable):
             raise UserError(
                 f"{setting}.key_variable={self.key_variable}: no such environment variable; set it "
@@ -108,39 +107,24 @@ class ModelConfig:
             if getattr(self, name) < 0:
                 raise UserError(f"{setting}.{name}={getattr(self, name)}: must be 0 or more")
 
-    def open(self) -> Model:
-        """The model; takes no device before the first question.
 
-        Raises:
-            UserError: our own engine finds no weights there.
-        """
-        if self.url:
-            from jaxs1.curation.openai_model import Endpoint
-
-            return Endpoint(self)
-        from jaxs1.curation.local_model import OwnEngine  # jax takes its time to import
-
-        return OwnEngine(self)
-
-
-def ask_all(
+def answer_all(
     model: Model, prompts: Iterable[tuple[str, str]]
 ) -> Iterator[tuple[str, str | NoAnswer]]:
-    """Ask `model.parallel` prompts at a time, and never hold more than that; then close the model.
+    """Answer prompts, at most `model.parallel` at a time; then close the model.
 
     Args:
-        model: who is asked
-        prompts: key and prompt; taken one by one as answers come in
+        model: Model that answers
+        prompts: Keys and prompts; taken one by one as answers arrive
 
     Yields:
-        key and answer, or why there is none, in the order in which they come in
+        Key and answer, or the reason why there is none, as they arrive
 
     Raises:
-        UserError: of the prompts' source, after what was asked already has been answered; of the
-            model.
+        UserError: from the model; from `prompts`, once all pending prompts have been answered.
     """
 
-    def ask(prompt: str) -> str | NoAnswer:
+    def answer(prompt: str) -> str | NoAnswer:
         try:
             return model.answer(prompt)
         except NoAnswer as failure:
@@ -155,10 +139,10 @@ def ask_all(
                     key, prompt = next(source)
                 except StopIteration:
                     break
-                except UserError as error:  # what was asked already is not lost with it
+                except UserError as error:  # pending answers are not lost with it
                     broken = error
                     break
-                pending[workers.submit(ask, prompt)] = key
+                pending[workers.submit(answer, prompt)] = key
                 if len(pending) >= model.parallel:
                     yield from _finished(pending)
             while pending:
@@ -173,7 +157,7 @@ def ask_all(
 def _finished(
     pending: dict[Future[str | NoAnswer], str],
 ) -> Iterator[tuple[str, str | NoAnswer]]:
-    """Wait for at least one, and take out all that are there."""
+    """Wait for at least one answer, and remove all that have arrived."""
     done, _ = wait(pending, return_when=FIRST_COMPLETED)
     for future in done:
         yield pending.pop(future), future.result()

@@ -1,13 +1,12 @@
-"""A model in our own engine: many threads ask, one steps.
+"""A model in the local engine, which one thread steps while many threads wait for answers.
 
-The engine is loaded with the first question and given back by `close`, so that several models can
-take turns on the same devices. A question's seed comes from its text: its answer depends neither
-on the order of the questions nor on how many there are.
+The engine is loaded with the first question and released by `close`, so several models can take
+turns on the same devices. A question's seed is derived from its text: its answer depends neither on
+the order nor on the number of questions.
 """
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import threading
 from concurrent.futures import Future
@@ -22,27 +21,28 @@ from jaxs1.decoding.loading import EngineConfig, ParallelConfig, load_engine
 from jaxs1.decoding.outputs import Completion, Request, SamplingParams
 from jaxs1.decoding.params import ThinkingParams
 from jaxs1.decoding.prompt import prompt_ids
+from jaxs1.decoding.sampling import seed_from_text
 
 #: Prompts and who waits for their answers; None ends the engine.
 _Questions = queue.SimpleQueue[tuple[str, "Future[str]"] | None]
 
 
-class OwnEngine:
-    """See `models.Model`.
+class LocalModel:
+    """See `labelers.Model`.
 
     Args:
-        config: checked; its url is empty
+        config: Checked settings without a url
 
     Raises:
-        UserError: there are no weights.
+        UserError: the weights do not exist.
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        # of paths, sizes and times of change: a copy of the weights is another model
-        stamp = open_weights(config.model).fingerprint()
-        self.identity = f"{stamp} {config.temperature} {config.max_tokens}"
-        self.where = f"our engine with {config.model}"
-        # as many again wait, so that no slot is empty while answers are graded
+        # paths, sizes and modification times: a copy of the weights counts as another model
+        fingerprint = open_weights(config.model).fingerprint()
+        self.identity = f"{fingerprint} {config.temperature} {config.max_tokens}"
+        self.where = f"the local engine with {config.model}"
+        # as many again wait, so the batch stays full while answers are graded
         self.parallel = 2 * config.parallel * config.replicas
         self._config = config
         self._start = threading.Lock()
@@ -50,7 +50,7 @@ class OwnEngine:
         self._thread: threading.Thread | None = None
 
     def answer(self, prompt: str) -> str:
-        """See `models.Model`."""
+        """See `labelers.Model`."""
         answer: Future[str] = Future()
         with self._start:
             if self._thread is None:
@@ -60,7 +60,7 @@ class OwnEngine:
         return answer.result()
 
     def close(self) -> None:
-        """See `models.Model`."""
+        """See `labelers.Model`."""
         if self._thread is not None:
             self._questions.put(None)
             self._thread.join()
@@ -110,13 +110,12 @@ class OwnEngine:
             engine.submit(self._request(prompt, engine.tokenizer))
 
     def _request(self, prompt: str, tokenizer: Any) -> Request:
-        prompt = prompt.encode(errors="replace").decode()  # no tokenizer reads half a surrogate
+        # no tokenizer accepts half of a surrogate pair
+        prompt = prompt.encode(errors="replace").decode()
         thinking = ThinkingParams(mode="off", max_answer_tokens=self._config.max_tokens)
         ids = prompt_ids([{"role": "user", "content": prompt}], thinking, tokenizer)
-        seed = int(hashlib.sha256(prompt.encode()).hexdigest()[:7], 16)
-        return Request(
-            ids, thinking, SamplingParams(temperature=self._config.temperature), seed=seed
-        )
+        sampling = SamplingParams(temperature=self._config.temperature)
+        return Request(ids, thinking, sampling, seed=seed_from_text(prompt))
 
 
 def _settle(answer: Future[str], completion: Completion) -> None:

@@ -1,4 +1,4 @@
-"""A model behind any OpenAI-compatible endpoint: one HTTP request a question, with retries."""
+"""A model at an OpenAI-compatible endpoint: one HTTP request per question, with retries."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from typing import Any
 from jaxs1.config import one_line
 from jaxs1.curation.labelers import ModelConfig, NoAnswer
 
-#: Statuses that another try may mend.
+#: Statuses after which a retry may succeed.
 _RETRIED = (408, 409, 425, 429)
-#: Statuses that every further question would get as well.
+#: Statuses that every further question would receive as well.
 _FATAL = (401, 403, 404, 405)
 
 
-class Endpoint:
-    """See `models.Model`.
+class OpenAIModel:
+    """See `labelers.Model`.
 
     Args:
-        config: checked; its url is not empty
+        config: Checked settings with a url
     """
 
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
         self._closed = threading.Event()
         self.parallel = config.parallel
-        #: The same model may move to another URL.
+        #: Without the URL: the same model may move.
         self.identity = f"{config.model} {config.temperature} {config.max_tokens}"
         self.where = f"{config.model} at {config.url}"
 
     def answer(self, prompt: str) -> str:
-        """See `models.Model`; `NoAnswer` when all tries failed."""
+        """See `labelers.Model`; raises `NoAnswer` once all retries have failed."""
         config = self._config
         for attempt in range(config.retries + 1):
             try:
@@ -49,11 +49,11 @@ class Endpoint:
         raise NoAnswer(f"{reason}, {config.retries + 1} times")
 
     def close(self) -> None:
-        """See `models.Model`: no request is tried again."""
+        """See `labelers.Model`; ends all retries."""
         self._closed.set()
 
     def _request(self, prompt: str) -> str:
-        """One try; raises `NoAnswer` where another one would end the same way."""
+        """One attempt; raises `NoAnswer` if another one would fail the same way."""
         config = self._config
         body = {
             "model": config.model,
@@ -80,7 +80,7 @@ class Endpoint:
 
 
 def _content(body: bytes) -> str:
-    """The text of a completion; raises `ValueError` where there is none."""
+    """The text of a completion; raises `ValueError` if there is none."""
     if not body:
         raise ValueError("an empty reply")
     try:

@@ -1,8 +1,7 @@
-"""The folder that a curation leaves: whole, or not there at all."""
+"""The output folder of a curation, written atomically."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,19 +10,19 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from jaxs1.config import UserError
 from jaxs1.curation.filters import Stage
 from jaxs1.curation.pool import Pool, write_rows
-from jaxs1.curation.report import Story, write_report
+from jaxs1.curation.report import CurationResult, write_report
 from jaxs1.curation.table import COLUMNS
 from jaxs1.data.sources import Row
+from jaxs1.storage import atomic_folder
 
 Lookups = Mapping[str, Callable[[Mapping[str, Any]], Any]]
 WRITTEN_AT_ONCE = 1 << 20
 
 
 def write_output(
-    story: Story,
+    result: CurationResult,
     pool: Pool,
     lookups: Lookups,
     output: Path,
@@ -31,64 +30,47 @@ def write_output(
     kind: Literal["jsonl", "parquet"],
     settings: str,
 ) -> None:
-    """Write everything under OUTPUT.partial, which is renamed at the end.
+    """Write all files; the folder appears once they are complete.
 
     Args:
-        story: what was selected and why
-        pool: where the rows come from
-        lookups: column -> function of a row that gives the value computed for it
-        output: the folder to be made
-        kind: of the selected rows
-        settings: text of config.yaml
+        result: What was selected and why
+        pool: Pool of the rows
+        lookups: Column -> function of a row that returns its computed value
+        output: Folder to create
+        kind: File format of the selected rows
+        settings: Text of config.yaml
 
     Raises:
-        UserError: the folder cannot be written; rows that Parquet cannot hold.
+        UserError: the folder exists or cannot be written; rows that Parquet cannot store.
     """
-    partial = output.with_name(output.name + ".partial")
-    try:
-        _claim(partial)
+    with atomic_folder(output, setting="output") as partial:
         (partial / "config.yaml").write_text(settings)
         questions: dict[int, str] = {}
-        rows = _selected_rows(story, pool, lookups, questions)
+        rows = _selected_rows(result, pool, lookups, questions)
         write_rows(rows, partial / f"selected.{kind}", kind)
-        _write_dropped(story.chosen.stages, partial / "dropped.parquet")
-        write_report(story, questions, partial)
-        partial.rename(output)
-    except OSError as error:
-        raise UserError(
-            f"output={output}: cannot be written ({error.strerror or error}); features that were "
-            "computed are kept"
-        ) from None
-
-
-def _claim(partial: Path) -> None:
-    """Make the folder, in place of what an interrupted curation left; nothing else."""
-    if partial.exists() and any(partial.iterdir()) and not (partial / "config.yaml").exists():
-        raise UserError(f"{partial}: holds something else than a curation; move it away")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
+        _write_dropped(result.chosen.stages, partial / "dropped.parquet")
+        write_report(result, questions, partial)
 
 
 def _selected_rows(
-    story: Story, pool: Pool, lookups: Lookups, questions: dict[int, str]
+    result: CurationResult, pool: Pool, lookups: Lookups, questions: dict[int, str]
 ) -> Iterator[Row]:
-    """Selected rows as they are, with qhash and computed features.
+    """Selected rows, otherwise unchanged, with qhash and computed features.
 
-    The questions of the report's extremes are put into `questions` on the way.
+    The questions of the report's extremes are added to `questions` in passing.
     """
-    extremes = {i for rows in story.extremes().values() for i in rows}
-    for number, row in pool.take(np.flatnonzero(story.chosen.selected_N)):
+    extremes = {i for rows in result.extremes().values() for i in rows}
+    for number, row in pool.take(np.flatnonzero(result.chosen.selected_N)):
         if number in extremes:
             questions[number] = row.get("question") or ""
         for name, find in lookups.items():
             if COLUMNS[name](row.get(name)) is None:
                 row[name] = find(row)
-        yield {**row, "qhash": f"{story.table.key_N[number]:016x}"}
+        yield {**row, "qhash": f"{result.table.key_N[number]:016x}"}
 
 
 def _write_dropped(stages: Sequence[Stage], path: Path) -> None:
-    """Every dropped row: number in the pool (from 1), question key, stage, reason."""
+    """Write every dropped row: number in the pool (from 1), question key, stage, reason."""
     schema = pa.schema(
         {"row": pa.int64(), "qhash": pa.string(), "stage": pa.string(), "reason": pa.string()}
     )

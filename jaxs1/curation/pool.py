@@ -1,7 +1,7 @@
-"""A pool of questions: a source read in batches of a few columns, by our names.
+"""A pool of questions: a data source read in batches of a few columns, under standard names.
 
-A pool may be far larger than memory: nothing here holds more than one batch. What the columns mean
-is not known here.
+A pool may be far larger than memory: at most one batch is held. This file does not know what the
+columns mean.
 """
 
 from __future__ import annotations
@@ -24,74 +24,78 @@ from jaxs1.data.sources import BATCH, Row, Source, read_jsonl
 
 @dataclass(frozen=True)
 class Pool(Source):
-    """Rows in one file or hub dataset, under our names of their columns.
+    """Rows of one file or hub dataset, under standard column names.
 
     Args:
-        path, split, setting: see `Source`
-        columns: our name of a column -> its name in the pool, where they differ
+        path, split, setting: See `Source`
+        columns: Standard name of a column -> its name in the pool, where they differ
     """
 
     columns: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """Columns that the pool has, by our names; of JSONL, those of the first rows."""
+        """Standard names of the columns in the pool; for JSONL, those of the first rows."""
         if self.kind == "jsonl":
             first = list(islice(read_jsonl(Path(self.path)), BATCH))
             if not first:
                 raise self.is_empty()
-            theirs = {name for _, row in first for name in row}
+            found = {name for _, row in first for name in row}
         else:
-            theirs = self.arrow_names()
-        for ours, name in self.columns.items():
-            if name not in theirs:
-                has = ", ".join(sorted(theirs))
-                raise UserError(f"columns.{ours}={name}: {self.path} has only the columns {has}")
-        return frozenset(theirs | set(self.columns))
+            found = self.arrow_names()
+        for standard, name in self.columns.items():
+            if name not in found:
+                has = ", ".join(sorted(found))
+                raise UserError(
+                    f"columns.{standard}={name}: {self.path} has only the columns {has}; "
+                    "name one of them"
+                )
+        return frozenset(found | set(self.columns))
 
     def batches(self, names: Sequence[str]) -> Iterator[tuple[list[str], list[tuple[Any, ...]]]]:
-        """Some columns of all rows, in the pool's order.
+        """Some columns of all rows, in the order of the pool.
 
         Args:
-            names: our names; a column that a row lacks is None
+            names: Standard names of the columns; a missing value is None
 
         Yields:
-            where each row of a batch is (file:line), and its values in the order of `names`
+            The location of each row of a batch (file:line), and its values in the order of `names`
 
         Raises:
-            UserError: a line that is not UTF-8 or not a JSON object; an unreadable file.
+            UserError: a line that is not UTF-8 or not a JSON object, an unreadable file.
         """
-        theirs = [self.columns.get(name, name) for name in names]
+        stored = [self.columns.get(name, name) for name in names]
         if self.kind == "jsonl":
             rows = read_jsonl(Path(self.path))
             while batch := list(islice(rows, BATCH)):
                 yield (
                     [where for where, _ in batch],
-                    [tuple(row.get(name) for name in theirs) for _, row in batch],
+                    [tuple(row.get(name) for name in stored) for _, row in batch],
                 )
             return
         number = 0
-        for table in self.arrow(theirs):
+        for table in self.arrow(stored):
             has = set(table.schema.names)
             nothing = [None] * table.num_rows
-            values = [table.column(n).to_pylist() if n in has else nothing for n in theirs]
+            values = [table.column(n).to_pylist() if n in has else nothing for n in stored]
             wheres = [self.where(number + i) for i in range(table.num_rows)]
             number += table.num_rows
             yield wheres, list(zip(*values, strict=True)) if values else [()] * table.num_rows
 
     def take(self, chosen: np.ndarray) -> Iterator[tuple[int, Row]]:
-        """Whole rows, as they are, with columns that were renamed under our name too.
+        """Complete rows, unchanged, with renamed columns under their standard name in addition.
 
         Args:
-            chosen: their numbers, counted from 0, ascending
+            chosen: Numbers of the rows from 0, ascending
 
         Yields:
-            a row's number and the row
+            The number of a row and the row
         """
-        for number, row in self._whole(chosen):
-            yield number, {**row, **{ours: row.get(name) for ours, name in self.columns.items()}}
+        for number, row in self._stored(chosen):
+            renamed = {standard: row.get(name) for standard, name in self.columns.items()}
+            yield number, {**row, **renamed}
 
-    def _whole(self, chosen: np.ndarray) -> Iterator[tuple[int, Row]]:
+    def _stored(self, chosen: np.ndarray) -> Iterator[tuple[int, Row]]:
         if self.kind == "jsonl":
             wanted = iter(chosen.tolist())
             target = next(wanted, None)
@@ -110,17 +114,17 @@ class Pool(Source):
             first += table.num_rows
 
     def is_empty(self) -> UserError:
-        """What to tell the user about a pool without rows."""
+        """The error for a pool without rows."""
         return UserError(
             f"{self.setting}={self.path}: holds no rows; give a pool with at least one question"
         )
 
 
 def write_rows(rows: Iterable[Row], path: Path, kind: Literal["jsonl", "parquet"]) -> None:
-    """Write rows: JSONL line by line, Parquet at once from memory, with the types pyarrow infers.
+    """Write rows: JSONL line by line, Parquet at once from memory with the types pyarrow infers.
 
     Raises:
-        UserError: values that Parquet cannot hold in one column.
+        UserError: values of one column that Parquet cannot store together.
     """
     if kind == "jsonl":
         with path.open("w") as file:

@@ -1,4 +1,4 @@
-"""Shards of the features as Ray tasks. All that is needed of Ray is here."""
+"""Computes shards of the features as Ray tasks; the only file that uses Ray."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from jaxs1.config import UserError
 
 
 def run_on_ray(task: Callable[[str], object], shards: int, gpus: int) -> None:
-    """Run `task("i/n")` for i from 1 to n on a Ray cluster, or on this machine where there is none.
+    """Run `task("i/n")` for i from 1 to n on a Ray cluster, or on this machine without one.
 
     Args:
-        task: computes one shard
-        shards: how many
-        gpus: that a task needs, where the cluster has any
+        task: Computes one shard
+        shards: Number of shards
+        gpus: GPUs that a task needs, if the cluster has any
 
     Raises:
-        UserError: Ray is not installed; a task raised one.
+        UserError: Ray is not installed, or a task raised a UserError.
     """
     try:
         import ray

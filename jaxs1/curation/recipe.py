@@ -1,4 +1,4 @@
-"""A recipe: which stages run, what they look at, and which rows are selected in the end.
+"""Recipes: which stages run, which columns they read, and which rows are selected in the end.
 
 Letters: N rows of the table.
 """
@@ -16,8 +16,8 @@ from jaxs1.curation.filters import Stage
 from jaxs1.curation.table import NAMES, Table
 
 CLEAN = ("duplicates", "decontamination", "missing", "format")
-#: Recipe -> its stages. s1k: section 2.2 of the paper; the rest: its ablations (section 5.1), which
-#: start from the quality-filtered pool; `all` keeps whatever can be trained on.
+#: Recipe -> its stages. s1k: section 2.2 of the paper; the others: its ablations (section 5.1),
+#: which start from the quality-filtered pool; `all` keeps every row that can be trained on.
 RECIPES = {
     "s1k": (*CLEAN, "difficulty", "seeds", "diversity"),
     "random": (*CLEAN, "diversity"),
@@ -25,7 +25,7 @@ RECIPES = {
     "diverse": (*CLEAN, "diversity"),
     "all": ("duplicates", "decontamination", "missing"),
 }
-#: Recipe -> the columns that its draw looks at.
+#: Recipe -> the columns that its draw reads.
 DRAWN_BY = {
     "s1k": ("source_type", "length", "subject"),
     "random": ("question",),
@@ -37,16 +37,16 @@ DRAWN_BY = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done with a table.
+    """Stages and parameters of a selection.
 
     Args:
-        name: in `RECIPES`
-        stages: those that run, in order
-        solved: columns that say whether a reference model solves the question
-        size: rows to select
-        uniform_until: selected rows after which subjects are drawn by benchmark weight
-        min_math_length: MATH questions with longer traces are seeds [tokens]
-        seed: of the draws
+        name: Name in `RECIPES`
+        stages: Stages to run, in order
+        solved: Columns that tell whether a reference model solves the question
+        size: Number of rows to select
+        uniform_until: Number of selected rows from which on subjects are drawn by benchmark weight
+        min_math_length: Trace length above which MATH questions are seeds [tokens]
+        seed: Random seed of the draws
     """
 
     name: str
@@ -60,7 +60,7 @@ class Recipe:
     def needs(self, stage: str) -> Sequence[str]:
         """The columns that a pool must have for a stage.
 
-        `missing` looks at all of `columns` that a pool has; it insists on what is trained on.
+        `missing` checks all of `columns` that a pool has; it requires those that training reads.
         """
         return {
             "duplicates": ("question",),
@@ -74,19 +74,19 @@ class Recipe:
 
     @property
     def columns(self) -> list[str]:
-        """All that are looked at: not those of a reference model that is not asked for."""
+        """All columns that are read; those of reference models only if `solved` names them."""
         return [n for n in NAMES if not n.startswith("solved_") or n in self.solved]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What became of a table.
+    """The outcome of a recipe on a table.
 
     Args:
-        stages: what each did, in order
-        selected_N: True where a row was selected
-        seeds: rows that were selected for sure
-        notes: choices that were made for the user, one sentence each
+        stages: What each stage did, in order
+        selected_N: True for selected rows
+        seeds: Number of rows that were selected as seeds
+        notes: Choices that were made for the user, one sentence each
     """
 
     stages: Sequence[Stage]
@@ -96,10 +96,10 @@ class Selection:
 
 
 def select(table: Table, recipe: Recipe) -> Selection:
-    """Filter a table and draw from what is left.
+    """Filter a table and draw from the remaining rows.
 
     Raises:
-        UserError: too few rows are left, too many are seeds, a row lacks what the draw looks at.
+        UserError: too few rows are left, too many are seeds, a row lacks a column of the draw.
     """
     left, stages = filters.apply_filters(table, recipe.stages)
     chosen, seeds, notes = np.ones(len(left), bool), 0, list[str]()
@@ -111,8 +111,8 @@ def select(table: Table, recipe: Recipe) -> Selection:
         seeds = int(seeds_N.sum())
         if seeds > recipe.size:
             raise UserError(
-                f"size={recipe.size}: {seeds:,} rows are seeds, selected for sure; raise --size or "
-                "--min_math_length, or give --stages.seeds false"
+                f"size={recipe.size}: {seeds:,} rows are seeds, which are always selected; raise --size "
+                "or --min_math_length, or give --stages.seeds false"
             )
         chosen, notes = _draw(recipe, left, seeds_N)
         verdict = np.where(chosen, -1, 0), ("not drawn",)
@@ -128,7 +128,7 @@ def select(table: Table, recipe: Recipe) -> Selection:
 
 
 def _draw(recipe: Recipe, left: Table, seeds_N: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """True where a row is drawn, and what to tell the user about it."""
+    """True for drawn rows, and notes for the user."""
     key_N, size, seed = left.key_N, recipe.size, recipe.seed
     if recipe.name == "random":
         return selection.random(key_N, size=size, seed=seed), []
@@ -138,7 +138,7 @@ def _draw(recipe: Recipe, left: Table, seeds_N: np.ndarray) -> tuple[np.ndarray,
         return selection.diverse(key_N, left.subject_N, size=size, seed=seed), []
     aime_N, gpqa_N = left.is_family("aime"), left.is_family("gpqa")
     weights = selection.benchmark_weights(left.subject_N, aime_N, gpqa_N)
-    chosen, alike = selection.diversity(
+    chosen, unweighted = selection.diversity(
         key_N,
         left.subject_N,
         left.length_N,
@@ -148,21 +148,21 @@ def _draw(recipe: Recipe, left: Table, seeds_N: np.ndarray) -> tuple[np.ndarray,
         uniform_until=recipe.uniform_until,
         seed=seed,
     )
-    if not alike:
+    if not unweighted:
         return chosen, []
     return chosen, [
-        f"{alike:,} rows were drawn from all subjects alike: those of AIME and GPQA questions "
-        "had no rows left."
+        f"{unweighted:,} rows were drawn from all subjects uniformly: those of AIME and GPQA "
+        "questions had no rows left."
     ]
 
 
 def _check_drawable(recipe: Recipe, left: Table, stages: Sequence[Stage]) -> None:
-    """Refuse a draw from too few rows, or from rows without what it looks at."""
+    """Reject a draw from too few rows, or from rows without a column that it reads."""
     if len(left) < recipe.size:
         counts = ", ".join(f"{s.name} {s.kept:,}" for s in stages)
         raise UserError(
             f"size={recipe.size}: only {len(left):,} rows are left to draw from "
-            f"({counts or 'the whole pool'}); lower --size, give a larger pool, or switch a stage "
+            f"({counts or 'the entire pool'}); lower --size, give a larger pool, or switch a stage "
             "off"
         )
     for name, column_N in (("subject", left.subject_N), ("length", left.length_N)):

@@ -1,4 +1,4 @@
-"""What a curation did, for people and for programs: funnel.json, report.md, two pictures.
+"""The report of a curation: funnel.json for programs, report.md and two pictures for people.
 
 Letters: N rows of the pool.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxs1.curation.features import Tally
+from jaxs1.curation.features import FeatureStats
 from jaxs1.curation.recipe import Selection
 from jaxs1.curation.table import Table
 
@@ -25,96 +25,96 @@ QUANTILES = (0, 10, 50, 90, 100)
 
 
 @dataclass(frozen=True)
-class Story:
+class CurationResult:
     """A finished curation.
 
     Args:
-        settings: what was asked for: input, recipe, seed, ...
-        table: the whole pool
-        chosen: what became of it
-        tallies: what happened to the features that were computed
-        titles: subject -> what it stands for
+        settings: Settings for the heading: input, recipe, seed, ...
+        table: All rows of the pool
+        chosen: Outcome of the recipe
+        feature_stats: Computed feature -> counts of its values
+        titles: Subject -> its description
     """
 
     settings: dict[str, Any]
     table: Table
     chosen: Selection
-    tallies: dict[str, Tally]
+    feature_stats: dict[str, FeatureStats]
     titles: dict[str, str]
 
     def extremes(self) -> dict[str, list[int]]:
-        """Rows (positions in the table) of the longest and the shortest selected traces."""
+        """Positions in the table of the longest and the shortest selected traces."""
         rows = np.flatnonzero(self.chosen.selected_N & (self.table.length_N >= 0))
         order = np.lexsort((self.table.key_N[rows], -self.table.length_N[rows]))
         ranked = rows[order].tolist()
         return {"longest": ranked[:EXTREMES], "shortest": ranked[::-1][:EXTREMES]}
 
 
-def write_report(story: Story, questions: dict[int, str], folder: Path) -> None:
+def write_report(result: CurationResult, questions: dict[int, str], folder: Path) -> None:
     """Write funnel.json, report.md, funnel.png and distributions.png into a folder.
 
     Args:
-        story: what to tell
-        questions: of the extreme rows, by position in the table
-        folder: where the files go
+        result: Finished curation
+        questions: Questions of the extreme rows, by position in the table
+        folder: Folder of the files
     """
-    (folder / "funnel.json").write_text(json.dumps(funnel(story), indent=2) + "\n")
-    (folder / "report.md").write_text(_markdown(story, questions))
-    _draw_funnel(story, folder / "funnel.png")
-    _draw_distributions(story, folder / "distributions.png")
+    (folder / "funnel.json").write_text(json.dumps(funnel(result), indent=2) + "\n")
+    (folder / "report.md").write_text(_markdown(result, questions))
+    _draw_funnel(result, folder / "funnel.png")
+    _draw_distributions(result, folder / "distributions.png")
 
 
-def funnel(story: Story) -> dict[str, Any]:
-    """Counts of every stage, with reasons; JSON can hold it."""
+def funnel(result: CurationResult) -> dict[str, Any]:
+    """Counts of every stage, with reasons, as JSON."""
     return {
-        **story.settings,
-        "read": len(story.table),
+        **result.settings,
+        "read": len(result.table),
         "stages": [
             {"name": s.name, "kept": s.kept, "dropped": len(s.row_D), "reasons": s.counts()}
-            for s in story.chosen.stages
+            for s in result.chosen.stages
         ],
-        "seeds": story.chosen.seeds,
-        "selected": int(story.chosen.selected_N.sum()),
-        "features": {name: asdict(tally) for name, tally in story.tallies.items()},
-        "notes": list(story.chosen.notes),
+        "seeds": result.chosen.seeds,
+        "selected": int(result.chosen.selected_N.sum()),
+        "features": {name: asdict(stats) for name, stats in result.feature_stats.items()},
+        "notes": list(result.chosen.notes),
     }
 
 
-def _markdown(story: Story, questions: dict[int, str]) -> str:
-    table, settings = story.table, story.settings
-    lines = [f"# {len(table):,} questions to {int(story.chosen.selected_N.sum()):,}", ""]
+def _markdown(result: CurationResult, questions: dict[int, str]) -> str:
+    table, settings = result.table, result.settings
+    lines = [f"# {len(table):,} questions to {int(result.chosen.selected_N.sum()):,}", ""]
     lines += [", ".join(f"{k} `{v}`" for k, v in settings.items()), ""]
     lines += [
-        *(f"* {note}" for note in story.chosen.notes),
+        *(f"* {note}" for note in result.chosen.notes),
         "",
         "## Funnel",
         "",
         "![funnel](funnel.png)",
     ]
     rows: list[Sequence[Any]] = [("read", f"{len(table):,}", "", "")]
-    for s in story.chosen.stages:
+    for s in result.chosen.stages:
         why = "; ".join(f"{_cell(reason, 1000)}: {n:,}" for reason, n in s.counts().items())
         rows.append((s.name, f"{s.kept:,}", f"{len(s.row_D):,}", why))
     lines += _table(("stage", "left", "dropped", "reasons"), rows)
     lines += [
-        f"Selected for sure (seeds): {story.chosen.seeds:,}. Every dropped row: dropped.parquet."
+        f"Always selected (seeds): {result.chosen.seeds:,}. Every dropped row: dropped.parquet."
     ]
-    if story.tallies:
+    if result.feature_stats:
         lines += ["", "## Features computed"]
         names = ("computed", "cached", "unusable", "failed")
         lines += _table(
             ("feature", *names),
-            [[f, *(f"{getattr(t, n):,}" for n in names)] for f, t in story.tallies.items()],
+            [[f, *(f"{getattr(t, n):,}" for n in names)] for f, t in result.feature_stats.items()],
         )
     lines += ["", "![distributions](distributions.png)", "", "## Trace lengths [tokens]"]
-    lines += _table(("", *(f"{q} %" for q in QUANTILES), "mean"), _length_rows(story))
-    titled = tuple(f"{n}: {story.titles[n]}" if n in story.titles else n for n in table.subjects)
+    lines += _table(("", *(f"{q} %" for q in QUANTILES), "mean"), _length_rows(result))
+    titled = tuple(f"{n}: {result.titles[n]}" if n in result.titles else n for n in table.subjects)
     for title, column_N, labels in (
         ("Subjects", table.subject_N, titled),
         ("Sources", table.source_N, table.sources),
     ):
-        lines += ["", f"## {title}", *_shares(column_N, labels, story.chosen.selected_N)]
-    for which, positions in story.extremes().items():
+        lines += ["", f"## {title}", *_shares(column_N, labels, result.chosen.selected_N)]
+    for which, positions in result.extremes().items():
         lines += ["", f"## The {which} traces"]
         lines += _table(
             ("tokens", "qhash", "subject", "source", "question"),
@@ -128,24 +128,24 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     return ["", *("| " + " | ".join(map(str, row)) + " |" for row in cells), ""]
 
 
-def _length_rows(story: Story) -> list[Sequence[Any]]:
+def _length_rows(result: CurationResult) -> list[Sequence[Any]]:
     rows: list[Sequence[Any]] = []
-    for name, lengths in zip(("pool", "selected"), _lengths(story), strict=True):
+    for name, lengths in zip(("pool", "selected"), _lengths(result), strict=True):
         if len(lengths):
             figures = [*np.percentile(lengths, QUANTILES), lengths.mean()]
             rows.append((name, *(f"{x:,.0f}" for x in figures)))
     return rows
 
 
-def _lengths(story: Story) -> tuple[np.ndarray, np.ndarray]:
-    """Known trace lengths of the pool and of what was selected."""
-    known_N = story.table.length_N >= 0
-    lengths_N = story.table.length_N
-    return lengths_N[known_N], lengths_N[known_N & story.chosen.selected_N]
+def _lengths(result: CurationResult) -> tuple[np.ndarray, np.ndarray]:
+    """Known trace lengths of the pool and of the selected rows."""
+    known_N = result.table.length_N >= 0
+    lengths_N = result.table.length_N
+    return lengths_N[known_N], lengths_N[known_N & result.chosen.selected_N]
 
 
 def _counts(column_N: np.ndarray, n: int, selected_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows per label in the pool and in what was selected; unknown ones are left out."""
+    """Rows per label in the pool and among the selected; unknown labels are left out."""
     known_N = column_N >= 0
     return (
         np.bincount(column_N[known_N], minlength=n),
@@ -178,19 +178,19 @@ def _extreme(table: Table, i: int, question: str) -> Sequence[Any]:
 
 
 def _cell(text: str, most: int = 100) -> str:
-    """The start of a text, as it is: not as Markdown, not as HTML."""
+    """The start of a text, escaped from Markdown and HTML."""
     return re.sub(r"[\\|$*`<!\[]", r"\\\g<0>", _start(text, most))
 
 
 def _start(text: str, most: int) -> str:
-    """The start of a text on one line, at most so many characters."""
+    """The start of a text on one line, `most` characters at most."""
     line = " ".join(text.split()).encode(errors="replace").decode()
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
-def _draw_funnel(story: Story, path: Path) -> None:
-    names = ["read", *(s.name for s in story.chosen.stages)]
-    counts = [len(story.table), *(s.kept for s in story.chosen.stages)]
+def _draw_funnel(result: CurationResult, path: Path) -> None:
+    names = ["read", *(s.name for s in result.chosen.stages)]
+    counts = [len(result.table), *(s.kept for s in result.chosen.stages)]
     figure = Figure(figsize=(8, 0.45 * len(names) + 1), layout="constrained")
     axes = figure.add_subplot()
     bars = axes.barh(names, counts, color="tab:blue")
@@ -202,15 +202,15 @@ def _draw_funnel(story: Story, path: Path) -> None:
 
 
 def _label(subject: str, titles: dict[str, str]) -> str:
-    """A subject with the beginning of its title, for a picture."""
+    """A subject with the start of its title, for a picture."""
     title = titles.get(subject, "").partition(" (")[0]
     return _start(f"{subject} {title}", 32).replace("$", "\\$")
 
 
-def _draw_distributions(story: Story, path: Path) -> None:
-    """Subjects and trace lengths, before and after."""
-    table = story.table
-    before, after = _counts(table.subject_N, len(table.subjects), story.chosen.selected_N)
+def _draw_distributions(result: CurationResult, path: Path) -> None:
+    """Draw subjects and trace lengths of the pool and of the selected rows."""
+    table = result.table
+    before, after = _counts(table.subject_N, len(table.subjects), result.chosen.selected_N)
     order = np.lexsort((-before, -after))[:MOST_LINES]
     figure = Figure(figsize=(12, 0.16 * len(order) + 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -218,13 +218,13 @@ def _draw_distributions(story: Story, path: Path) -> None:
     for offset, counts, name in ((-0.2, before, "pool"), (0.2, after, "selected")):
         share = 100 * counts[order] / max(counts.sum(), 1)
         left.barh(at + offset, share, 0.4, label=name)
-    left.set_yticks(at, [_label(table.subjects[i], story.titles) for i in order], fontsize=7)
+    left.set_yticks(at, [_label(table.subjects[i], result.titles) for i in order], fontsize=7)
     left.margins(y=0.01)
     left.invert_yaxis()
     left.set_xlabel("share of rows [%]")
     left.set_title("subjects")
     left.legend()
-    pool, selected = _lengths(story)
+    pool, selected = _lengths(result)
     if len(pool):
         bins = np.geomspace(max(pool.min(), 1), max(pool.max(), 2) + 1, 40)
         for lengths, name in ((pool, "pool"), (selected, "selected")):

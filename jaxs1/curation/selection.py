@@ -1,9 +1,9 @@
-"""Which rows of a filtered pool become the data set. Pure functions of numpy columns and a seed.
+"""Selection of rows from a filtered pool: pure functions of numpy columns and a seed.
 
-The same rows and seed give the same selection on any machine, in whatever order the rows come:
-randomness is the raw output of PCG64, which numpy keeps stable for ever (NEP 19; it does not
-promise that for `choice`), used in integer arithmetic only; subjects are ordered by name, rows by
-length and then by question key. One draw takes one word, or more where `Words.rank` draws again.
+The same rows and seed give the same selection on any machine and for any order of the rows: the
+only randomness is the raw output of PCG64, which numpy guarantees to keep (NEP 19; it gives no such
+guarantee for `choice`), used in integer arithmetic; subjects are ordered by name, rows by length,
+then by question key. A draw takes one word of 64 bits, or more if `RandomBits.rank` draws again.
 
 Letters: N rows of the pool.
 """
@@ -15,30 +15,30 @@ from collections.abc import Sequence
 import numpy as np
 
 
-class Words:
-    """A seeded stream of 64 fair bits at a time."""
+class RandomBits:
+    """A seeded stream of fair random bits, in words of 64."""
 
     def __init__(self, seed: int) -> None:
         self._source = np.random.PCG64(seed)
 
     def below(self, n: int) -> int:
-        """A number from 0 to n-1, each as likely (to 2^-64)."""
+        """A number from 0 to n-1, uniformly (up to 2^-64)."""
         return int(self._source.random_raw()) * n >> 64
 
     def weighted(self, weights: Sequence[int]) -> int:
-        """A position in `weights`, as likely as its weight's share."""
+        """A position in `weights`, with a probability proportional to its weight."""
         left = self.below(sum(weights))
         for position, weight in enumerate(weights):
             if left < weight:
                 return position
             left -= weight
-        raise AssertionError("the draw lies below the sum of the weights")
+        raise AssertionError("the draw is below the sum of the weights")
 
     def rank(self, n: int) -> int:
         """A rank from 0 to n-1, with probability proportional to 2^(-rank).
 
-        The zeros in front of the first one among fair bits are distributed so; drawn again where
-        they are n or more.
+        The number of zeros before the first one among fair bits has this distribution; n or more
+        zeros are drawn again.
         """
         while True:
             zeros = 0
@@ -52,9 +52,9 @@ class Words:
 def benchmark_weights(
     subject_N: np.ndarray, aime_N: np.ndarray, gpqa_N: np.ndarray
 ) -> dict[int, int]:
-    """Subject -> AIME's rows in it + GPQA's, these rescaled to half of AIME's total.
+    """Subject -> its AIME rows plus its GPQA rows, the latter rescaled to half of AIME's total.
 
-    The weights are scaled to whole numbers (by twice GPQA's total), which changes no share.
+    The weights are scaled to integers (by twice GPQA's total), which leaves their shares unchanged.
     """
     aime, gpqa = int(aime_N.sum()), int(gpqa_N.sum())
     weights = {}
@@ -76,42 +76,44 @@ def diversity(
     uniform_until: int,
     seed: int,
 ) -> tuple[np.ndarray, int]:
-    """s1K: a subject, then a long trace of it, again and again.
+    """Draw s1K: repeatedly a subject, then a row of it that favours long traces.
 
-    Until `uniform_until` rows are selected every subject is as likely; after that as likely as its
-    weight. Within a subject, the longest trace first, rank r has a probability proportional to
-    2^(-r). What was drawn leaves its subject; an empty subject leaves the draw. Seeds are selected
-    from the start and stay in the draw: drawing one adds nothing. Where every subject with a weight
-    is empty, the rest is drawn from all subjects alike. Source: s1, section 2.2, data/filter.ipynb.
+    Subjects are drawn uniformly until `uniform_until` rows are selected, then by their weights.
+    Within a subject, rank r by length (0 is the longest) has a probability proportional to 2^(-r).
+    A drawn row is removed from its subject, an empty subject from the draw. Seeds are selected from
+    the start and remain in the draw: drawing one adds nothing. Once all subjects with a weight are
+    empty, the rest is drawn from all subjects uniformly. Source: s1, section 2.2,
+    data/filter.ipynb.
 
     Args:
-        key_N: question keys
-        subject_N: subjects, numbered in the order of their names
-        length_N: of the traces [tokens]
-        seeds_N: True where a row is selected for sure
-        weights: of subjects from `uniform_until` on, whole numbers
-        size: rows to select; at most N
-        uniform_until: rows after which `weights` apply
-        seed: of the draws
+        key_N: Question keys
+        subject_N: Subjects, numbered in the order of their names
+        length_N: Lengths of the traces [tokens]
+        seeds_N: True for rows that are always selected
+        weights: Subject -> its weight from `uniform_until` on, an integer
+        size: Number of rows to select, at most N
+        uniform_until: Number of selected rows from which on `weights` apply
+        seed: Random seed
 
     Returns:
-        True where a row is selected; rows that were drawn alike for want of subjects with a weight
+        True for selected rows; the number of rows drawn uniformly because no subject with a weight
+        was left
     """
     assert seeds_N.sum() <= size <= len(key_N)
     ranked = _ranked(key_N, subject_N, length_N)
-    words, chosen_N = Words(seed), seeds_N.copy()
+    bits, chosen_N = RandomBits(seed), seeds_N.copy()
     subjects, weighted = list(ranked), [s for s in ranked if weights.get(s)]
-    count, alike = int(chosen_N.sum()), 0
+    count, unweighted = int(chosen_N.sum()), 0
     while count < size:
         by_weight = count >= uniform_until and bool(weighted)
         if by_weight:
-            subject = weighted[words.weighted([weights[s] for s in weighted])]
+            subject = weighted[bits.weighted([weights[s] for s in weighted])]
         else:
-            subject = subjects[words.below(len(subjects))]
-        rank = words.rank(len(ranked[subject]))
+            subject = subjects[bits.below(len(subjects))]
+        rank = bits.rank(len(ranked[subject]))
         row = ranked[subject][rank]
         if not chosen_N[row]:
-            alike += count >= uniform_until and not by_weight
+            unweighted += count >= uniform_until and not by_weight
             count += 1
         chosen_N[row] = True
         ranked[subject] = np.delete(ranked[subject], rank)
@@ -119,7 +121,7 @@ def diversity(
             subjects.remove(subject)
             if subject in weighted:
                 weighted.remove(subject)
-    return chosen_N, alike
+    return chosen_N, unweighted
 
 
 def longest(key_N: np.ndarray, length_N: np.ndarray, *, size: int) -> np.ndarray:
@@ -128,20 +130,20 @@ def longest(key_N: np.ndarray, length_N: np.ndarray, *, size: int) -> np.ndarray
 
 
 def random(key_N: np.ndarray, *, size: int, seed: int) -> np.ndarray:
-    """True for `size` rows, any as likely (the paper's 1K-random)."""
-    words, picked = Words(seed), set[int]()
+    """True for `size` rows, drawn uniformly (the paper's 1K-random)."""
+    bits, picked = RandomBits(seed), set[int]()
     while len(picked) < size:
-        picked.add(words.below(len(key_N)))
+        picked.add(bits.below(len(key_N)))
     return _mask(len(key_N), np.argsort(key_N, kind="stable")[sorted(picked)])
 
 
 def diverse(key_N: np.ndarray, subject_N: np.ndarray, *, size: int, seed: int) -> np.ndarray:
-    """True for `size` rows: a subject, then a row of it, uniformly (the paper's 1K-diverse)."""
+    """True for `size` rows: a subject, then a row of it, both uniform (the paper's 1K-diverse)."""
     rows = _ranked(key_N, subject_N, np.zeros(len(key_N), np.int64))
-    words, picked, subjects = Words(seed), list[int](), list(rows)
+    bits, picked, subjects = RandomBits(seed), list[int](), list(rows)
     while len(picked) < size:
-        subject = subjects[words.below(len(subjects))]
-        position = words.below(len(rows[subject]))
+        subject = subjects[bits.below(len(subjects))]
+        position = bits.below(len(rows[subject]))
         picked.append(int(rows[subject][position]))
         rows[subject] = np.delete(rows[subject], position)
         if not len(rows[subject]):
@@ -152,7 +154,7 @@ def diverse(key_N: np.ndarray, subject_N: np.ndarray, *, size: int, seed: int) -
 def _ranked(
     key_N: np.ndarray, subject_N: np.ndarray, length_N: np.ndarray
 ) -> dict[int, np.ndarray]:
-    """Subject -> its rows from the longest trace to the shortest; subjects by name."""
+    """Subject -> its rows by descending length; subjects in the order of their names."""
     order = np.lexsort((key_N, -length_N, subject_N))
     names, starts = np.unique(subject_N[order], return_index=True)
     return dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))

@@ -1,7 +1,7 @@
-"""What the stages need to know of every question, as numpy columns: 36 bytes a row.
+"""What the stages need to know about every question, as numpy columns: 36 bytes a row.
 
-`read_table` reads a pool once, looks at each text and keeps only what was found: 10 million
-questions with their traces would not fit into memory, these columns do.
+`read_table` reads a pool once and keeps only what it found in each text: 10 million questions with
+their traces would not fit into memory, these columns do.
 
 Letters: N rows of the pool.
 """
@@ -29,7 +29,7 @@ DEFECTS: dict[str, re.Pattern[str]] = {
     "p1. to p999.": re.compile(r"p[1-9][0-9]{0,2}\."),
     "**digit**": re.compile(r"\*\*(?=.*\d)[^\s\]]*\*\*"),
 }
-#: Families of sources that rules name, in the order of `Table.family_N`.
+#: Families of sources that have rules of their own, in the order of `Table.family_N`.
 FAMILIES = ("aime", "gpqa", "math")
 
 
@@ -39,21 +39,21 @@ def question_key(question: str) -> str:
 
 
 def read_text(value: Any) -> str | None:
-    """A string; None where there is none or only white space."""
+    """A string; None for a missing or blank one."""
     if value is None or isinstance(value, str):
         return value if value and not value.isspace() else None
     raise UserError(f"must be a string, is {value!r:.40}")
 
 
 def read_trace(value: Any) -> str | None:
-    """A trace, or the first of several (s1K holds a list of one)."""
+    """A trace, or the first of a list (s1K stores a list of one)."""
     if isinstance(value, list):
         value = value[0] if value else None
     return read_text(value)
 
 
 def read_count(value: Any) -> int | None:
-    """A whole number >= 0; pandas' NaN is None."""
+    """An integer >= 0; None for a missing value or the NaN of pandas."""
     if value is None or value != value:
         return None
     whole = value.is_integer() if isinstance(value, float) else isinstance(value, int)
@@ -65,7 +65,7 @@ def read_count(value: Any) -> int | None:
 
 
 def read_truth(value: Any) -> bool | None:
-    """True or False, or 1 or 0; pandas' NaN is None."""
+    """True or False, or 1 or 0; None for a missing value or the NaN of pandas."""
     if value is None or value != value:
         return None
     if value not in (0, 1) or isinstance(value, str):
@@ -73,7 +73,7 @@ def read_truth(value: Any) -> bool | None:
     return bool(value)
 
 
-#: Column -> how its value is read; None is a missing feature.
+#: Column -> the function that reads its value; None is a missing feature.
 COLUMNS: dict[str, Callable[[Any], Any]] = {
     "question": read_text,
     "source_type": read_text,
@@ -90,22 +90,24 @@ NAMES = tuple(COLUMNS)
 
 @dataclass(frozen=True)
 class Table:
-    """One row per question. -1 in a column is none, or unknown because nothing asked for it.
+    """One row per question. -1 stands for none, and for unknown if the column was not read.
 
     Args:
-        row_N: int64, number in the pool, counted from 0
+        row_N: int64, number in the pool, from 0
         key_N: uint64, question key
-        missing_N: int8, first missing one of `NAMES`
-        benchmark_N: int16, overlaps with this one of `benchmarks`
-        defect_N: int8, matches this one of `DEFECTS`
-        source_N: int32, one of `sources`
-        family_N: int8, one of `FAMILIES`
-        subject_N: int32, one of `subjects`, which are in alphabetical order
-        length_N: int32, of the trace [tokens]
-        correct_N: int8, is the attempt correct
-        small_N: int8, does the small reference model solve it
-        large_N: int8, does the large one
-        benchmarks, sources, subjects: names
+        missing_N: int8, position in `NAMES` of the first missing column
+        benchmark_N: int16, position in `benchmarks` of one that overlaps with the question
+        defect_N: int8, position in `DEFECTS` of the first one that matches
+        source_N: int32, position in `sources`
+        family_N: int8, position in `FAMILIES`
+        subject_N: int32, position in `subjects`
+        length_N: int32, length of the trace [tokens]
+        correct_N: int8, whether the attempt is correct
+        small_N: int8, whether the small reference model solves the question
+        large_N: int8, whether the large reference model solves the question
+        benchmarks: Names of the benchmarks
+        sources: Names of the sources
+        subjects: Names of the subjects, in alphabetical order
     """
 
     row_N: np.ndarray
@@ -128,24 +130,24 @@ class Table:
         return len(self.row_N)
 
     def take(self, index: np.ndarray) -> Table:
-        """The rows of a boolean mask or of positions."""
+        """The rows given by a boolean mask or by positions."""
         arrays = {k: v[index] for k, v in vars(self).items() if k.endswith("_N")}
         return dataclasses.replace(self, **arrays)
 
     def is_family(self, name: str) -> np.ndarray:
-        """True where the source belongs to a family."""
+        """True for rows whose source belongs to a family."""
         return self.family_N == FAMILIES.index(name)
 
 
 @dataclass(frozen=True)
-class Scan:
-    """How a pool is looked at.
+class ScanConfig:
+    """How `read_table` reads a pool.
 
     Args:
-        columns: of `NAMES`, those that are read, all of them required by the stage `missing`
-        benchmarks: looked for in questions
-        families: family -> parts of names of sources that make a source belong to it
-        subjects: known codes; None: any
+        columns: Columns of `NAMES` to read; the stage `missing` requires all of them
+        benchmarks: Benchmarks whose n-grams are searched for in questions
+        families: Family -> substrings of source names that make a source belong to it
+        subjects: Known codes of subjects; None accepts any
     """
 
     columns: tuple[str, ...]
@@ -154,7 +156,7 @@ class Scan:
     subjects: frozenset[str] | None = None
 
     def family(self, source: str) -> int:
-        """The number of the source's family, or -1."""
+        """The position in FAMILIES of a source's family, or -1."""
         for number, name in enumerate(FAMILIES):
             if any(part in source for part in self.families[name]):
                 return number
@@ -162,7 +164,7 @@ class Scan:
 
 
 def find_defect(question: str, is_aime: bool) -> int:
-    """The number of the first of `DEFECTS` that the question matches, or -1."""
+    """The position in `DEFECTS` of the first one that the question matches, or -1."""
     for number, (name, pattern) in enumerate(DEFECTS.items()):
         if pattern.search(question) and not (name == "[asy]" and is_aime):
             return number
@@ -170,7 +172,7 @@ def find_defect(question: str, is_aime: bool) -> int:
 
 
 class _Labels:
-    """Numbers for names, in the order of their first appearance; -1 for None."""
+    """Numbers names in the order of their first appearance; None is -1."""
 
     def __init__(self) -> None:
         self.names: dict[str, int] = {}
@@ -188,19 +190,19 @@ _CODES = {
 
 
 def read_table(
-    pool: Pool, scan: Scan, lookups: Mapping[str, Callable[[dict[str, Any]], Any]]
+    pool: Pool, scan: ScanConfig, lookups: Mapping[str, Callable[[dict[str, Any]], Any]]
 ) -> Table:
-    """Look at every row once.
+    """Read every row once.
 
     Args:
-        pool: the questions
-        scan: how they are looked at
-        lookups: column -> a function of a row that gives the value computed for it; asked where
-            the pool has none
+        pool: Pool of questions
+        scan: How the pool is read
+        lookups: Column -> a function of a row that returns its computed value; called where the
+            pool has none
 
     Raises:
-        UserError: an empty pool; a value of the wrong kind, an unknown subject (file, line and
-            column are named).
+        UserError: an empty pool; a value of the wrong type or an unknown subject, with file, line
+            and column.
     """
     names = [*scan.columns, *(["solution"] if lookups else [])]
     columns = {name: array(code) for name, code in _CODES.items()}
@@ -229,12 +231,12 @@ def read_table(
 def _facts(
     where: str,
     row: dict[str, Any],
-    scan: Scan,
+    scan: ScanConfig,
     lookups: Mapping[str, Callable[[dict[str, Any]], Any]],
     sources: _Labels,
     subjects: _Labels,
 ) -> list[tuple[str, int]]:
-    """What `Table` keeps of one row."""
+    """The values of a row in the columns of `Table`."""
     v: dict[str, Any] = dict.fromkeys(NAMES)
     missing = -1
     for name in scan.columns:
@@ -246,7 +248,7 @@ def _facts(
     if v["subject"] is not None and scan.subjects and v["subject"] not in scan.subjects:
         raise UserError(
             f"{where}: subject={v['subject']!r}: is none of the {len(scan.subjects)} codes in the "
-            "file of --subjects; mend the row, or give the file that has it"
+            "file of --subjects; fix the row, or give the file that has it"
         )
     question, source = v["question"] or "", v["source_type"]
     family = scan.family(source or "")
@@ -266,8 +268,8 @@ def _facts(
 
 
 def read_value(where: str, name: str, value: Any) -> Any:
-    """A column's value as its kind; raises `UserError` that names the row and the column."""
+    """A value read as its column requires; a `UserError` names the row and the column."""
     try:
         return COLUMNS[name](value)
     except UserError as error:
-        raise UserError(f"{where}: column {name!r} {error}; mend the row") from None
+        raise UserError(f"{where}: column {name!r} {error}; fix the row") from None

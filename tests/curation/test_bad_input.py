@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxs1.config import UserError
-from jaxs1.curate import main
-from jaxs1.curation.labelers import ModelConfig, ask_all
+from jaxs1.curate import main, open_model
+from jaxs1.curation.labelers import ModelConfig, answer_all
 from jaxs1.curation.pool import write_rows
 from tests.curation.conftest import bare_pool, command, feature_settings, reply
 from tests.curation.pools import planted_pool, write_benchmarks, write_jsonl
@@ -34,7 +34,10 @@ def full_pool(tmp_path):
     ("content", "words"),
     [
         (b'{"question": "q"}\n{"question": "\xff"}\n', ["bad.jsonl:2", "not UTF-8"]),
-        (b'{"question": "q"}\n{"question": "q', ["bad.jsonl:2", "not valid JSON", "mend"]),
+        (
+            b'{"question": "q"}\n{"question": "q',
+            ["bad.jsonl:2", "not valid JSON", "remove the line"],
+        ),
         (b"", ["bad.jsonl: holds no rows"]),
         (b"\n\n", ["bad.jsonl: holds no rows"]),
         (b'["a list"]\n', ["bad.jsonl:1", "must be a JSON object"]),
@@ -150,7 +153,9 @@ def test_used_output_is_refused_and_foreign_partial_is_kept(full_pool, tmp_path)
     foreign = tmp_path / "out.partial" / "thesis.txt"
     foreign.parent.mkdir()
     foreign.write_text("mine")
-    assert "holds something else" in line_of(command(full_pool, tmp_path, "--size", 20))
+    assert "out.partial is in the way; move or delete it" in line_of(
+        command(full_pool, tmp_path, "--size", 20)
+    )
     assert foreign.read_text() == "mine"
     (tmp_path / "out").mkdir()
     assert "exists already" in line_of(command(full_pool, tmp_path))
@@ -181,7 +186,7 @@ def test_endpoint_that_breaks_down_loses_nothing(kind, tmp_path, tokenizer, subj
         message = line_of(command(pool, tmp_path, *more, "--size", 5))
         assert words in message, message
         assert "unanswered by classifier at http://127.0.0.1" in message
-        assert "values are kept in" in message and "run the same command again" in message
+        assert "values are kept in" in message and "repeat the command" in message
         assert len(server.asked) < 40  # it gave up early
         kept = [
             json.loads(line)["key"]
@@ -277,10 +282,10 @@ def test_interrupted_while_a_request_waits_for_its_next_try():
         raise KeyboardInterrupt
 
     with serve(lambda _: (500, "")) as server:
-        model = ModelConfig(url=server.url, model="m", backoff=60).open()
+        model = open_model(ModelConfig(url=server.url, model="m", backoff=60))
         start = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
-            list(ask_all(model, prompts()))
+            list(answer_all(model, prompts()))
     assert time.monotonic() - start < 20
     assert sum(server.asked.values()) == 1
 

@@ -187,7 +187,7 @@ def test_cache_gives_back_what_was_written_last(tmp_path):
 
 def test_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"features.cache: .*file/length.* cannot be read or wri"):
+    with pytest.raises(UserError, match=r"features.cache=\S+file/length: cannot be read or wri"):
         Cache(tmp_path / "file" / "length", writable=True)
 
 

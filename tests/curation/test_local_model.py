@@ -1,4 +1,4 @@
-"""Questions to our own engine: transformers' answers, many threads, every way to fail."""
+"""Questions to the local engine: transformers' answers, many threads, every way to fail."""
 
 import json
 import threading
@@ -7,9 +7,9 @@ import time
 import pytest
 
 from jaxs1.config import UserError
-from jaxs1.curate import main
-from jaxs1.curation.labelers import ModelConfig, NoAnswer, ask_all
-from jaxs1.curation.local_model import OwnEngine
+from jaxs1.curate import main, open_model
+from jaxs1.curation.labelers import ModelConfig, NoAnswer, answer_all
+from jaxs1.curation.local_model import LocalModel
 from jaxs1.decoding.params import ThinkingParams
 from jaxs1.decoding.prompt import prompt_ids
 from tests.curation.conftest import bare_pool, command
@@ -42,7 +42,7 @@ def expected(model, prompt):
 
 def test_answers_are_those_of_transformers(model):
     before = threading.active_count()
-    answers = dict(ask_all(settings(model).open(), PROMPTS.items()))
+    answers = dict(answer_all(open_model(settings(model)), PROMPTS.items()))
     assert answers == {key: expected(model, prompt) for key, prompt in PROMPTS.items()}
     assert len(set(answers.values())) > 3
     assert threading.active_count() == before  # the engine was given back
@@ -50,8 +50,8 @@ def test_answers_are_those_of_transformers(model):
 
 def test_an_answer_depends_on_its_question_only(model):
     warm = ModelConfig(model=str(model[0]), temperature=2.0, max_tokens=TOKENS, parallel=3)
-    first = dict(ask_all(warm.open(), PROMPTS.items()))
-    again = dict(ask_all(warm.open(), reversed(list(PROMPTS.items())[2:5])))
+    first = dict(answer_all(open_model(warm), PROMPTS.items()))
+    again = dict(answer_all(open_model(warm), reversed(list(PROMPTS.items())[2:5])))
     assert again == {key: first[key] for key in again}
     assert len(again) == 3
 
@@ -64,8 +64,8 @@ def test_identity_tells_weights_and_sampling_apart(model, tmp_path):
         ModelConfig(model=str(model[0]), temperature=1, max_tokens=TOKENS),
         ModelConfig(model=str(model[0]), temperature=0, max_tokens=TOKENS + 1),
     ]
-    assert len({config.open().identity for config in configs}) == 4
-    assert settings(model).open().identity == configs[0].open().identity
+    assert len({open_model(config).identity for config in configs}) == 4
+    assert open_model(settings(model)).identity == open_model(configs[0]).identity
 
 
 class Broken:
@@ -85,8 +85,8 @@ class Broken:
 
 
 def test_engine_that_breaks_tells_all_who_ask(model, monkeypatch):
-    monkeypatch.setattr(OwnEngine, "_open", lambda self: Broken())
-    answers = dict(ask_all(settings(model).open(), PROMPTS.items()))
+    monkeypatch.setattr(LocalModel, "_open", lambda self: Broken())
+    answers = dict(answer_all(open_model(settings(model)), PROMPTS.items()))
     assert answers.keys() == PROMPTS.keys()
     for failure in answers.values():
         assert isinstance(failure, NoAnswer) and failure.fatal
@@ -96,8 +96,8 @@ def test_engine_that_breaks_tells_all_who_ask(model, monkeypatch):
 def test_closing_ends_all_who_wait(model, monkeypatch):
     broken = Broken()
     broken.step = list  # never answers
-    monkeypatch.setattr(OwnEngine, "_open", lambda self: broken)
-    opened = settings(model).open()
+    monkeypatch.setattr(LocalModel, "_open", lambda self: broken)
+    opened = open_model(settings(model))
     caught = []
 
     def ask():
@@ -118,8 +118,10 @@ def test_closing_ends_all_who_wait(model, monkeypatch):
 
 
 def test_engine_that_cannot_be_opened_is_one_line(model):
-    with pytest.raises(UserError, match=r"our engine with .*parallel.tensor=64.*needs 64 devices"):
-        list(ask_all(settings(model, tensor=64).open(), PROMPTS.items()))
+    with pytest.raises(
+        UserError, match=r"the local engine with .*parallel.tensor=64.*needs 64 devices"
+    ):
+        list(answer_all(open_model(settings(model, tensor=64)), PROMPTS.items()))
 
 
 def curate(pool, folder, *more):
@@ -140,7 +142,7 @@ def test_command_with_our_own_engine(model, tmp_path, subjects, monkeypatch):
         *("--features.small.parallel", 1, "--subjects", subjects, "--solved", '["solved_small"]'),
         *("--recipe", "random", "--stages.missing", "false", "--size", 3),
     ]
-    with pytest.raises(UserError, match=r"subject: 1 unanswered by our engine .*prompt of"):
+    with pytest.raises(UserError, match=r"subject: 1 unanswered by the local engine .*prompt of"):
         curate(pool, tmp_path, *more)
     assert curate(pool, tmp_path, *more, "--features.allow_failed", "true") == 0
     funnel = json.loads((tmp_path / "out" / "funnel.json").read_text())
@@ -153,7 +155,7 @@ def test_command_with_our_own_engine(model, tmp_path, subjects, monkeypatch):
     ]
     assert [line["value"] for line in lines] == [False] * 5
     # nothing is computed twice: the engine is not even opened
-    monkeypatch.delattr(OwnEngine, "_serve")
+    monkeypatch.delattr(LocalModel, "_serve")
     pool.write_text("".join(json.dumps(row) + "\n" for i, row in enumerate(rows) if i != 1))
     assert curate(pool, tmp_path / "again", *more) == 0
 

@@ -8,7 +8,7 @@ from jaxs1.curate import CurateConfig, StagesConfig
 from jaxs1.curation.decontaminate import Benchmarks, read_benchmarks
 from jaxs1.curation.pool import Pool
 from jaxs1.curation.recipe import select
-from jaxs1.curation.table import COLUMNS, Scan, find_defect, question_key, read_table
+from jaxs1.curation.table import COLUMNS, ScanConfig, find_defect, question_key, read_table
 from tests.curation.pools import oracle_filter, oracle_select, planted_pool, write_benchmarks
 from tests.curation.pools import write_jsonl as write
 
@@ -22,7 +22,7 @@ def planted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("planted")
     rows, expected = planted_pool(ROWS)
     path = write(folder / "pool.jsonl", rows)
-    scan = Scan(tuple(COLUMNS), read_benchmarks(write_benchmarks(folder)), FAMILIES)
+    scan = ScanConfig(tuple(COLUMNS), read_benchmarks(write_benchmarks(folder)), FAMILIES)
     return rows, expected, read_table(Pool(str(path)), scan, {})
 
 
@@ -32,13 +32,13 @@ def config(**settings):
 
 def test_each_stage_drops_exactly_the_planted_rows(planted):
     _, expected, table = planted
-    story = select(table, config().rules)
-    dropped = {s.name: set(s.row_D.tolist()) for s in story.stages}
+    result = select(table, config().rules)
+    dropped = {s.name: set(s.row_D.tolist()) for s in result.stages}
     for stage, planted_rows in expected.items():
         assert len(planted_rows) >= ROWS // 100
         assert dropped[stage] == planted_rows, stage
-    assert [s.kept for s in story.stages][-1] == 1000
-    reasons = {s.name: s.counts() for s in story.stages}
+    assert [s.kept for s in result.stages][-1] == 1000
+    reasons = {s.name: s.counts() for s in result.stages}
     for stage in expected:
         assert sum(reasons[stage].values()) == len(expected[stage])
     assert len(reasons["missing"]) == len(COLUMNS)  # each of them was planted
@@ -49,13 +49,13 @@ def test_each_stage_drops_exactly_the_planted_rows(planted):
 def test_independent_implementation_selects_the_same_for_20_seeds(planted):
     rows, _, table = planted
     kept, dropped = oracle_filter(rows)
-    story = select(table, config().rules)
-    assert {s.name: set(s.row_D.tolist()) for s in story.stages[:-1]} == dropped
-    assert 100 < story.seeds < 700
+    result = select(table, config().rules)
+    assert {s.name: set(s.row_D.tolist()) for s in result.stages[:-1]} == dropped
+    assert 100 < result.seeds < 700
     different = set()
     for seed in range(20):
-        story = select(table, config(seed=seed).rules)
-        selected = set(story.selected_N.nonzero()[0].tolist())
+        result = select(table, config(seed=seed).rules)
+        selected = set(result.selected_N.nonzero()[0].tolist())
         assert selected == oracle_select(rows, kept, seed), seed
         different.add(frozenset(selected))
     assert len(different) == 20
@@ -64,8 +64,8 @@ def test_independent_implementation_selects_the_same_for_20_seeds(planted):
 @pytest.mark.parametrize("stage", ["duplicates", "decontamination", "format", "difficulty"])
 def test_a_stage_can_be_switched_off(stage, planted):
     rows, expected, table = planted
-    story = select(table, config(size=2000, stages=StagesConfig(**{stage: False})).rules)
-    dropped = {s.name: set(s.row_D.tolist()) for s in story.stages[:-1]}
+    result = select(table, config(size=2000, stages=StagesConfig(**{stage: False})).rules)
+    dropped = {s.name: set(s.row_D.tolist()) for s in result.stages[:-1]}
     assert stage not in dropped
     for other in expected.keys() - {stage, "difficulty"}:
         assert dropped[other] == expected[other]
@@ -78,9 +78,9 @@ def test_a_stage_can_be_switched_off(stage, planted):
 def test_seeds_and_diversity_can_be_switched_off(planted):
     _, _, table = planted
     assert select(table, config(stages=StagesConfig(seeds=False)).rules).seeds == 0
-    story = select(table, config(stages=StagesConfig(diversity=False)).rules)
-    assert story.stages[-1].name == "difficulty"
-    assert story.selected_N.sum() == story.stages[-1].kept > 1000
+    result = select(table, config(stages=StagesConfig(diversity=False)).rules)
+    assert result.stages[-1].name == "difficulty"
+    assert result.selected_N.sum() == result.stages[-1].kept > 1000
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxs1.curation import selection
-from jaxs1.curation.selection import Words, benchmark_weights, diversity
+from jaxs1.curation.selection import RandomBits, benchmark_weights, diversity
 
 SEEDS = 200
 #: Of a binomial's mean; with fixed seeds a test is either right or wrong, never flaky.
@@ -181,6 +181,6 @@ def test_ablations():
 
 
 def test_random_words_are_these_on_every_machine():
-    words = Words(0)
+    words = RandomBits(0)
     drawn = [words.below(10**6) for _ in range(4)], [words.rank(50) for _ in range(8)]
     assert drawn == ([636961, 269786, 40973, 16527], [0, 0, 0, 0, 0, 0, 0, 8])
