@@ -1,4 +1,4 @@
-"""What a run reports: metrics.jsonl, TensorBoard, Weights & Biases, and a bar to look at."""
+"""Logs a run's metrics to metrics.jsonl, TensorBoard, Weights & Biases and the terminal."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ PEAK_FLOPS = {
 
 
 def peak_flops(devices: int) -> float | None:
-    """Peak FLOP/s of all devices together; None where the device is not in the table."""
+    """Peak FLOP/s of all devices together; None for a device that is not in the table."""
     peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
     return None if peak is None else peak * devices
 
 
-class Report:
-    """Writes a run's metrics; use as a context manager.
+class MetricsLogger:
+    """Logs the metrics of every step; use as a context manager.
 
     Args:
-        run: the run directory
-        config: recipe's log section
-        first: step that the run starts after; later lines of an earlier attempt are removed
-        total: steps of the run
-        settings: shown to Weights & Biases
+        run: run directory
+        config: log settings
+        first: step after which the run starts; later lines of an earlier attempt are removed
+        total: number of steps of the run
+        settings: settings of the run, for Weights & Biases
     """
 
     def __init__(
@@ -79,12 +79,12 @@ class Report:
         self.first = first
 
     def step(self, step: int, values: dict[str, float], *, compiled: bool) -> None:
-        """Report a finished step.
+        """Log a finished step.
 
         Args:
-            step: its number, from 1
-            values: figures, in the order they are shown
-            compiled: whether a new shape was compiled, so that its time says nothing of the speed
+            step: number of the step, from 1
+            values: metrics, in the order in which they are printed
+            compiled: whether the step compiled a new shape, so its time is not representative
         """
         self.file.write(json.dumps({"step": step, **values, "compiled": compiled}) + "\n")
         self.file.flush()
@@ -107,7 +107,7 @@ class Report:
         seconds, self.last = now - self.last, now
         return seconds
 
-    def __enter__(self) -> Report:
+    def __enter__(self) -> MetricsLogger:
         self.bar.start()
         return self
 
