@@ -39,6 +39,7 @@ from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.model.sharding import ShardingRules, check_divisible, make_sharding_rules
 from jaxs1.model.transformer import Transformer
 from jaxs1.planning.estimate import check_fits
+from jaxs1.storage import explained
 from jaxs1.training import distributed
 from jaxs1.training.checkpoint import Checkpoints, latest_step
 from jaxs1.training.distributed import print_main
@@ -104,7 +105,8 @@ def train(config: TrainConfig) -> int:
     job = prepare(config)
     _describe(job, start)
     if distributed.is_main_process():
-        _write_run_files(job, run)
+        with explained(run, setting="output"):
+            _write_run_files(job, run)
     optimizer = make_optimizer(config.optimizer, job.steps)
     with closing(Checkpoints(run, config.checkpoint)) as checkpoints:
         state = init_state(job.model, optimizer, *_initial_params(job))

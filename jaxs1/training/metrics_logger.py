@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxs1.config import LogConfig, UserError
+from jaxs1.storage import JsonlWriter, complete_lines, parse_row
 
 #: Dense bf16 peak of one device in FLOP/s, by the name that JAX gives it (vendors' data sheets).
 PEAK_FLOPS = {
@@ -49,9 +49,7 @@ class MetricsLogger:
         self, run: Path, config: LogConfig, *, first: int, total: int, settings: dict[str, Any]
     ):
         self.config, self.total = config, total
-        self.path = run / "metrics.jsonl"
-        _keep_lines(self.path, first)
-        self.file: TextIO = self.path.open("a")
+        self.file = _open_log(run / "metrics.jsonl", first)
         self.tensorboard = self.wandb = None
         if config.tensorboard:
             from tensorboardX import SummaryWriter
@@ -86,8 +84,7 @@ class MetricsLogger:
             values: metrics, in the order in which they are printed
             compiled: whether the step compiled a new shape, so its time is not representative
         """
-        self.file.write(json.dumps({"step": step, **values, "compiled": compiled}) + "\n")
-        self.file.flush()
+        self.file.write({"step": step, **values, "compiled": compiled})
         for name, value in values.items():
             if self.tensorboard is not None:
                 self.tensorboard.add_scalar(name, value, step)
@@ -125,18 +122,15 @@ class MetricsLogger:
             self.wandb.finish(exit_code=1 if error else 0)
 
 
-def _keep_lines(path: Path, first: int) -> None:
-    """Drop what an interrupted attempt wrote after the checkpoint that the run goes on from."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= first:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):  # the half line that a kill can leave
-            continue
-    path.write_text("".join(kept))
+def _open_log(path: Path, first: int) -> JsonlWriter:
+    """Open the log without the lines that an interrupted attempt wrote after step `first`."""
+    log, end = JsonlWriter(path), 0
+    for line in complete_lines(path):
+        if parse_row(line.content, line.where).get("step", 0) > first:
+            break
+        end = line.end
+    log.truncate(end)
+    return log
 
 
 def _short(value: float) -> str:
