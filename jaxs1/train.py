@@ -34,6 +34,7 @@ from jaxs1.data import chat
 from jaxs1.data.batches import Batches, BatchStats, fit_to_block
 from jaxs1.data.records import load_records
 from jaxs1.data.tokenizer import load_tokenizer, padding_id
+from jaxs1.devices import peak_flops
 from jaxs1.model import ops, transformer
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.model.sharding import ShardingRules, check_divisible, make_sharding_rules
@@ -43,7 +44,7 @@ from jaxs1.storage import explained
 from jaxs1.training import distributed
 from jaxs1.training.checkpoint import Checkpoints, latest_step
 from jaxs1.training.distributed import print_main
-from jaxs1.training.metrics_logger import MetricsLogger, peak_flops
+from jaxs1.training.metrics_logger import MetricsLogger
 from jaxs1.training.optimizer import make_optimizer, make_schedule
 from jaxs1.training.step import (
     StepMetrics,
@@ -191,7 +192,7 @@ def prepare(config: TrainConfig) -> Job:
     _check_batch(config, rules)
     batches = _read_data(config, tokenizer, architecture, rules)
     device = jax.devices()[0]
-    major, minor = getattr(device, "compute_capability", "9.0").split(".")
+    major, minor = getattr(device, "compute_capability", "9.0").split(".")  # of a GPU
     impl: Any = ops.resolve_attention(
         config.compute.attention,
         device.platform,
@@ -379,9 +380,9 @@ def _log(
         "fill": stats.tokens / stats.padded_tokens,
         "epoch": step / job.batches.steps_per_epoch,
     }
-    if peak := peak_flops(jax.device_count()):
+    if peak := peak_flops(jax.devices()[0].device_kind):
         flops = job.model.architecture.train_flops(stats.tokens, stats.attention_pairs)
-        values["mfu"] = flops / seconds / peak
+        values["mfu"] = flops / seconds / (peak * jax.device_count())
     logger.step(step, values, compiled=compiled)
 
 

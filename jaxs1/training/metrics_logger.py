@@ -7,31 +7,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxs1.config import LogConfig, UserError
 from jaxs1.storage import JsonlWriter, complete_lines, parse_row
-
-#: Dense bf16 peak of one device in FLOP/s, by the name that JAX gives it (vendors' data sheets).
-PEAK_FLOPS = {
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "TPU v4": 275e12,
-    "TPU v5": 459e12,
-    "TPU v5 lite": 197e12,
-    "TPU v6 lite": 918e12,
-}
-
-
-def peak_flops(devices: int) -> float | None:
-    """Peak FLOP/s of all devices together; None for a device that is not in the table."""
-    peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
-    return None if peak is None else peak * devices
 
 
 class MetricsLogger:
