@@ -130,7 +130,7 @@ def main() -> None:
         gradient_accumulation_steps=1,
         loss="token",
         seed=0,
-        parts=1,
+        num_row_shards=1,
         attention=2 * a.num_layers * a.num_heads * a.head_dim / (a.train_flops(1, 0) / 6),
         padding_id=0,
     )

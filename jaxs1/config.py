@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import os
 import re
 import sys
@@ -292,8 +293,8 @@ class TrainConfig:
         targets = self.lora.target_modules
         if not targets or len(set(targets)) < len(targets):
             raise UserError(
-                f"lora.target_modules={list(targets)}: must name one linear map or more, each once; "
-                f"known: {', '.join(get_args(LinearName))}"
+                f"lora.target_modules={list(targets)}: must name at least one linear map, each "
+                f"once; known: {', '.join(get_args(LinearName))}"
             )
         if self.lora.rank and self.model is None:
             raise UserError("model=null: adapters need weights to adapt; give --model DIR")
@@ -357,22 +358,46 @@ RENAMED = {
 }
 
 
-def current_names(settings: dict[str, Any], group: str = "") -> dict[str, Any]:
-    """Settings with the fields of `RENAMED` under their current names, and a line about each.
+def current_names(
+    settings: dict[str, Any], group: str = "", *, notify: bool = True
+) -> dict[str, Any]:
+    """Settings with the fields of `RENAMED` under their current names.
 
     Args:
         settings: nested dictionaries, or one of dotted names
         group: dotted name of the dictionary that holds them
+        notify: print a line about each renamed field
     """
     current = {}
     for name, value in settings.items():
         old = f"{group}.{name}" if group else str(name)
         new = RENAMED.get(old, old)
-        if new != old:
+        if new != old and notify:
             print(f"note: {old} is now called {new}", file=sys.stderr)
-        inner = current_names(value, old) if isinstance(value, dict) else value
+        inner = current_names(value, old, notify=notify) if isinstance(value, dict) else value
         current[new.removeprefix(f"{group}.") if group else new] = inner
     return current
+
+
+def changed_settings(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ: dotted name -> (saved, current) value, sorted; a missing one is None.
+
+    Args:
+        saved: nested settings as read from JSON, possibly under names of earlier versions
+        current: nested settings
+    """
+    old = _flat(current_names(saved, notify=False))
+    new = _flat(json.loads(json.dumps(current)))  # tuples become lists
+    names = sorted(old.keys() | new.keys())
+    return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        nested = isinstance(value, dict) and value
+        flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return flat
 
 
 def _with_current_names(argv: Sequence[str]) -> list[str]:

@@ -22,6 +22,9 @@ Row = dict[str, Any]
 #: File in an unfinished folder: marks it as one that may be replaced, and is locked while in use.
 MARKER = ".unfinished"
 
+#: What file systems without locks answer, e.g. some network file systems.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
+
 _REMEDIES = {
     (errno.ENOSPC, errno.EDQUOT): "free space, then repeat the command",
     (errno.EROFS, errno.EACCES, errno.EPERM): "check its permissions, or give another path",
@@ -139,7 +142,8 @@ def write_text(path: Path, text: str) -> None:
 def locked(path: Path, *, name: str = "") -> Iterator[IO[bytes]]:
     """Hold an exclusive lock on a file, which is created if missing; yields it open for appending.
 
-    The operating system releases the lock when the process ends, however it ends.
+    The operating system releases the lock when the process ends, however it ends. A file system
+    without locks is used without.
 
     Args:
         path: file to lock
@@ -165,7 +169,8 @@ def _lock(file: IO[bytes], path: Path, name: str) -> None:
             f"{name or path}: another process is writing it; wait for it, or give another path"
         ) from None
     except OSError as error:
-        raise UserError(explain(error, path, verb="locked")) from None
+        if error.errno not in _NO_LOCKS:
+            raise UserError(explain(error, path, verb="locked")) from None
 
 
 class Line(NamedTuple):

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: `python -m jaxs1.train --config configs/s1_32b.yaml`.
 
-The way through: records -> chat text -> token ids -> packed batches -> train step -> checkpoint ->
-export. Everything is read and checked before the first device computes.
+records -> chat text -> token ids -> packed batches -> train step -> checkpoint -> export.
+All validation happens before anything runs on a device.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
@@ -33,59 +34,80 @@ from jaxs1.data import chat
 from jaxs1.data.batches import Batches, BatchStats, fit_to_block
 from jaxs1.data.records import load_records
 from jaxs1.data.tokenizer import load_tokenizer, padding_id
+from jaxs1.devices import peak_flops
 from jaxs1.model import ops, transformer
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.model.sharding import ShardingRules, check_divisible, make_sharding_rules
 from jaxs1.model.transformer import Transformer
 from jaxs1.planning.estimate import check_fits
+from jaxs1.storage import explained
 from jaxs1.training import distributed
 from jaxs1.training.checkpoint import Checkpoints, latest_step
-from jaxs1.training.metrics_logger import Report, peak_flops
+from jaxs1.training.distributed import print_main
+from jaxs1.training.metrics_logger import MetricsLogger
 from jaxs1.training.optimizer import make_optimizer, make_schedule
-from jaxs1.training.step import StepMetrics, TrainState, init_state, make_train_step, put_batch
+from jaxs1.training.step import (
+    StepMetrics,
+    TrainState,
+    TrainStep,
+    init_state,
+    make_train_step,
+    put_batch,
+)
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a run needs, read and checked before the first device computes."""
+    """Everything a run needs, read and validated before anything runs on a device.
+
+    Args:
+        config: settings of the run
+        weights: initial weights; None where they are random
+        tokenizer: Hugging Face tokenizer
+        hf_config: the model's config.json
+        model: abstract, without parameters
+        batches: training data
+        steps: number of optimizer steps
+    """
 
     config: TrainConfig
     weights: Weights | None
     tokenizer: Any
     hf_config: dict[str, Any]
-    model: Transformer  # abstract
+    model: Transformer
     batches: Batches
     steps: int
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is meant to be so
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns about intended behaviour
     config = parse(TrainConfig, argv, command="python -m jaxs1.train")
     with distributed.session(config.distributed):
         return train(config)
 
 
 def train(config: TrainConfig) -> int:
-    """Train, keep checkpoints, export to `config.output`/hf, an adapter also to .../peft.
+    """Train, save checkpoints, and export to `config.output`/hf, an adapter also to .../peft.
 
     Returns:
-        0, or 128 + the signal's number where a signal ended the run after a checkpoint.
+        0, or 128 + the signal's number if a signal ended the run after a checkpoint.
 
     Raises:
-        UserError: anything the user can mend, before the first step; a non-finite loss.
+        UserError: invalid settings or data, before the first step; a non-finite loss.
     """
     run = Path(config.output)
-    start = distributed.from_first(latest_step(run))
+    start = distributed.broadcast_from_main(latest_step(run))
     if start and config.resume == "never":
         raise UserError(
-            f"output={run}: already holds a run, up to step {start}; --resume auto goes on with "
-            "it, or give another --output"
+            f"output={run}: already holds a run, up to step {start}; continue it with "
+            "--resume auto, or give another --output"
         )
     job = prepare(config)
     _describe(job, start)
-    if distributed.is_first():
-        _write_side_files(job, run)
+    if distributed.is_main_process():
+        with explained(run, setting="output"):
+            _write_run_files(job, run)
     optimizer = make_optimizer(config.optimizer, job.steps)
     with closing(Checkpoints(run, config.checkpoint)) as checkpoints:
         state = init_state(job.model, optimizer, *_initial_params(job))
@@ -94,46 +116,45 @@ def train(config: TrainConfig) -> int:
         step = make_train_step(job.model, optimizer, loss_chunk=config.compute.loss_chunk)
         state, stopped = _run_steps(job, step, state, checkpoints, run)
     if stopped:
-        at = int(state.step)
         name = signal.Signals(stopped).name
-        distributed.say(f"stopped by {name}; checkpoint at step {at} of {job.steps}")
-        distributed.say("go on with the same command and --resume auto")
+        print_main(f"stopped by {name}; checkpoint at step {int(state.step)} of {job.steps}")
+        print_main("to continue, repeat the command with --resume auto")
         return 128 + stopped
     if state.frozen is None:
         _export(job, state.params, run)
     else:
         _export_adapter(job, state.params, run)
-    distributed.from_first(0)  # none leaves before all is written
+    distributed.broadcast_from_main(0)  # no process leaves before the export is complete
     return 0
 
 
 def _export(job: Job, params: Any, run: Path) -> None:
-    """Write RUN/hf. All processes take part; the first one writes."""
+    """Write RUN/hf. All processes take part; the main one writes."""
     folder = run / "hf"
-    if not distributed.from_first(folder.exists()):
+    if not distributed.broadcast_from_main(folder.exists()):
         live = InMemoryWeights(params, job.hf_config, run / "model")
-        if distributed.is_first():
+        if distributed.is_main_process():
             to_hf(live, folder, job.config.export_dtype)
         else:
             live.take_part()
-    distributed.say(f"exported to {folder}: transformers' from_pretrained loads it")
+    print_main(f"exported to {folder}: transformers' from_pretrained loads it")
 
 
 def _export_adapter(job: Job, params: Any, run: Path) -> None:
-    """Write RUN/peft, the adapter for PEFT, and RUN/hf with the adapter merged in. As `_export`."""
+    """Write the adapter to RUN/peft and, merged into its base weights, to RUN/hf."""
     folder, merged = run / "peft", run / "hf"
     arrays = {path: on_host(x) for path, x in flatten_dict(params, sep=".").items()}
-    if not distributed.is_first():
+    if not distributed.is_main_process():
         return
-    assert job.weights is not None  # the recipe was refused otherwise
+    assert job.weights is not None  # TrainConfig requires `model` for adapters
     adapter = Adapter.from_arrays(_peft_config(job), arrays)
     if not folder.exists():
         adapter.write(folder)
     if not merged.exists():
         weights = MergedWeights(job.weights, adapter, run / "model")
         to_hf(weights, merged, job.config.export_dtype)
-    distributed.say(f"exported to {folder}: PEFT's PeftModel.from_pretrained loads it")
-    distributed.say(f"      and to {merged}, merged: transformers' from_pretrained loads it")
+    print_main(f"exported to {folder}: PEFT's PeftModel.from_pretrained loads it")
+    print_main(f"      and to {merged}, merged: transformers' from_pretrained loads it")
 
 
 def _peft_config(job: Job) -> dict[str, Any]:
@@ -141,10 +162,10 @@ def _peft_config(job: Job) -> dict[str, Any]:
 
 
 def prepare(config: TrainConfig) -> Job:
-    """Read and check everything: weights' headers, tokenizer, data, mesh, combinations.
+    """Read and validate weight headers, tokenizer, data and mesh.
 
     Raises:
-        UserError: one line that names the field, its value, the constraint and the remedy.
+        UserError: a setting that does not fit the model, the data or the devices.
     """
     weights = open_weights(config.model) if config.model else None
     tokenizer = load_tokenizer(config.tokenizer or str(weights and weights.aux_files))
@@ -153,7 +174,7 @@ def prepare(config: TrainConfig) -> Job:
     else:
         source = str(config.architecture)
         hf_config = read_config(source)
-        # an architecture for random weights may leave the vocabulary to the tokenizer
+        # for random weights the vocabulary size may come from the tokenizer
         hf_config.setdefault("vocab_size", -(-len(tokenizer) // 64) * 64)
     architecture = Architecture.from_hf(hf_config, source)
     if len(tokenizer) > architecture.vocab_size:
@@ -188,12 +209,12 @@ def prepare(config: TrainConfig) -> Job:
 
 
 def _check_batch(config: TrainConfig, rules: ShardingRules) -> None:
-    parts, context = rules.size("rows"), rules.size("sequence")
-    if config.batch_size < parts * config.gradient_accumulation_steps:
+    row_shards, context = rules.size("rows"), rules.size("sequence")
+    rows = row_shards * config.gradient_accumulation_steps
+    if config.batch_size < rows:
         raise UserError(
-            f"batch_size={config.batch_size}: must be at least mesh.data x mesh.fsdp x gradient_accumulation_steps="
-            f"{parts * config.gradient_accumulation_steps}, so that every device has a row; raise it or use "
-            "mesh.context"
+            f"batch_size={config.batch_size}: must be at least mesh.data x mesh.fsdp x "
+            f"gradient_accumulation_steps={rows}, one row per device; raise it or use mesh.context"
         )
     if config.data.row_multiple % context:
         raise UserError(
@@ -209,8 +230,8 @@ def _read_data(
     examples = chat.encode(records, tokenizer)
     kept, dropped = fit_to_block(examples, config.data.block_size, config.data.overlong)
     tokens = sum(len(e.tokens) for e in kept)
-    distributed.say(
-        f"data      {len(kept):,} {kind} examples, {tokens:,} tokens; {dropped:,} too long: dropped"
+    print_main(
+        f"data      {len(kept):,} {kind} examples, {tokens:,} tokens; {dropped:,} too long, dropped"
     )
     a = architecture
     matrices = a.train_flops(1, 0) / 6
@@ -221,37 +242,41 @@ def _read_data(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         loss=config.loss,
         seed=config.seed,
-        parts=rules.size("rows"),
+        num_row_shards=rules.size("rows"),
         attention=2 * a.num_layers * a.num_heads * a.head_dim / matrices,
         padding_id=padding_id(tokenizer),
     )
 
 
 def _describe(job: Job, start: int) -> None:
-    """Say what is about to happen, and every choice that was made for the user."""
+    """Print what is about to run, including every choice made automatically."""
     config, a, b = job.config, job.model.architecture, job.batches
     mesh = ", ".join(f"{k} {v}" for k, v in job.model.rules.mesh.shape.items())
     device = jax.devices()[0].device_kind
     origin = config.model or f"random weights, {config.architecture}"
-    c, say = job.model.compute, distributed.say
-    say(f"model     {a.num_parameters:,} parameters ({origin})")
+    c = job.model.compute
+    print_main(f"model     {a.num_parameters:,} parameters ({origin})")
     if config.lora.rank:
         adapters = jax.tree.leaves(transformer.parameters(job.model, transformer.Adapter))
         count = sum(x.size for x in adapters)
-        say(f"adapters  {count:,} parameters, rank {config.lora.rank}; the model's are frozen")
+        print_main(
+            f"adapters  {count:,} parameters, rank {config.lora.rank}; the model's are frozen"
+        )
     if jax.process_count() > 1:
-        say(f"processes {jax.process_count()}, each with {jax.local_device_count()} devices")
-    say(f"devices   {jax.device_count()} x {device}: {mesh}; attention {c.attention}, {c.dtype}")
+        print_main(f"processes {jax.process_count()}, each with {jax.local_device_count()} devices")
+    print_main(
+        f"devices   {jax.device_count()} x {device}: {mesh}; attention {c.attention}, {c.dtype}"
+    )
     packed = f"{config.gradient_accumulation_steps} x {b.rows} rows"
-    say(f"steps     {job.steps:,} of {config.batch_size} sequences packed into {packed}")
+    print_main(f"steps     {job.steps:,} of {config.batch_size} sequences packed into {packed}")
     if start:
-        say(f"resuming  after step {start:,}")
+        print_main(f"resuming  after step {start:,}")
 
 
-def _write_side_files(job: Job, run: Path) -> None:
-    """config.yaml, and in model/ all of a Hugging Face folder but the weights.
+def _write_run_files(job: Job, run: Path) -> None:
+    """Write config.yaml, and to model/ a Hugging Face folder without weights.
 
-    Of a run that trains adapters, also PEFT's description: it says where the weights are.
+    A run that trains adapters also gets PEFT's adapter_config.json, which names the base weights.
     """
     folder = run / "model"
     folder.mkdir(parents=True, exist_ok=True)
@@ -269,10 +294,10 @@ def _write_side_files(job: Job, run: Path) -> None:
 
 
 def _initial_params(job: Job) -> tuple[Any, Any]:
-    """What is trained and what is frozen, on their devices.
+    """Trained and frozen parameters, on their devices.
 
-    Weights are read, or random by the recipe's seed where there are none to read; adapters are
-    always random.
+    Weights are loaded, or random from the recipe's seed if there are none; adapters are always
+    random.
     """
     model, kind = job.model, transformer.trained(job.model)
 
@@ -288,38 +313,38 @@ def _initial_params(job: Job) -> tuple[Any, Any]:
 
 
 def _run_steps(
-    job: Job, train_step: Any, state: TrainState, checkpoints: Checkpoints, run: Path
+    job: Job, train_step: TrainStep, state: TrainState, checkpoints: Checkpoints, run: Path
 ) -> tuple[TrainState, int]:
-    """Step until the end or a signal; returns the state and the signal's number or 0.
+    """Step until the end or a signal; returns the state and the signal's number, or 0.
 
-    A step's figures are read after the next step was started, so that devices never wait for the
-    host; before a checkpoint they are read first, so that none is kept of a non-finite state.
+    A step's metrics are read after the next step was dispatched, so devices never wait for the
+    host. Before a checkpoint they are read first: a non-finite state is never saved.
     """
     config, first = job.config, int(state.step)
     schedule = make_schedule(config.optimizer, job.steps)
     settings = dataclasses.asdict(config)
     shapes: set[tuple[int, ...]] = set()
     pending: tuple[int, StepMetrics, BatchStats, bool] | None = None
-    agree = distributed.Agreement()
-    report = (
-        Report(run, config.log, first=first, total=job.steps, settings=settings)
-        if distributed.is_first()
+    agreed_max = distributed.AgreedMax()
+    logger = (
+        MetricsLogger(run, config.log, first=first, total=job.steps, settings=settings)
+        if distributed.is_main_process()
         else None
     )
-    with _stop_requests() as stop, report or nullcontext():
+    with _stop_requests() as stop, logger or nullcontext():
         for number in range(first, job.steps):
             batch, stats = job.batches.batch(number)
             compiled = batch.tokens.shape not in shapes
             shapes.add(batch.tokens.shape)
             state, metrics = train_step(state, put_batch(batch, job.model.rules))
             if pending:
-                _report(job, report, schedule, *pending)
+                _log(job, logger, schedule, *pending)
             pending = (number + 1, metrics, stats, compiled)
             every = config.checkpoint.every
             due = bool(every) and (number + 1) % every == 0
-            stopped = agree(stop[0] if stop else 0)
+            stopped = agreed_max(stop[0] if stop else 0)
             if due or stopped or number + 1 == job.steps:
-                _report(job, report, schedule, *pending)
+                _log(job, logger, schedule, *pending)
                 pending = None
                 checkpoints.save(state, config)
             if stopped:
@@ -327,49 +352,50 @@ def _run_steps(
     return state, 0
 
 
-def _report(
+def _log(
     job: Job,
-    report: Report | None,
-    schedule: Any,
+    logger: MetricsLogger | None,
+    schedule: optax.Schedule,
     step: int,
     metrics: StepMetrics,
     stats: BatchStats,
     compiled: bool,
 ) -> None:
+    """Log a finished step; raises `UserError` if its loss or gradient is not finite."""
     loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         raise UserError(
             f"step {step}: loss={loss}, gradient norm={grad_norm}: must be finite; the batch held "
             f"examples {', '.join(map(str, stats.examples))}; the last checkpoint is kept; lower "
-            "optimizer.learning_rate or look at these examples"
+            "optimizer.learning_rate or inspect these examples"
         )
-    if report is None:
+    if logger is None:
         return
-    seconds = report.lap()
+    seconds = logger.lap()
     values = {
         "loss": loss,
         "grad_norm": grad_norm,
         "learning_rate": float(schedule(step - 1)),
         "tokens_per_s": stats.tokens / seconds,
-        "fill": stats.tokens / stats.slots,
+        "fill": stats.tokens / stats.padded_tokens,
         "epoch": step / job.batches.steps_per_epoch,
     }
-    if peak := peak_flops(jax.device_count()):
-        flops = job.model.architecture.train_flops(stats.tokens, stats.pairs)
-        values["mfu"] = flops / seconds / peak
-    report.step(step, values, compiled=compiled)
+    if peak := peak_flops(jax.devices()[0].device_kind):
+        flops = job.model.architecture.train_flops(stats.tokens, stats.attention_pairs)
+        values["mfu"] = flops / seconds / (peak * jax.device_count())
+    logger.step(step, values, compiled=compiled)
 
 
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """A list that receives the number of a SIGTERM or Ctrl-C; a second Ctrl-C ends at once."""
+    """Yield a list that receives SIGTERM or SIGINT; a second Ctrl-C ends the run immediately."""
     received: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)
-        distributed.say(f"\n{signal.Signals(number).name}: finishing the step, then a checkpoint")
+        print_main(f"\n{signal.Signals(number).name}: finishing the step, then a checkpoint")
 
     previous = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -1,6 +1,6 @@
-"""The stream of packed batches: batch number `step` is a function of the seed, nothing else.
+"""The stream of packed batches: batch `step` is a function of the seed and the step, nothing else.
 
-There is no iterator state to save: a run that resumes at step n asks for batch n.
+There is no iterator state to save: a run resumed at step n computes batch n.
 """
 
 from __future__ import annotations
@@ -19,31 +19,30 @@ from jaxs1.data.packing import Batch
 
 @dataclass(frozen=True)
 class BatchStats:
-    """What a batch holds, for the log and for FLOP counts.
+    """Counts of a batch, for the log and for FLOPs.
 
-    sequences, tokens, slots: counts; slots includes padding
-    targets: tokens that the loss counts
-    pairs: (query, key) pairs of causal attention within sequences
-    examples: which examples, by their index in the dataset
+    Args:
+        tokens: number of tokens without padding
+        padded_tokens: number of tokens with padding
+        attention_pairs: number of (query, key) pairs of causal attention within sequences
+        examples: indices of the batch's examples in the dataset
     """
 
-    sequences: int
     tokens: int
-    slots: int
-    targets: int
-    pairs: int
+    padded_tokens: int
+    attention_pairs: int
     examples: tuple[int, ...]
 
 
 def fit_to_block(
     examples: Sequence[Example], block_size: int, overlong: Literal["drop", "error"]
 ) -> tuple[list[Example], int]:
-    """Examples of at most `block_size` tokens, and how many were dropped.
+    """Examples of at most `block_size` tokens, and the number of dropped ones.
 
-    An example is never cut: its end is the answer that it is there to teach.
+    An example is never truncated: it ends with the answer that it is meant to teach.
 
     Raises:
-        UserError: `overlong` is "error" and one is too long, or none is left.
+        UserError: `overlong` is "error" and an example is too long, or no example is left.
     """
     kept = [e for e in examples if len(e.tokens) <= block_size]
     dropped = len(examples) - len(kept)
@@ -69,15 +68,18 @@ class Batches:
     """Packed batches by step number.
 
     Args:
-        examples: the training set
-        config: recipe's data section (rows, row_multiple)
+        examples: training set
+        config: data settings (rows, row_multiple)
         batch_size: sequences per step; the last step of an epoch may have fewer
         gradient_accumulation_steps: micro-batches per step
         loss: normalisation, see `packing.pack`
-        seed: decides the order of every epoch
-        parts: devices that split a micro-batch's rows among them
+        seed: random seed for the order of every epoch
+        num_row_shards: number of devices that share the rows of a micro-batch
         attention: relative cost of attention, see `packing.choose_rows`
-        padding_id: fills rows
+        padding_id: token id for padding
+
+    Raises:
+        UserError: `config.rows` is not a multiple of `num_row_shards`.
     """
 
     def __init__(
@@ -89,38 +91,37 @@ class Batches:
         gradient_accumulation_steps: int,
         loss: Literal["token", "sequence"],
         seed: int,
-        parts: int,
+        num_row_shards: int,
         attention: float,
         padding_id: int,
     ):
         self.examples = examples
         self.lengths = np.asarray([len(e.tokens) for e in examples])
-        self.batch_size, self.gradient_accumulation_steps, self.loss = (
-            batch_size,
-            gradient_accumulation_steps,
-            loss,
-        )
+        self.batch_size = batch_size
+        self.gradient_accumulation_steps = gradient_accumulation_steps
+        self.loss = loss
         self.seed, self.multiple, self.padding_id = seed, config.row_multiple, padding_id
         self.steps_per_epoch = -(-len(examples) // batch_size)
         if config.rows is not None:
-            if config.rows % parts:
+            if config.rows % num_row_shards:
                 raise UserError(
-                    f"data.rows={config.rows}: must be a multiple of mesh.data x mesh.fsdp={parts},"
-                    f" which split the rows; give {-(-config.rows // parts) * parts} or null"
+                    f"data.rows={config.rows}: must be a multiple of mesh.data x mesh.fsdp="
+                    f"{num_row_shards}, which split the rows; give "
+                    f"{-(-config.rows // num_row_shards) * num_row_shards} or null"
                 )
             self.rows = config.rows
         else:
             steps = [self.lengths[self.indices(s)].tolist() for s in range(self.steps_per_epoch)]
             self.rows = packing.choose_rows(
                 steps[:100],
-                parts=parts,
+                num_row_shards=num_row_shards,
                 gradient_accumulation_steps=gradient_accumulation_steps,
                 multiple=config.row_multiple,
                 attention=attention,
             )
 
     def indices(self, step: int) -> np.ndarray:
-        """Which examples are in a step: a slice of the epoch's permutation."""
+        """Indices of a step's examples: a slice of the epoch's permutation."""
         epoch, number = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
         return order[number * self.batch_size : (number + 1) * self.batch_size]
@@ -140,11 +141,9 @@ class Batches:
             padding_id=self.padding_id,
         )
         stats = BatchStats(
-            sequences=len(indices),
             tokens=int(lengths.sum()),
-            slots=batch.tokens.size,
-            targets=int(sum(e.is_target[1:].sum() for e in examples)),
-            pairs=int((lengths * (lengths + 1) // 2).sum()),
+            padded_tokens=batch.tokens.size,
+            attention_pairs=int((lengths * (lengths + 1) // 2).sum()),
             examples=tuple(int(i) for i in indices),
         )
         return batch, stats

@@ -1,8 +1,8 @@
-"""From chats to token ids and a loss mask: the exact text of s1's training.
+"""Chats to token ids and a loss mask: the exact text of s1's training.
 
-s1 (arXiv 2501.19393) renders an example with the tokenizer's chat template; the assistant's text is
-`<|im_start|>think\\n` + trace + `\\n<|im_start|>answer\\n` + attempt, and the loss counts only what
-follows `<|im_start|>assistant\\n`.
+s1 (arXiv 2501.19393) renders an example with the tokenizer's chat template. The assistant's text is
+`<|im_start|>think\\n` + trace + `\\n<|im_start|>answer\\n` + attempt, and the loss counts only the
+tokens after `<|im_start|>assistant\\n`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ END_OF_TEXT = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Record:
-    """One example: a chat or plain text, and where it came from (file:line)."""
+    """One training record: a chat or plain text.
+
+    Args:
+        where: origin (file:line), for messages
+        messages: turns with role and content; empty for plain text
+        text: plain text
+    """
 
     where: str
     messages: tuple[dict[str, str], ...] = ()
@@ -33,14 +39,19 @@ class Record:
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids, and for each whether it is a target of the loss."""
+    """A tokenised record.
 
-    tokens: np.ndarray  # int32 [n]
-    is_target: np.ndarray  # bool [n]
+    Args:
+        tokens: int32 [n], token ids
+        is_target: bool [n], whether the loss counts the token
+    """
+
+    tokens: np.ndarray
+    is_target: np.ndarray
 
 
 def reasoning(thinking: str, attempt: str) -> str:
-    """The assistant's text of one s1K example."""
+    """The assistant's text of an s1K example."""
     attempt = attempt.strip()
     if "Answer:" not in attempt:
         attempt = f"Answer: {attempt}"
@@ -48,11 +59,11 @@ def reasoning(thinking: str, attempt: str) -> str:
 
 
 def encode(records: Sequence[Record], tokenizer: Any) -> list[Example]:
-    """Tokenise records; chats through the tokenizer's template, plain text as it is.
+    """Tokenise records: chats through the tokenizer's chat template, plain text unchanged.
 
     Raises:
-        UserError: a tokenizer without a chat template, or a template whose output has no
-            `<|im_start|>assistant` turn; the record is named.
+        UserError: the tokenizer has no chat template, or its output has no
+            `<|im_start|>assistant` turn; the message names the record.
     """
     end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     texts = [_render(record, tokenizer) for record in records]
@@ -64,7 +75,7 @@ def encode(records: Sequence[Record], tokenizer: Any) -> list[Example]:
             if not is_target.any():
                 raise UserError(
                     f"{record.where}: the chat template wrote no {ASSISTANT!r}; "
-                    "use a tokenizer with a ChatML template, as Qwen's"
+                    "use a tokenizer with a ChatML template, such as Qwen's"
                 )
         else:
             tokens = np.asarray([*ids, end], np.int32)
@@ -76,9 +87,9 @@ def encode(records: Sequence[Record], tokenizer: Any) -> list[Example]:
 def response_mask(
     tokens: np.ndarray, response: Sequence[int], instruction: Sequence[int]
 ) -> np.ndarray:
-    """True from behind every `response` marker up to the next `instruction` marker.
+    """Bool [n]: true after every `response` marker, up to the next `instruction` marker.
 
-    This is what TRL's completion-only collator, which s1 used, counts: the closing `<|im_end|>` and
+    Equals TRL's completion-only collator, which was used for s1: the closing `<|im_end|>` and
     newline of an answer are targets, the markers themselves are not.
     """
     mask = np.zeros(len(tokens), bool)
@@ -103,7 +114,7 @@ def _render(record: Record, tokenizer: Any) -> str:
         return record.text
     try:
         return tokenizer.apply_chat_template(list(record.messages), tokenize=False)
-    except Exception as error:  # no template, or one that refuses these messages
+    except Exception as error:  # no template, or a template that rejects these messages
         reason = one_line(error)[:200]
         raise UserError(f"{record.where}: the chat template cannot render it ({reason})") from None
 

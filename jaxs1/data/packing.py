@@ -1,9 +1,9 @@
-"""Sequences into rows: plan with lengths only, then pack.
+"""Sequence packing: plan with lengths only, then fill the rows.
 
-The sequences of one optimizer step are spread over a fixed number of rows so that the fullest row
-is as short as possible; all rows are then as long as the fullest, rounded up, so that few shapes
-are compiled. Inside a row every sequence keeps its own positions and attends only to itself, so
-packing changes the speed and nothing else. This file knows token ids and lengths only.
+The sequences of one optimizer step are distributed over a fixed number of rows such that the
+fullest row is as short as possible. All rows get the length of the fullest, rounded up so that few
+shapes are compiled. Within a row every sequence has its own positions and attends only to itself,
+so packing affects speed and nothing else.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from jaxs1.data.chat import Example
 
 
 class Batch(NamedTuple):
-    """One optimizer step: A micro-batches of B rows of T tokens. A pytree, on the host or devices.
+    """One optimizer step: A micro-batches of B rows of T tokens.
 
-    tokens, targets: int32 ids; targets[t] is the token after tokens[t]
-    weights: float32, how much the loss of a target counts; they sum to 1 over the whole step
-    positions: int32, from 0 in every sequence
-    segments: int32, from 1 in every row; 0 is padding
+    A pytree of NumPy or JAX arrays, or of their shapes or shardings.
+
+    Args:
+        tokens: int32 [A, B, T], token ids
+        targets: int32 [A, B, T], the token after each token
+        weights: float32 [A, B, T], weight of each target's loss; their sum over a step is 1
+        positions: int32 [A, B, T], position in the sequence, from 0
+        segments: int32 [A, B, T], number of the sequence in its row, from 1; 0 is padding
     """
 
     tokens: Any
@@ -34,12 +38,12 @@ class Batch(NamedTuple):
 
 
 def plan(lengths: Sequence[int], rows: int) -> list[list[int]]:
-    """Spread sequences over rows, longest first, each into the emptiest row so far.
+    """Distribute sequences over rows, longest first, each to the emptiest row so far.
 
-    Longest first: the fullest row is at most 4/3 of the best possible (Graham 1969).
+    The fullest row is then at most 4/3 of the best possible (Graham 1969).
 
     Returns:
-        for each row the indices of its sequences, in ascending order.
+        The indices of each row's sequences, in ascending order.
     """
     heap = [(0, row) for row in range(rows)]
     contents: list[list[int]] = [[] for _ in range(rows)]
@@ -51,7 +55,7 @@ def plan(lengths: Sequence[int], rows: int) -> list[list[int]]:
 
 
 def row_length(lengths: Sequence[int], contents: Sequence[Sequence[int]], multiple: int) -> int:
-    """Length that every row of a plan gets: the fullest row, rounded up to a multiple."""
+    """Length of the rows of a plan: the fullest row, rounded up to a multiple."""
     fullest = max(sum(lengths[i] for i in content) for content in contents)
     return -(-fullest // multiple) * multiple
 
@@ -59,25 +63,25 @@ def row_length(lengths: Sequence[int], contents: Sequence[Sequence[int]], multip
 def choose_rows(
     steps: Sequence[Sequence[int]],
     *,
-    parts: int,
+    num_row_shards: int,
     gradient_accumulation_steps: int,
     multiple: int,
     attention: float,
 ) -> int:
-    """The number of rows of a micro-batch that costs the least over all steps.
+    """The number of rows per micro-batch that is cheapest over all steps.
 
-    Fewer rows balance better; more and shorter rows make attention, whose cost per token grows
-    with the row, cheaper.
+    Fewer rows are better balanced; more and shorter rows make attention cheaper, whose cost per
+    token grows with the row's length.
 
     Args:
         steps: lengths of the sequences of each step
-        parts: devices that split the rows among them; rows are a multiple of it
-        gradient_accumulation_steps: micro-batches of a step
-        multiple: row lengths are rounded up to this
+        num_row_shards: number of devices that share the rows; the result is a multiple of it
+        gradient_accumulation_steps: micro-batches per step
+        multiple: multiple to which row lengths are rounded up [tokens]
         attention: cost of attending to one more token, relative to a token's matrix products
     """
     largest = max(len(step) for step in steps)
-    candidates = range(parts, max(parts, -(-largest // gradient_accumulation_steps)) + 1, parts)
+    most = max(num_row_shards, -(-largest // gradient_accumulation_steps))
 
     def cost(rows: int) -> float:
         total = 0.0
@@ -87,7 +91,7 @@ def choose_rows(
             total += n * length * (1 + attention * length / 2)
         return total
 
-    return min(candidates, key=cost)
+    return min(range(num_row_shards, most + 1, num_row_shards), key=cost)
 
 
 def pack(
@@ -102,12 +106,12 @@ def pack(
     """Fill rows with sequences.
 
     Args:
-        examples: the sequences of one step
-        contents: for each row the indices of its sequences, from `plan`
-        length: of every row
+        examples: sequences of one step
+        contents: indices of each row's sequences, from `plan`
+        length: length of every row [tokens]
         gradient_accumulation_steps: A; the rows are divided among the micro-batches in order
-        loss: "token": every target of the step weighs the same; "sequence": every sequence does
-        padding_id: fills what is left of a row
+        loss: "token" weighs every target of the step equally, "sequence" every sequence
+        padding_id: token id for padding
     """
     shape = (len(contents), length)
     tokens = np.full(shape, padding_id, np.int32)
@@ -121,19 +125,19 @@ def pack(
         for segment, index in enumerate(content, start=1):
             example = examples[index]
             n = len(example.tokens)
-            here, before_last = slice(start, start + n), slice(start, start + n - 1)
-            tokens[row, here] = example.tokens
+            span, before_last = slice(start, start + n), slice(start, start + n - 1)
+            tokens[row, span] = example.tokens
             targets[row, before_last] = example.tokens[1:]
             weights[row, before_last] = example.is_target[1:] * share[index]
-            positions[row, here] = np.arange(n)
-            segments[row, here] = segment
+            positions[row, span] = np.arange(n)
+            segments[row, span] = segment
             start += n
     arrays = (tokens, targets, weights, positions, segments)
     return Batch(*(x.reshape(gradient_accumulation_steps, -1, length) for x in arrays))
 
 
 def _target_shares(examples: Sequence[Example], loss: str) -> np.ndarray:
-    """For each sequence the weight of one of its targets; all targets' weights sum to 1."""
+    """The weight of each sequence's targets; the weights of all targets sum to 1."""
     counts = np.asarray([example.is_target[1:].sum() for example in examples], np.float64)
     if loss == "token":
         return np.full(len(examples), 1 / max(1.0, counts.sum()))

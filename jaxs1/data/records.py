@@ -1,7 +1,7 @@
-"""Training records from the rows of a file or a hub dataset.
+"""Training records from the rows of a file or hub dataset.
 
-A record is either a chat (`messages`) or plain text (`text`). `FORMATS` says which columns a format
-needs and how they become a record; a new format is one function and one row there.
+A record is either a chat (`messages`) or plain text (`text`). `FORMATS` lists the columns of each
+format and the function that turns them into a record; a new format is one function and one entry.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxs1.config import DataConfig, UserError
 from jaxs1.data.chat import Record, reasoning
 from jaxs1.data.sources import Row, Source
 
-#: Columns that may hold a question, the likeliest first.
+#: Columns that may contain a question, the most likely first.
 QUESTION_COLUMNS = ("question", "problem")
 
 
@@ -42,7 +42,7 @@ def _s1k(row: Row, prefix: str = "") -> dict[str, Any]:
 
 
 def _gsm8k(row: Row) -> dict[str, Any]:
-    """The worked solution is the thinking; the calculator's <<...>> annotations are left out."""
+    """The worked solution becomes the thinking, without the calculator annotations <<...>>."""
     solution, separator, answer = _string(row["answer"], "answer").rpartition("####")
     if not separator:
         raise UserError("answer: must end in '#### NUMBER', as GSM8K's answers do")
@@ -67,7 +67,7 @@ def _text(row: Row) -> dict[str, Any]:
     return {"text": _string(row["text"], "text")}
 
 
-#: Format -> the columns it needs, and how they become a record. Order is that of `auto`.
+#: Format -> its columns and the function that makes a record; `auto` tries them in this order.
 FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Row], dict[str, Any]]]] = {
     "s1k-1.1": (
         ("question", "deepseek_thinking_trajectory", "deepseek_attempt"),
@@ -81,26 +81,23 @@ FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Row], dict[str, Any]]]] = {
 
 
 def load_records(config: DataConfig) -> tuple[str, list[Record]]:
-    """All records of a dataset, and the name of their format.
+    """The name of a dataset's format, and all its records.
 
     Raises:
-        UserError: a missing file, a malformed line (file, line and field are named), columns that
-            fit no format, or no records at all.
+        UserError: a missing file, a malformed line (the message names file, line and field),
+            columns that match no format, or no records at all.
     """
     name: str = config.format
     records = []
     for where, row in Source(config.path, config.split, setting="data.path").rows():
-        row = {
-            **row,
-            **{ours: row[theirs] for ours, theirs in config.fields.items() if theirs in row},
-        }
+        row = row | {field: row[name] for field, name in config.fields.items() if name in row}
         if name == "auto":
             name = _detect(row, where)
         columns, make = FORMATS[name]
         missing = [c for c in columns if row.get(c) is None]
         if missing:
             raise UserError(
-                f"{where}: field {missing[0]!r} is missing, which format {name} needs; "
+                f"{where}: field {missing[0]!r} is missing, which format {name} requires; "
                 f"""name the column with --data.fields '{{"{missing[0]}": "COLUMN"}}'"""
             )
         try:
@@ -110,7 +107,9 @@ def load_records(config: DataConfig) -> tuple[str, list[Record]]:
         if config.limit is not None and len(records) == config.limit:
             break
     if not records:
-        raise UserError(f"data.path={config.path}: holds no records; give a file with at least one")
+        raise UserError(
+            f"data.path={config.path}: contains no records; give a file with at least one"
+        )
     return name, records
 
 
@@ -120,7 +119,7 @@ def _detect(row: Row, where: str) -> str:
             return name
     known = "; ".join(f"{name}: {', '.join(columns)}" for name, (columns, _) in FORMATS.items())
     raise UserError(
-        f"{where}: columns {', '.join(row)} fit no known format ({known}); "
+        f"{where}: columns {', '.join(row)} match no known format ({known}); "
         "map them with --data.fields"
     )
 

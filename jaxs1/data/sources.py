@@ -1,12 +1,10 @@
-"""Rows as they lie on disk or on the hub: JSONL, Parquet, hub datasets.
+"""Rows of JSONL files, Parquet files and hub datasets.
 
-A source may be far larger than memory: nothing here holds more than one batch. What the columns
-mean is not known here.
+A source may be far larger than memory: at most one batch of rows is held at a time.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,20 +16,20 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from jaxs1.config import UserError, one_line
+from jaxs1.storage import Row, read_jsonl
 
-Row = dict[str, Any]
 BATCH = 1024
 
 
 @dataclass(frozen=True)
 class Source:
-    """Rows in one file or hub dataset.
+    """Rows of a file or hub dataset.
 
     Args:
-        path: a JSONL or Parquet file, or the id of a hub dataset (owner/name)
-        split: which split of a hub dataset
-        subset: which configuration of a hub dataset, where it has several
-        setting: what the user calls `path`, for messages
+        path: JSONL or Parquet file, or id of a hub dataset (owner/name)
+        split: split of a hub dataset
+        subset: configuration of a hub dataset that has several
+        setting: field in which the user gave `path`, for messages
     """
 
     path: str
@@ -41,7 +39,7 @@ class Source:
 
     @cached_property
     def kind(self) -> Literal["jsonl", "parquet", "hub"]:
-        """How the rows are stored; raises `UserError` where there are none."""
+        """How the rows are stored; raises `UserError` if there is no such source."""
         path = Path(self.path)
         if path.is_file():
             try:
@@ -56,15 +54,15 @@ class Source:
         raise self._error("no such file; give a .jsonl or .parquet file or a hub id")
 
     def where(self, number: int) -> str:
-        """Where a row lies, for messages; `number` counts from 0."""
+        """Location of a row, for messages; `number` counts from 0."""
         split = f"[{self.split}]" if self.kind == "hub" else ""
         return f"{self.path}{split}:{number + 1}"
 
     def rows(self) -> Iterator[tuple[str, Row]]:
-        """All rows, with where each lies.
+        """All rows, each with its location.
 
         Raises:
-            UserError: nothing there, a malformed line, an unreadable file or hub dataset.
+            UserError: no such source, a malformed line, an unreadable file or hub dataset.
         """
         if self.kind == "jsonl":
             yield from read_jsonl(Path(self.path))
@@ -76,18 +74,18 @@ class Source:
                 number += 1
 
     def arrow_names(self) -> set[str]:
-        """The columns of a Parquet file or hub dataset."""
+        """Column names of a Parquet file or hub dataset."""
         if self.kind == "hub":
             return set(self._hub.column_names)
         return set(self._parquet().schema_arrow.names)
 
     def arrow(self, names: list[str] | None) -> Iterator[pa.RecordBatch]:
-        """Batches of a Parquet file or hub dataset; reads the columns `names`, or all of them."""
+        """Batches of a Parquet file or hub dataset, with the columns `names` or all of them."""
         if self.kind == "hub":
             dataset = self._hub
             if names is not None:
                 there = [n for n in names if n in dataset.column_names]
-                # without any column, datasets no longer knows how many rows there are
+                # without any column, datasets would lose the number of rows
                 dataset = dataset.select_columns(there or dataset.column_names[:1])
             for table in dataset.with_format("arrow").iter(BATCH):
                 yield from table.combine_chunks().to_batches()
@@ -114,7 +112,7 @@ class Source:
             ) from None
         try:
             return datasets.load_dataset(self.path, self.subset, split=self.split)
-        except Exception as error:  # whatever the hub, the network or the loader say
+        except Exception as error:  # the hub, the network and the loader raise many kinds
             reason = one_line(error)[:200] or type(error).__name__
             raise self._error(
                 f"neither a local file nor loadable from the hub ({reason})"
@@ -125,25 +123,3 @@ class Source:
 
     def _error(self, what: str) -> UserError:
         return UserError(f"{self.setting}={self.path}: {what}")
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
-    """Rows of a JSONL file with where each lies; raises `UserError` at a malformed line."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path}:{number}"
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{where}: is not UTF-8 (byte {error.start}); re-encode the file"
-                ) from None
-            except ValueError as error:
-                raise UserError(
-                    f"{where}: is not valid JSON ({error}); mend or remove the line"
-                ) from None
-            if not isinstance(row, dict):
-                raise UserError(f"{where}: must be a JSON object, is a {type(row).__name__}")
-            yield where, row

@@ -1,4 +1,4 @@
-"""Tokenizers: load one in Hugging Face form, or train a small one."""
+"""Load a Hugging Face tokenizer, or train a small one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 from jaxs1.config import UserError, one_line
 
-#: Never `<|endoftext|>` or `<|im_end|>`: a model must not learn that its end means nothing.
+#: Never `<|endoftext|>` or `<|im_end|>`: a model must not learn to ignore its end tokens.
 PAD_TOKEN = "<|fim_pad|>"
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", PAD_TOKEN)
-#: Qwen2's: transformers gives it to every tokenizer of a qwen2 model, whatever its own file says.
+#: Qwen2's: transformers uses it for every tokenizer of a qwen2 model, whatever its file says.
 PRETOKENIZER = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -30,7 +30,7 @@ def load_tokenizer(name: str) -> Any:
     """A tokenizer from a Hugging Face folder or hub id.
 
     Raises:
-        UserError: it cannot be loaded; the line says why.
+        UserError: the tokenizer cannot be loaded; the message contains the reason.
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
@@ -46,7 +46,7 @@ def load_tokenizer(name: str) -> Any:
 
 
 def padding_id(tokenizer: Any) -> int:
-    """The id that fills rows: `<|fim_pad|>`, or the tokenizer's own padding where it has none."""
+    """Token id for padding: `<|fim_pad|>`, or the tokenizer's own padding if it has none."""
     known = tokenizer.get_vocab()
     return known.get(PAD_TOKEN, tokenizer.pad_token_id or 0)
 
@@ -54,16 +54,16 @@ def padding_id(tokenizer: Any) -> int:
 def train_tokenizer(
     texts: Iterable[str], folder: str | Path, vocabulary: int = 366, words: Sequence[str] = ()
 ) -> None:
-    """Train a byte-level BPE and save it as a folder that loads as a `Qwen2Tokenizer`.
+    """Train a byte-level BPE and save it to a folder that loads as a `Qwen2Tokenizer`.
 
     The same texts give the same files.
 
     Args:
-        texts: what it is trained on
-        folder: where it is saved
-        vocabulary: the most entries that BPE may have, SPECIAL_TOKENS and 256 bytes included; it
-            ends before that when nothing is left to merge
-        words: further tokens, each one token wherever it stands
+        texts: training texts
+        folder: output folder
+        vocabulary: maximum size of the vocabulary, including SPECIAL_TOKENS and 256 bytes; smaller
+            if there is nothing left to merge
+        words: additional tokens, each encoded as one token wherever it occurs
     """
     from tokenizers import (
         AddedToken,

@@ -59,7 +59,7 @@ class Case:
     @property
     def available(self) -> float:
         """Bytes of one device that the step may take."""
-        return self.target.accelerator.memory - self.target.accelerator.reserve
+        return self.target.accelerator.memory - self.target.accelerator.reserved_memory
 
     @property
     def typical(self) -> int:

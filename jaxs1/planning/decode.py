@@ -208,7 +208,7 @@ def main(argv: Sequence[str]) -> int:
     program = compile_chunk(a, target, plan, make_devices(target))
     accelerator = target.accelerator
     used = program.weights + program.cache + program.temporaries
-    room = accelerator.memory - accelerator.reserve
+    room = accelerator.memory - accelerator.reserved_memory
     print(f"model       {a.num_parameters:,} parameters, {plan.architecture}")
     print(f"target      {target}: {target.devices} x {accelerator.device_kind}, {plan.impl}")
     print(f"work        {plan.sequences} sequences of {plan.context:,} tokens, {plan.steps} steps")

@@ -183,7 +183,7 @@ def estimate_seconds(
         products=products / (PRODUCTS * peak),
         attention=attention / (ATTENTION * peak),
         elementwise=touched / (BANDWIDTH * accelerator.bandwidth),
-        communication=received / accelerator.bus if n > 1 else 0.0,
+        communication=received / accelerator.interconnect_bandwidth if n > 1 else 0.0,
     )
 
 

@@ -130,8 +130,8 @@ def verdict(outcome: Outcome) -> str:
     if math.isinf(case.available):
         return "a CPU's memory is not known here"
     of = f"of {case.available / 1e9:.1f}"
-    if case.target.accelerator.reserve:
-        whole, reserve = case.target.accelerator.memory, case.target.accelerator.reserve
+    if case.target.accelerator.reserved_memory:
+        whole, reserve = case.target.accelerator.memory, case.target.accelerator.reserved_memory
         of += f" ({whole / 1e9:.1f} less {reserve / 1e9:.1f} for the driver and libraries)"
     share = outcome.peak / case.available - 1
     if outcome.fits:
@@ -170,7 +170,8 @@ def assumptions(case: Case) -> str:
     return (
         f"products at {PRODUCTS:.0%} and attention at {ATTENTION:.0%} of {a.flops / 1e12:,.0f} "
         f"TFLOP/s, memory at {BANDWIDTH:.0%} of {a.bandwidth / 1e12:.2f} TB/s,\n"
-        f"collectives at {a.bus / 1e9:,.0f} GB/s a device, {OVERLAP:.0%} of them hidden;\n"
+        f"collectives at {a.interconnect_bandwidth / 1e9:,.0f} GB/s a device, "
+        f"{OVERLAP:.0%} of them hidden;\n"
         f"{drawn};\nloading, compiling and checkpoints not counted"
     )
 

@@ -1,64 +1,17 @@
-"""The accelerators that a run can be planned for: what they hold, how fast, at what price."""
+"""Accelerators that a run can be planned for."""
 
 from __future__ import annotations
 
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
 
+from jaxs1 import devices
 from jaxs1.config import UserError
+from jaxs1.devices import Accelerator
 
-
-@dataclass(frozen=True)
-class Accelerator:
-    """One device.
-
-    Args:
-        platform: JAX's name of its kind
-        device_kind: JAX's name of the model
-        memory: bytes that XLA finds on it
-        reserve: bytes that the driver and the libraries take (CUDA, cuDNN, NCCL), not XLA
-        flops: dense bf16 peak [FLOP/s], vendor's data sheet
-        bandwidth: of the memory [B/s], vendor's data sheet
-        bus: bandwidth that one device sees of collectives over all devices [B/s]
-        price: of a device-hour [$], a round figure of 2025's on-demand prices
-        capability: CUDA compute capability
-        cores: multiprocessors
-    """
-
-    platform: Literal["gpu", "tpu", "cpu"]
-    device_kind: str
-    memory: float
-    reserve: float
-    flops: float
-    bandwidth: float
-    bus: float
-    price: float
-    capability: tuple[int, int] = (0, 0)
-    cores: int = 0
-
-
-#: Bus of GPUs: NVLink inside a node and one 400 Gb/s adapter a GPU between nodes (A100: 200 Gb/s);
-#: of TPUs: two thirds of the interconnect's links.
-ACCELERATORS = {
-    "h100": Accelerator(
-        "gpu", "NVIDIA H100 80GB HBM3", 84.93e9, 3e9, 989e12, 3.35e12, 300e9, 3.0, (9, 0), 132
-    ),
-    "h200": Accelerator(
-        "gpu", "NVIDIA H200", 150.75e9, 3e9, 989e12, 4.8e12, 300e9, 3.8, (9, 0), 132
-    ),
-    "a100": Accelerator(
-        "gpu", "NVIDIA A100-SXM4-80GB", 84.97e9, 3e9, 312e12, 2.04e12, 180e9, 2.0, (8, 0), 108
-    ),
-    "rtx4090": Accelerator(
-        "gpu", "NVIDIA GeForce RTX 4090", 25.26e9, 1e9, 165e12, 1.01e12, 20e9, 0.4, (8, 9), 128
-    ),
-    "v5p": Accelerator("tpu", "TPU v5", 102.8e9, 0, 459e12, 2.77e12, 400e9, 4.2),
-    "v5e": Accelerator("tpu", "TPU v5 lite", 16.91e9, 0, 197e12, 0.82e12, 133e9, 1.2),
-    "v6e": Accelerator("tpu", "TPU v6 lite", 33.54e9, 0, 918e12, 1.64e12, 300e9, 2.7),
-    "cpu": Accelerator("cpu", "cpu", math.inf, 0, math.nan, math.nan, math.nan, 0),
-}
+#: Accelerators whose memory, speed and price are known.
+ACCELERATORS = {n: a for n, a in devices.ACCELERATORS.items() if not math.isnan(a.memory)}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import jax
 from jax.experimental import topologies
 
 from jaxs1.config import UserError, one_line
-from jaxs1.planning.targets import Accelerator, Target
+from jaxs1.devices import Accelerator
+from jaxs1.planning.targets import Target
 
 #: cuDNN and CUDA that programs are compiled for, the oldest that jax[cuda13] installs.
 CUDNN, CUDA = (9, 10), (13, 0)

@@ -1,28 +1,27 @@
-"""Checkpoints of a training run: RUN/checkpoints/STEP with parameters, optimizer state and meta.
+"""Checkpoints of a run: RUN/checkpoints/STEP with parameters, optimizer state and settings.
 
-Where adapters are trained, these are the parameters: the item is `adapter` instead of `params`, and
-the weights they go with stay where the recipe's `model` says.
+A run that trains adapters saves them as the item `adapter` instead of `params`; the base weights
+stay where the recipe's `model` says.
 
-Orbax writes them in the background under a temporary name and renames them when they are complete,
+Orbax writes in the background under a temporary name and renames a checkpoint once it is complete,
 so a killed run leaves the last complete one. `params` has the layout that `convert` reads and
-writes, so every checkpoint is also a model that any command takes. The position in the data needs
-no state of its own: batch n is a function of n.
+writes, so every checkpoint is also a model that any command loads. The position in the data needs
+no saved state: batch n is a function of n.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from jaxs1.config import CheckpointConfig, TrainConfig, UserError
+from jaxs1.config import CheckpointConfig, TrainConfig, UserError, changed_settings
 from jaxs1.training.step import TrainState, put_scalar
 
-#: Fields that may differ between a run and its continuation; all others would change the result.
+#: Settings that may change when a run is resumed; all others would change the result.
 FREE_TO_CHANGE = (
     "output",
     "resume",
@@ -34,13 +33,13 @@ FREE_TO_CHANGE = (
     "distributed",
 )
 
-#: Arrays are written in chunks of at most this many bytes, layer by layer where they are stacked:
-#: a reader, as the conversion, then needs little memory.
+#: Arrays are written in chunks of at most this many bytes, stacked ones layer by layer, so a reader
+#: such as the conversion needs little memory.
 CHUNK_BYTES = 128 * 2**20
 
 
 def latest_step(run: Path) -> int:
-    """Step of a run's newest complete checkpoint; 0 where there is none."""
+    """Step of a run's newest complete checkpoint; 0 if there is none."""
     steps = (path.name for path in (run / "checkpoints").glob("*"))
     return max((int(name) for name in steps if name.isdecimal()), default=0)
 
@@ -71,7 +70,7 @@ class Checkpoints:
         )
 
     def save(self, state: TrainState, config: TrainConfig) -> None:
-        """Start writing a checkpoint; returns once the state may be overwritten."""
+        """Start writing a checkpoint; returns as soon as the state may be overwritten."""
         step = int(state.step)
         if step == self.manager.latest_step():
             return
@@ -86,14 +85,18 @@ class Checkpoints:
         )
 
     def restore(self, step: int, like: TrainState, config: TrainConfig) -> TrainState:
-        """The state at a step, in the layout of `like` (arrays or shapes with shardings).
+        """Restore the state at a step.
+
+        Args:
+            step: step to restore
+            like: arrays, or shapes, with the dtypes and shardings to restore
+            config: current settings
 
         Raises:
-            UserError: the run was made with other settings that matter, each named.
+            UserError: settings that would change the result differ from the saved ones.
         """
-        meta = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        now = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists
-        _check_same(meta["meta"]["config"], now, self.folder.parent)
+        saved = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        _require_same(saved["meta"]["config"], config, self.folder.parent)
         opt_state = _by_name(like.opt_state)
         restored = self.manager.restore(
             step,
@@ -122,7 +125,7 @@ def _item(state: TrainState) -> str:
 
 
 def _by_name(opt_state: Any) -> dict[str, Any]:
-    """The optimizer's state as a flat dictionary: its nesting is optax's affair."""
+    """The optimizer's state as a flat dictionary, independent of optax's nesting."""
     leaves = jax.tree.leaves_with_path(opt_state)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
@@ -143,22 +146,16 @@ def _restore_args(tree: Any) -> Any:
     )
 
 
-def _check_same(saved: dict[str, Any], current: dict[str, Any], run: Path) -> None:
-    def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        items: dict[str, Any] = {}
-        for name, value in config.items():
-            nested = isinstance(value, dict) and prefix + name != "data.fields"
-            items |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-        return items
-
-    old, new = flat(saved), flat(current)
-    changed = [
-        f"{name} ({old.get(name)} then, {new.get(name)} now)"
-        for name in sorted(old.keys() | new.keys())
-        if name.split(".")[0] not in FREE_TO_CHANGE and old.get(name) != new.get(name)
+def _require_same(saved: dict[str, Any], config: TrainConfig, run: Path) -> None:
+    """Refuse to resume with other settings; `saved` may use the names of earlier versions."""
+    changed = changed_settings(saved, dataclasses.asdict(config))
+    words = [
+        f"{name} ({old} then, {new} now)"
+        for name, (old, new) in changed.items()
+        if name.split(".")[0] not in FREE_TO_CHANGE
     ]
-    if changed:
+    if words:
         raise UserError(
-            f"resume=auto: {run} was trained with other settings: {'; '.join(changed)}; use the "
+            f"resume=auto: {run} was trained with other settings: {'; '.join(words)}; use the "
             "same, or start a new run with --model and another --output"
         )

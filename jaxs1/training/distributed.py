@@ -1,10 +1,10 @@
-"""Many processes as one run: how they join, what they agree on, and how a lost one ends the others.
+"""Several processes as one run: how they connect, what they agree on, how a lost one ends the run.
 
 Every process runs the same program on its own devices and reads its own parts of weights and
-batches; the run directory must be one that all of them see. The first process alone prints and
-writes what is not an array.
+batches; all processes must share the run directory. Only the main process prints, and writes
+everything but arrays.
 
-    srun python -m jaxs1.train ...                                    joins by itself
+    srun python -m jaxs1.train ...                                    detected automatically
     python -m jaxs1.train ... --distributed.coordinator HOST:PORT \\
         --distributed.num_processes 2 --distributed.process_id 0      anywhere else
 """
@@ -27,12 +27,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxs1.config import DistributedConfig, UserError, one_line
 
-#: The variables in which launchers that JAX knows say how many processes they started.
+#: Environment variables in which launchers store how many processes they started.
 COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-#: GKE's list of the hosts of a TPU slice.
+#: GKE's list of the hosts in a TPU slice.
 HOSTS = "TPU_WORKER_HOSTNAMES"
 
-#: What an error says that has its cause in another process.
+#: Messages of errors that are caused by another process.
 _LOST = re.compile(
     r"gloo|nccl|coordination service|heartbeat|(connection|socket) (reset|closed)", re.I
 )
@@ -40,50 +40,50 @@ _LOST = re.compile(
 
 @contextmanager
 def session(config: DistributedConfig) -> Iterator[None]:
-    """All that a process does between joining the others and leaving them.
+    """Connect to the other processes, run the block, and disconnect.
 
-    An error in one process ends this process at once, without waiting for the others, so that they
-    notice: at their next exchange, or after `heartbeat_timeout` seconds of silence. On an exchange that
-    hangs it is JAX itself that ends them, with a message that names the lost process.
+    An error ends this process immediately, without waiting for the others, so they notice: at
+    their next collective operation, or after `heartbeat_timeout` seconds of silence. If a
+    collective operation hangs, JAX ends them with a message that names the lost process.
 
     Raises:
-        UserError: settings that do not fit together, or nobody answers.
+        UserError: inconsistent settings, or the coordinator does not answer.
     """
-    if not _join(config):
+    if not _connect(config):
         yield
         return
-    here, patience = "this process", 0
+    name, delay = "this process", 0
     try:
-        here = f"process {jax.process_index()} of {jax.process_count()}"
-        patience = 2 if is_first() else 0
+        name = f"process {jax.process_index()} of {jax.process_count()}"
+        delay = 2 if is_main_process() else 0
         yield
     except BaseException as error:
-        _leave_at_once(here, error, patience)
+        _exit_immediately(name, error, delay)
     jax.distributed.shutdown()
 
 
-def is_first() -> bool:
-    """Whether this is the process that prints and writes."""
+def is_main_process() -> bool:
+    """Whether this process prints and writes files."""
     return jax.process_index() == 0
 
 
-def say(*words: Any) -> None:
-    """Print, in the first process only."""
-    if is_first():
+def print_main(*words: Any) -> None:
+    """Print in the main process only."""
+    if is_main_process():
         print(*words, flush=True)
 
 
-def from_first(number: int) -> int:
-    """The first process's number: file systems may show the others something older."""
+def broadcast_from_main(number: int) -> int:
+    """The main process's number, e.g. because a shared file system may lag on other hosts."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
-class Agreement:
-    """The largest of all processes' numbers, of the call before; of one process, at once.
+class AgreedMax:
+    """The largest of all processes' numbers, one call late; immediate with a single process.
 
-    Every call starts an exchange and reads the one before, so that no device waits for it.
+    Every call starts an exchange and reads the previous one, so devices never wait for it.
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class Agreement:
         self._largest = jax.jit(lambda numbers: numbers.max(), out_shardings=everywhere)
 
     def __call__(self, number: int) -> int:
-        """Give this process's number, at least 0; all processes call equally often."""
+        """Contribute a number >= 0; all processes must call equally often."""
         if jax.process_count() == 1:
             return number
         agreed = int(self._started)
@@ -106,11 +106,11 @@ class Agreement:
 
 
 def finds_many(cluster: str, environment: Mapping[str, str]) -> bool:
-    """Whether there are other processes to join, by the variables that launchers set.
+    """Whether a launcher started several processes.
 
     Args:
-        cluster: recipe's distributed.cluster
-        environment: variables
+        cluster: the recipe's distributed.cluster
+        environment: environment variables
     """
     if cluster != "auto":
         return cluster == "jax"
@@ -118,34 +118,34 @@ def finds_many(cluster: str, environment: Mapping[str, str]) -> bool:
     return max(counts) > 1 or "," in environment.get(HOSTS, "")
 
 
-def _join(config: DistributedConfig) -> bool:
-    """Join the other processes; False where this is the only one."""
+def _connect(config: DistributedConfig) -> bool:
+    """Connect to the other processes; False if this is the only one."""
     explicit = _explicit(config)
     if not explicit and not finds_many(config.cluster, os.environ):
         return False
-    # it would catch SIGTERM, which then ended nothing before the first step
+    # the preemption service would swallow a SIGTERM that arrives before the first step
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**explicit, heartbeat_timeout_seconds=config.heartbeat_timeout)
     except (RuntimeError, ValueError) as error:
         where = config.coordinator or f"cluster={config.cluster}"
         raise UserError(
-            f"distributed: cannot join by {where} ({one_line(error)[:300]}); check that process 0 "
-            "runs and that its port can be reached, or give --distributed.coordinator HOST:PORT, "
-            "num_processes and process_id"
+            f"distributed: cannot connect through {where} ({one_line(error)[:300]}); check that "
+            "process 0 is running and its port is reachable, or give "
+            "--distributed.coordinator HOST:PORT, num_processes and process_id"
         ) from None
     return True
 
 
 def _explicit(config: DistributedConfig) -> dict[str, Any]:
-    """Arguments of `jax.distributed.initialize` where the user gave them, else none."""
+    """Arguments of `jax.distributed.initialize` from explicit settings; empty without any."""
     given = (config.coordinator, config.num_processes, config.process_id)
     if given == (None, None, None):
         return {}
     if config.coordinator is None or config.num_processes is None or config.process_id is None:
         raise UserError(
             f"distributed: coordinator={given[0]}, num_processes={given[1]}, process_id={given[2]}:"
-            " go together; give all three, or none of them"
+            " belong together; give all three, or none of them"
         )
     if not re.fullmatch(r".+:\d+", config.coordinator):
         raise UserError(
@@ -164,25 +164,25 @@ def _explicit(config: DistributedConfig) -> dict[str, Any]:
     }
 
 
-def _leave_at_once(here: str, error: BaseException, patience: int) -> NoReturn:
-    """Say what happened and end this process; its ordinary end would wait for the others.
+def _exit_immediately(name: str, error: BaseException, delay: int) -> NoReturn:
+    """Report an error and end this process; a normal exit would wait for the others.
 
-    The first one waits some seconds: where all fail alike, the others end before their coordinator
-    does, or JAX ends them with a stack trace.
+    The main process waits `delay` seconds: if all processes fail alike, the others must end before
+    their coordinator, or JAX ends them with a stack trace.
     """
     if isinstance(error, UserError):
-        print(f"error: {here}: {error}", file=sys.stderr)
+        print(f"error: {name}: {error}", file=sys.stderr)
     elif _LOST.search(str(error)):
         print(
-            f"error: {here}: another process was lost, so the run ends ({one_line(error)[:200]}); "
-            "look for the first message among the others; start all again with --resume auto to "
-            "go on from the newest checkpoint",
+            f"error: {name}: another process was lost, so the run ends ({one_line(error)[:200]}); "
+            "see the first message of the other processes; restart all with --resume auto to "
+            "continue from the newest checkpoint",
             file=sys.stderr,
         )
     else:
         traceback.print_exception(error)
-        print(f"error: {here}: {type(error).__name__}, so the run ends", file=sys.stderr)
+        print(f"error: {name}: {type(error).__name__}, so the run ends", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    time.sleep(patience)
+    time.sleep(delay)
     os._exit(2 if isinstance(error, UserError) else 1)

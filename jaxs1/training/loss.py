@@ -1,4 +1,4 @@
-"""Next-token cross-entropy in chunks: the [tokens x vocabulary] logits never exist as a whole."""
+"""Next-token cross-entropy in chunks: the full [tokens, vocabulary] logits never exist."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from jaxs1.model.transformer import Transformer
 
 
 def batch_loss(model: Transformer, batch: Batch, *, chunk: int) -> jax.Array:
-    """Weighted sum of the cross-entropy of one micro-batch of rows [B, T].
+    """Weighted sum of the cross-entropy of one micro-batch of rows [B, T], float32 [].
 
-    The weights of a step sum to 1 over all its micro-batches, so the sum is the step's mean loss in
-    the normalisation that the weights were made for.
+    The weights of a step sum to 1 over all its micro-batches, so the losses of the micro-batches
+    add up to the step's mean loss, per token or per sequence as the weights were made.
 
     Args:
-        model: with parameters
+        model: model with parameters
         batch: arrays [B, T]
-        chunk: tokens per device whose logits exist at one time
+        chunk: number of tokens per device whose logits exist at once
     """
     hidden_BTD = model(batch.tokens, batch.positions, batch.segments)
     return cross_entropy(
@@ -45,16 +45,17 @@ def cross_entropy(
     sequence_parts: int = 1,
     row_parts: int = 1,
 ) -> jax.Array:
-    """Sum of weights * (logsumexp(logits) - logits[target]), float32.
+    """Sum of weights * (logsumexp(logits) - logits[target]), float32 [].
 
     Args:
         hidden_BTD: hidden states
         head_DV: output matrix
         targets_BT: int32 ids
-        weights_BT: float32
-        chunk: tokens per device whose logits exist at one time
-        sequence_parts: devices that share a sequence; every chunk takes its share from each
-        row_parts: devices that share the rows
+        weights_BT: float32 weight of each target
+        chunk: number of tokens per device whose logits exist at once
+        sequence_parts: number of devices that share a sequence; every chunk takes an equal part of
+            each device's tokens
+        row_parts: number of devices that share the rows
     """
     B, T, _ = hidden_BTD.shape
     local = T // sequence_parts
@@ -71,7 +72,7 @@ def cross_entropy(
 
 @jax.custom_vjp
 def _chunked(hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array) -> Any:
-    """Cross-entropy over chunks [C, ..., D]; see `_chunked_forward` for the gradient."""
+    """Cross-entropy summed over chunks [C, ..., D]; see `_chunked_forward` for the gradient."""
 
     def add(total: jax.Array, chunk: Any) -> tuple[jax.Array, None]:
         loss, _ = _chunk_loss(head, *chunk)
@@ -99,9 +100,9 @@ def _chunk_loss(
 def _chunked_forward(
     hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, Any]:
-    """The loss is the end of the network, so its gradient is taken while a chunk's logits exist.
+    """Loss and gradients in one pass, while a chunk's logits exist: nothing follows the loss.
 
-    Recomputing them in the backward pass instead would cost a third more products with the head.
+    Recomputing the logits in the backward pass would cost a third more products with the head.
     """
 
     def add(carry: Any, chunk: Any) -> tuple[Any, jax.Array]:

@@ -1,57 +1,35 @@
-"""What a run reports: metrics.jsonl, TensorBoard, Weights & Biases, and a bar to look at."""
+"""Logs a run's metrics to metrics.jsonl, TensorBoard, Weights & Biases and the terminal."""
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
-import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxs1.config import LogConfig, UserError
-
-#: Dense bf16 peak of one device in FLOP/s, by the name that JAX gives it (vendors' data sheets).
-PEAK_FLOPS = {
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "TPU v4": 275e12,
-    "TPU v5": 459e12,
-    "TPU v5 lite": 197e12,
-    "TPU v6 lite": 918e12,
-}
+from jaxs1.storage import JsonlWriter, complete_lines, parse_row
 
 
-def peak_flops(devices: int) -> float | None:
-    """Peak FLOP/s of all devices together; None where the device is not in the table."""
-    peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
-    return None if peak is None else peak * devices
-
-
-class Report:
-    """Writes a run's metrics; use as a context manager.
+class MetricsLogger:
+    """Logs the metrics of every step; use as a context manager.
 
     Args:
-        run: the run directory
-        config: recipe's log section
-        first: step that the run starts after; later lines of an earlier attempt are removed
-        total: steps of the run
-        settings: shown to Weights & Biases
+        run: run directory
+        config: log settings
+        first: step after which the run starts; later lines of an earlier attempt are removed
+        total: number of steps of the run
+        settings: settings of the run, for Weights & Biases
     """
 
     def __init__(
         self, run: Path, config: LogConfig, *, first: int, total: int, settings: dict[str, Any]
     ):
         self.config, self.total = config, total
-        self.path = run / "metrics.jsonl"
-        _keep_lines(self.path, first)
-        self.file: TextIO = self.path.open("a")
+        self.file = _open_log(run / "metrics.jsonl", first)
         self.tensorboard = self.wandb = None
         if config.tensorboard:
             from tensorboardX import SummaryWriter
@@ -79,15 +57,14 @@ class Report:
         self.first = first
 
     def step(self, step: int, values: dict[str, float], *, compiled: bool) -> None:
-        """Report a finished step.
+        """Log a finished step.
 
         Args:
-            step: its number, from 1
-            values: figures, in the order they are shown
-            compiled: whether a new shape was compiled, so that its time says nothing of the speed
+            step: number of the step, from 1
+            values: metrics, in the order in which they are printed
+            compiled: whether the step compiled a new shape, so its time is not representative
         """
-        self.file.write(json.dumps({"step": step, **values, "compiled": compiled}) + "\n")
-        self.file.flush()
+        self.file.write({"step": step, **values, "compiled": compiled})
         for name, value in values.items():
             if self.tensorboard is not None:
                 self.tensorboard.add_scalar(name, value, step)
@@ -107,7 +84,7 @@ class Report:
         seconds, self.last = now - self.last, now
         return seconds
 
-    def __enter__(self) -> Report:
+    def __enter__(self) -> MetricsLogger:
         self.bar.start()
         return self
 
@@ -125,18 +102,15 @@ class Report:
             self.wandb.finish(exit_code=1 if error else 0)
 
 
-def _keep_lines(path: Path, first: int) -> None:
-    """Drop what an interrupted attempt wrote after the checkpoint that the run goes on from."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= first:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):  # the half line that a kill can leave
-            continue
-    path.write_text("".join(kept))
+def _open_log(path: Path, first: int) -> JsonlWriter:
+    """Open the log without the lines that an interrupted attempt wrote after step `first`."""
+    log, end = JsonlWriter(path), 0
+    for line in complete_lines(path):
+        if parse_row(line.content, line.where).get("step", 0) > first:
+            break
+        end = line.end
+    log.truncate(end)
+    return log
 
 
 def _short(value: float) -> str:

@@ -1,4 +1,4 @@
-"""AdamW as s1 used it, and Muon for training from scratch; both from optax."""
+"""AdamW as used for s1, and Muon for training from scratch; both from optax."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from optax.contrib import MuonDimensionNumbers
 
 from jaxs1.config import OptimizerConfig
 
-#: For each matrix of a layer (path ending) the axes that it reduces and those it produces, behind
-#: the leading axis of stacked layers.
+#: Path ending of each matrix of a layer -> its input and output axes; axis 0 stacks the layers.
 MUON_MATRICES: dict[str, MuonDimensionNumbers] = {
     "q/kernel": MuonDimensionNumbers(reduction_axis=1, output_axis=(2, 3)),
     "k/kernel": MuonDimensionNumbers(reduction_axis=1, output_axis=(2, 3)),
@@ -24,9 +23,9 @@ MUON_MATRICES: dict[str, MuonDimensionNumbers] = {
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear from 0 over the warm-up, then a cosine to the final ratio.
+    """Learning rate by step: linear warmup from 0, then cosine decay to `min_lr_ratio`.
 
-    The same values as transformers' `get_cosine_schedule_with_warmup`, which s1 used.
+    Equals transformers' `get_cosine_schedule_with_warmup`, which was used for s1.
     """
     warmup = round(config.warmup_ratio * steps)
     return optax.warmup_cosine_decay_schedule(

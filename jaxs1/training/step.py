@@ -21,45 +21,54 @@ from jaxs1.training.loss import batch_loss
 
 
 class TrainState(NamedTuple):
-    """All that a step reads and that a run keeps.
+    """Everything a step reads and a run keeps: a pytree of arrays, or of their shapes or shardings.
 
-    step: int32, number of finished steps
-    params: what is trained: the weights, or adapters
-    opt_state: the optimizer's moments of params
-    frozen: the weights that adapters go with, which no step changes; else None
+    Args:
+        step: int32 [], number of finished steps
+        params: trained parameters: the weights, or adapters
+        opt_state: optimizer state of `params`
+        frozen: weights under adapters, which no step changes; otherwise None
     """
 
     step: Any
-    params: Any
-    opt_state: Any
-    frozen: Any = None
+    params: optax.Params
+    opt_state: optax.OptState
+    frozen: optax.Params | None = None
 
 
 class StepMetrics(NamedTuple):
-    """float32 scalars of one step; grad_norm is taken before clipping."""
+    """Metrics of one step.
+
+    Args:
+        loss: float32 [], mean loss of the step
+        grad_norm: float32 [], global norm of the gradient before clipping
+    """
 
     loss: jax.Array
     grad_norm: jax.Array
 
 
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+
+
 def state_shardings(model: Transformer, optimizer: optax.GradientTransformation) -> TrainState:
-    """Where the state lives; the optimizer's moments lie beside their parameters."""
+    """Shardings in the place of the state's arrays; a moment has its parameter's sharding."""
     kind = transformer.trained(model)
     shardings = transformer.shardings(model, kind)
     frozen = None if kind is nnx.Param else transformer.shardings(model)
-    whole = NamedSharding(model.rules.mesh, PartitionSpec())
+    replicated = NamedSharding(model.rules.mesh, PartitionSpec())
     by_path = {_dict_keys(path): s for path, s in jax.tree.leaves_with_path(shardings)}
 
-    def beside_parameter(path: Any, _: Any) -> NamedSharding:
+    def like_parameter(path: Any, _: Any) -> NamedSharding:
         """A moment's path ends in its parameter's path; a counter's does not."""
         keys = _dict_keys(path)
         endings = (keys[start:] for start in range(len(keys)))
-        return next((by_path[ending] for ending in endings if ending in by_path), whole)
+        return next((by_path[ending] for ending in endings if ending in by_path), replicated)
 
     opt_state = jax.tree.map_with_path(
-        beside_parameter, jax.eval_shape(optimizer.init, transformer.parameters(model, kind))
+        like_parameter, jax.eval_shape(optimizer.init, transformer.parameters(model, kind))
     )
-    return TrainState(whole, shardings, opt_state, frozen)
+    return TrainState(replicated, shardings, opt_state, frozen)
 
 
 def _dict_keys(path: Any) -> tuple[str, ...]:
@@ -67,34 +76,37 @@ def _dict_keys(path: Any) -> tuple[str, ...]:
 
 
 def init_state(
-    model: Transformer, optimizer: optax.GradientTransformation, params: Any, frozen: Any = None
+    model: Transformer,
+    optimizer: optax.GradientTransformation,
+    params: optax.Params,
+    frozen: optax.Params | None = None,
 ) -> TrainState:
-    """The state before the first step, of what is trained and what is not."""
+    """The state before the first step; see `TrainState`."""
     shardings = state_shardings(model, optimizer)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
     return TrainState(put_scalar(0, shardings.step), params, opt_state, frozen)
 
 
 def put_scalar(number: int, sharding: NamedSharding) -> jax.Array:
-    """An int32 on the devices of all processes."""
+    """An int32 scalar on the devices of all processes."""
     return jax.make_array_from_callback((), sharding, lambda _: np.int32(number))
 
 
 def batch_sharding(rules: ShardingRules) -> NamedSharding:
-    """Where a [A, B, T] array of a batch lives."""
+    """Sharding of a batch's [A, B, T] arrays."""
     return rules.sharding((None, "rows", "sequence"))
 
 
 def put_batch(batch: Batch, rules: ShardingRules) -> Batch:
-    """Move a batch to the devices; in a run of many processes each provides its own part."""
+    """Move a batch to the devices; with several processes each provides its own part."""
     sharding = batch_sharding(rules)
     return Batch(*(jax.make_array_from_callback(x.shape, sharding, x.__getitem__) for x in batch))
 
 
 def make_train_step(
     model: Transformer, optimizer: optax.GradientTransformation, *, loss_chunk: int
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
-    """The jitted step. The state is donated: its buffers become the new state's.
+) -> TrainStep:
+    """Make the jitted step. It donates the state: its buffers become the new state's.
 
     Args:
         model: abstract; its parameters come from the state
@@ -102,7 +114,7 @@ def make_train_step(
         loss_chunk: see `loss.batch_loss`
     """
     shardings = state_shardings(model, optimizer)
-    whole = shardings.step
+    replicated = shardings.step
 
     def micro_loss(params: Any, frozen: Any, micro: Batch) -> jax.Array:
         weights = [params] if frozen is None else [frozen, params]
@@ -116,8 +128,8 @@ def make_train_step(
         else:
 
             def add(total: Any, micro: Batch) -> tuple[Any, None]:
-                found = gradient(state.params, state.frozen, micro)
-                return jax.tree.map(jnp.add, total, found), None
+                loss_and_grads = gradient(state.params, state.frozen, micro)
+                return jax.tree.map(jnp.add, total, loss_and_grads), None
 
             zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), state.params)
             (loss, grads), _ = lax.scan(add, (jnp.zeros((), jnp.float32), zeros), batch)
@@ -131,5 +143,5 @@ def make_train_step(
         train_step,
         donate_argnums=0,
         in_shardings=(shardings, batch_sharding(model.rules)),
-        out_shardings=(shardings, StepMetrics(whole, whole)),
+        out_shardings=(shardings, StepMetrics(replicated, replicated)),
     )

@@ -18,7 +18,7 @@ def make_examples(count, rng, longest=60):
     ]
 
 
-def make_batches(examples, seed=0, loss="token", parts=1, **data):
+def make_batches(examples, seed=0, loss="token", num_row_shards=1, **data):
     return Batches(
         examples,
         DataConfig(**{"row_multiple": 8, **data}),
@@ -26,7 +26,7 @@ def make_batches(examples, seed=0, loss="token", parts=1, **data):
         gradient_accumulation_steps=1,
         loss=loss,
         seed=seed,
-        parts=parts,
+        num_row_shards=num_row_shards,
         attention=0.01,
         padding_id=0,
     )
@@ -130,18 +130,18 @@ def test_every_epoch_is_a_permutation_and_depends_on_the_seed():
 def test_chosen_rows_are_a_multiple_of_the_parts_and_worth_it():
     rng = np.random.default_rng(3)
     examples = make_examples(64, rng)
-    batches = make_batches(examples, parts=4)
+    batches = make_batches(examples, num_row_shards=4)
     assert batches.rows % 4 == 0
     filled = [batches.batch(s)[1] for s in range(4)]
     one_each = make_batches(examples, rows=16)
-    slots = sum(one_each.batch(s)[1].slots for s in range(4))
-    assert sum(s.slots for s in filled) < slots
-    assert all(s.tokens <= s.slots for s in filled)
+    one_each_tokens = sum(one_each.batch(s)[1].padded_tokens for s in range(4))
+    assert sum(s.padded_tokens for s in filled) < one_each_tokens
+    assert all(s.tokens <= s.padded_tokens for s in filled)
 
 
 def test_rows_that_the_mesh_cannot_split():
     with pytest.raises(UserError, match=r"data\.rows=6: must be a multiple of .*=4.*give 8"):
-        make_batches(make_examples(20, np.random.default_rng(4)), parts=4, rows=6)
+        make_batches(make_examples(20, np.random.default_rng(4)), num_row_shards=4, rows=6)
 
 
 def test_long_examples_are_dropped_and_counted_or_refused():

@@ -43,7 +43,7 @@ def losses(rules, rows, remat, steps=5, gradient_accumulation_steps=1):
         gradient_accumulation_steps=gradient_accumulation_steps,
         loss="token",
         seed=0,
-        parts=rules.size("rows"),
+        num_row_shards=rules.size("rows"),
         attention=0.01,
         padding_id=0,
     )

@@ -83,7 +83,7 @@ def test_workload_is_what_training_packs():
         "--data.rows", "2", "--gradient_accumulation_steps", "2", "--data.row_multiple", "128"
     ).config
     batches = Batches(
-        examples, config.data, batch_size=16, gradient_accumulation_steps=2, loss="token", seed=0, parts=2,
+        examples, config.data, batch_size=16, gradient_accumulation_steps=2, loss="token", seed=0, num_row_shards=2,
         attention=0.01, padding_id=0,
     )  # fmt: skip
     order = np.concatenate([batches.indices(step) for step in range(3)])
@@ -95,8 +95,8 @@ def test_workload_is_what_training_packs():
     assert found.steps == 15
     assert found.lengths == tuple(batch.tokens.shape[2] for batch, _ in packed)
     assert found.tokens == np.mean([stats.tokens for _, stats in packed])
-    assert found.pairs == np.mean([stats.pairs for _, stats in packed])
-    slots = sum(stats.slots for _, stats in packed)
+    assert found.pairs == np.mean([stats.attention_pairs for _, stats in packed])
+    slots = sum(stats.padded_tokens for _, stats in packed)
     assert found.fill == pytest.approx(sum(stats.tokens for _, stats in packed) / slots)
 
 
@@ -129,7 +129,7 @@ def test_training_is_refused_by_what_its_device_says():
     case = tiny_case("--compute.remat", "none")
     examples = [Example(np.zeros(n, np.int32), np.ones(n, bool)) for n in [100] * 31 + [2000]]
     batches = Batches(
-        examples, case.config.data, batch_size=16, gradient_accumulation_steps=1, loss="token", seed=0, parts=2,
+        examples, case.config.data, batch_size=16, gradient_accumulation_steps=1, loss="token", seed=0, num_row_shards=2,
         attention=0.01, padding_id=0,
     )  # fmt: skip
     needed = case.memory(2048).total  # the row of the longest example, rounded up

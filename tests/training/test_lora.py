@@ -122,7 +122,7 @@ def make_batches(rules=None):
         gradient_accumulation_steps=1,
         loss="token",
         seed=0,
-        parts=1 if rules is None else rules.size("rows"),
+        num_row_shards=1 if rules is None else rules.size("rows"),
         attention=0.01,
         padding_id=0,
     )

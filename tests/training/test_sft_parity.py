@@ -79,7 +79,7 @@ def test_twenty_steps_equal_torch(loss, tmp_path):
         gradient_accumulation_steps=1,
         loss=loss,
         seed=0,
-        parts=1,
+        num_row_shards=1,
         attention=0.01,
         padding_id=0,
     )
