@@ -1,1 +1,78 @@
-"""jaxs1: s1's simple test-time scaling in JAX: fine-tune, think within a budget, evaluate."""
+"""s1 (simple test-time scaling) in JAX: train, decode with a thinking budget, evaluate, curate.
+
+    from jaxs1 import LLM, ThinkingParams
+
+    llm = LLM("Qwen/Qwen2.5-0.5B-Instruct")
+    print(llm.chat("How many primes are below 100?", thinking=ThinkingParams(max=2000)).answer)
+
+`import jaxs1` is cheap: a name of `__all__` is imported from its module when it is first used.
+`jaxs1.train`, `jaxs1.evaluate` and `jaxs1.curate` are functions. The modules of the same names are
+reached by `from jaxs1.train import ...` and `python -m jaxs1.train`.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.2.0"
+
+if TYPE_CHECKING:
+    from jaxs1.config import TrainConfig as TrainConfig
+    from jaxs1.config import UserError as UserError
+    from jaxs1.curate import CurateConfig as CurateConfig
+    from jaxs1.curate import curate as curate
+    from jaxs1.decoding.engine import Limits as Limits
+    from jaxs1.decoding.loading import ParallelConfig as ParallelConfig
+    from jaxs1.decoding.outputs import Completion as Completion
+    from jaxs1.decoding.outputs import SamplingParams as SamplingParams
+    from jaxs1.decoding.params import Delimiters as Delimiters
+    from jaxs1.decoding.params import ThinkingParams as ThinkingParams
+    from jaxs1.evaluate import EvaluateConfig as EvaluateConfig
+    from jaxs1.evaluate import evaluate as evaluate
+    from jaxs1.llm import LLM as LLM
+    from jaxs1.llm import Piece as Piece
+    from jaxs1.llm import load_model as load_model
+    from jaxs1.train import train as train
+
+#: Public name -> the module that defines it.
+_EXPORTS = {
+    "LLM": "jaxs1.llm",
+    "ThinkingParams": "jaxs1.decoding.params",
+    "SamplingParams": "jaxs1.decoding.outputs",
+    "Delimiters": "jaxs1.decoding.params",
+    "Completion": "jaxs1.decoding.outputs",
+    "Piece": "jaxs1.llm",
+    "Limits": "jaxs1.decoding.engine",
+    "ParallelConfig": "jaxs1.decoding.loading",
+    "load_model": "jaxs1.llm",
+    "train": "jaxs1.train",
+    "TrainConfig": "jaxs1.config",
+    "evaluate": "jaxs1.evaluate",
+    "EvaluateConfig": "jaxs1.evaluate",
+    "curate": "jaxs1.curate",
+    "CurateConfig": "jaxs1.curate",
+    "UserError": "jaxs1.config",
+}
+__all__ = ["__version__", *_EXPORTS]
+
+
+class _Package(ModuleType):
+    """This package. Importing the module jaxs1.train must not replace the function `train`."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _EXPORTS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(_EXPORTS[name]), name)
+        setattr(self, name, value)
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _EXPORTS and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

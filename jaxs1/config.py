@@ -316,6 +316,7 @@ def parse(
     Raises:
         UserError: one line that names the field, its value, the constraint and the remedy.
     """
+    command = as_typed(command)
     parser = jsonargparse.ArgumentParser(
         prog=command,
         description=(schema.__doc__ or "").split("\n")[0],
@@ -335,6 +336,14 @@ def parse(
         return _build(schema, values)
     except jsonargparse.ArgumentError as error:
         raise UserError(_explain(str(error), schema, command)) from None
+
+
+def as_typed(command: str) -> str:
+    """A command's name as the user typed it: `python -m jaxs1.train`, or `jaxs1 train`."""
+    program = sys.argv[0]
+    if program.startswith(("jaxs1 ", "python -m jaxs1 ")):  # set by `jaxs1.__main__`
+        return " ".join([program, *command.split()[3:]])
+    return command
 
 
 #: Fields of version 0.1 -> their names now. Recipes, flags and saved settings may still use them.

@@ -7,16 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 import pytest
 
-from jaxs1 import evaluate as command
 from jaxs1.config import UserError
 from jaxs1.data.tokenizer import load_tokenizer, train_tokenizer
 from jaxs1.evaluation.methods import CLASSES
 from tests.conftest import ROOT
 from tests.curation.pools import write_jsonl
 from tests.evaluation.fake import Engine, config, evaluate, sums
+
+command = import_module("jaxs1.evaluate")
 
 COUNT = 40
 

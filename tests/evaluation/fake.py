@@ -9,14 +9,16 @@ import os
 import random
 import re
 import time
+from importlib import import_module
 
-from jaxs1 import evaluate as command
 from jaxs1.config import parse, run_command
 from jaxs1.decoding.base_engine import BaseEngine
 from jaxs1.decoding.budget import Intervention
 from jaxs1.decoding.loading import LoadedEngine
 from jaxs1.decoding.outputs import Completion, settings_of
 from tests.curation.pools import write_jsonl
+
+command = import_module("jaxs1.evaluate")
 
 NATURAL, PER_WAIT = 40, 20
 ANSWER_PREFIX = "\nFinal Answer:"

@@ -15,7 +15,6 @@ from flax.traverse_util import flatten_dict
 from convert.adapter import Adapter, MergedWeights, peft_config
 from convert.to_hf import to_hf
 from convert.weights import load_params, open_weights
-from jaxs1 import train as train_module
 from jaxs1.config import (
     ComputeConfig,
     DataConfig,
@@ -31,6 +30,7 @@ from jaxs1.model import transformer
 from jaxs1.model.architecture import Architecture
 from jaxs1.model.sharding import make_sharding_rules
 from jaxs1.tasks import puzzle_corpus
+from jaxs1.train import train as train_command
 from jaxs1.training.optimizer import make_optimizer
 from jaxs1.training.step import init_state, make_train_step, put_batch, state_shardings
 from tests.numerics import assert_close
@@ -229,7 +229,7 @@ def recipe(tmp_path_factory):
 
 def run_command(recipe, run, *more):
     words = [*recipe, "--output", str(run), *more]
-    assert train_module.train(parse(TrainConfig, words, command="test")) == 0
+    assert train_command(parse(TrainConfig, words, command="test")) == 0
 
 
 def test_command_keeps_adapters_only_resumes_bitwise_and_exports(recipe, tmp_path, capsys):
