@@ -23,7 +23,7 @@ from typing import Any
 from jaxs1.config import TrainConfig, UserError, one_line, parse, run_command
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.planning import decode, report
-from jaxs1.planning.case import Case, Sequences, make_case
+from jaxs1.planning.planned_run import PlannedRun, Sequences, make_planned_run
 from jaxs1.planning.report import Outcome
 from jaxs1.planning.search import alternatives
 from jaxs1.planning.targets import parse_target
@@ -108,19 +108,19 @@ def plan(options: Plan, config: TrainConfig) -> list[Outcome]:
         config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, fsdp=-1))
     devices = make_devices(target)
     make = partial(
-        make_case,
+        make_planned_run,
         architecture=architecture,
         target=target,
         devices=devices,
         sequences=Sequences(options.mean_length, options.examples, options.length),
     )
-    case = make(config)
+    run = make(config)
     price = target.accelerator.price if options.price is None else options.price
-    report.print_case(case, origin)
-    first = _compile(case, price)
+    report.print_run(run, origin)
+    first = _compile(run, price)
     report.print_outcome(first)
     outcomes = [first]
-    others = alternatives(case, make, aspects=3 if options.search else 1)
+    others = alternatives(run, make, aspects=3 if options.search else 1)
     for other in others[: TRIES if options.search else options.changes]:
         outcome = _compile(other, price)
         report.print_change(outcome, first)
@@ -156,13 +156,13 @@ def find_architecture(config: TrainConfig) -> tuple[Architecture, str]:
     return Architecture.from_hf(values, source), source
 
 
-def _compile(case: Case, price: float) -> Outcome:
+def _compile(run: PlannedRun, price: float) -> Outcome:
     """Compile rows of average length, and the longest ones, which must fit too."""
-    typical = case.compile(case.typical)
+    typical = run.compile(run.typical)
     longest: Any = None
-    if case.workload.longest > case.typical and not typical.refusal:
-        longest = case.compile(case.workload.longest)
-    return Outcome(case, typical, longest, price)
+    if run.workload.longest > run.typical and not typical.refusal:
+        longest = run.compile(run.workload.longest)
+    return Outcome(run, typical, longest, price)
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

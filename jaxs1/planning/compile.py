@@ -17,10 +17,10 @@ import optax
 from jaxs1.data.packing import Batch
 from jaxs1.model.transformer import Transformer
 from jaxs1.planning.estimate import abstract_state, local_bytes
+from jaxs1.planning.flops import product_flops
 from jaxs1.planning.hlo import Collective, collectives
 from jaxs1.planning.targets import Target
 from jaxs1.planning.topology import tracing_for
-from jaxs1.planning.work import product_flops
 from jaxs1.training.step import batch_sharding, make_train_step
 
 #: XLA keeps programs under about 77 % of a GPU's memory by computing things again and by giving up

@@ -82,7 +82,7 @@ class DecodeProgram:
         temporaries: what else lives within a chunk
         copies: of at least `LARGE` bytes in every step, by their result types
         copies_once: likewise, once in a chunk
-        launches: what the host starts on a GPU for a whole chunk, by kind; empty elsewhere
+        launches: what the host starts on a GPU for an entire chunk, by kind; empty elsewhere
         collectives: of one step, by kind
         floor: least seconds of a step: weights, and all sequences' full contexts, at the memory's
             data-sheet speed
@@ -125,22 +125,22 @@ def compile_chunk(
     layer: Any = jax.ShapeDtypeStruct(pool, jnp.dtype(dtype), sharding=where)
     cache = kv_cache.KVCache([layer] * a.num_layers, [layer] * a.num_layers)
     params = abstract_params(model)
-    whole = rules.sharding(())
-    slots, is_newline_V = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=whole),
-        _slots(a, plan, pages),
+    replicated = rules.sharding(())
+    state, is_newline_V = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=replicated),
+        _abstract_state(a, plan, pages),
     )
     chunk: Any = CompiledFunctions(model, plan.impl, plan.steps).chunk
     lowered = chunk.lower(
         params,
         cache,
-        slots,
+        state,
         is_newline_V,
         rows=plan.sequences,
         pages=pages,
         kinds=SamplingFlags(sampled=False, filtered=False, penalised=False),
     )
-    program, launched = compile_and_look(lowered, target.accelerator.platform)
+    program, launched = compile_and_count_launches(lowered, target.accelerator.platform)
     memory, text = program.memory_analysis(), program.as_text()
     copies, copies_once = large_copies(text)
     weights, held = local_bytes(params), local_bytes(cache)
@@ -159,7 +159,7 @@ def compile_chunk(
     )
 
 
-def compile_and_look(lowered: Any, platform: str) -> tuple[Any, dict[str, int]]:
+def compile_and_count_launches(lowered: Any, platform: str) -> tuple[Any, dict[str, int]]:
     """A lowered program compiled, and on a GPU what the host starts to run it, by kind.
 
     XLA tells the latter only in the files that it writes for debugging.
@@ -208,7 +208,7 @@ def main(argv: Sequence[str]) -> int:
     program = compile_chunk(a, target, plan, make_devices(target))
     accelerator = target.accelerator
     used = program.weights + program.cache + program.temporaries
-    room = accelerator.memory - accelerator.reserve
+    available = accelerator.memory - accelerator.reserved_memory
     print(f"model       {a.num_parameters:,} parameters, {plan.architecture}")
     print(f"target      {target}: {target.devices} x {accelerator.device_kind}, {plan.impl}")
     print(f"work        {plan.sequences} sequences of {plan.context:,} tokens, {plan.steps} steps")
@@ -225,11 +225,14 @@ def main(argv: Sequence[str]) -> int:
         print(f"launches    {graph}; the host starts {counts} for a chunk")
     for kind, (times, received) in program.collectives.items():
         print(f"{kind:11} {times:8} x, {received / 1e6:.2f} MB in a chunk, once through the loop")
-    print(f"fits        {'yes' if used <= room else 'NO'}: {used / 1e9:.1f} of {room / 1e9:.1f} GB")
+    print(
+        f"fits        {'yes' if used <= available else 'NO'}: "
+        f"{used / 1e9:.1f} of {available / 1e9:.1f} GB"
+    )
     print(f"floor       {program.floor * 1e3:8.2f} ms a step: weights and full contexts, once read")
     if plan.output:
         Path(plan.output).write_text(json.dumps(dataclasses.asdict(program), indent=2) + "\n")
-    return 0 if used <= room else 1
+    return 0 if used <= available else 1
 
 
 def _listed(copies: list[str]) -> str:
@@ -251,15 +254,15 @@ def abstract_params(model: transformer.Transformer) -> Any:
     )
 
 
-def _slots(a: Architecture, plan: DecodePlan, pages: int) -> Any:
+def _abstract_state(a: Architecture, plan: DecodePlan, pages: int) -> Any:
     """Slots of the right shapes, without a tokenizer, and the table of line breaks."""
     is_newline_V = np.zeros(a.vocab_size, bool)
     thinking = ThinkingParams(max=0, max_answer_tokens=1, min_answer_tokens=1)
-    asked = TokenizedThinking(
+    thinking_ids = TokenizedThinking(
         thinking, start=(), ends=((0,),), resume=(1,), stops=((0,),), reopen=(), line_break=(),
         close=(0,), answer_prefix=(), waits=((0,),),
     )  # fmt: skip
-    start = NewSequence(asked, [0], [1], SamplingParams(), seed=0, sample=0)
+    start = NewSequence(thinking_ids, [0], [1], SamplingParams(), seed=0, sample=0)
     context = max(plan.context, 8)
     rows = rows_of(
         [start], plan.sequences, context=context, max_pages=pages, is_newline_V=is_newline_V

@@ -18,10 +18,10 @@ class Accelerator:
         platform: JAX's name of its kind
         device_kind: JAX's name of the model
         memory: bytes that XLA finds on it
-        reserve: bytes that the driver and the libraries take (CUDA, cuDNN, NCCL), not XLA
+        reserved_memory: bytes that the driver and the libraries take (CUDA, cuDNN, NCCL), not XLA
         flops: dense bf16 peak [FLOP/s], vendor's data sheet
         bandwidth: of the memory [B/s], vendor's data sheet
-        bus: bandwidth that one device sees of collectives over all devices [B/s]
+        interconnect_bandwidth: bandwidth that one device sees of collectives over all devices [B/s]
         price: of a device-hour [$], a round figure of 2025's on-demand prices
         capability: CUDA compute capability
         cores: multiprocessors
@@ -30,10 +30,10 @@ class Accelerator:
     platform: Literal["gpu", "tpu", "cpu"]
     device_kind: str
     memory: float
-    reserve: float
+    reserved_memory: float
     flops: float
     bandwidth: float
-    bus: float
+    interconnect_bandwidth: float
     price: float
     capability: tuple[int, int] = (0, 0)
     cores: int = 0

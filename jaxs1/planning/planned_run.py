@@ -18,10 +18,10 @@ from jaxs1.model.transformer import Transformer
 from jaxs1.planning.compile import Compiled, compile_step
 from jaxs1.planning.estimate import (
     Memory,
-    Seconds,
+    TimeEstimate,
     abstract_state,
     estimate_memory,
-    estimate_seconds,
+    estimate_time,
 )
 from jaxs1.planning.targets import Target
 from jaxs1.planning.workload import Workload, draw_lengths, fixed_workload, make_workload
@@ -38,7 +38,7 @@ class Sequences:
 
 
 @dataclass(frozen=True)
-class Case:
+class PlannedRun:
     """A recipe with the devices it is planned for."""
 
     config: TrainConfig
@@ -59,7 +59,7 @@ class Case:
     @property
     def available(self) -> float:
         """Bytes of one device that the step may take."""
-        return self.target.accelerator.memory - self.target.accelerator.reserve
+        return self.target.accelerator.memory - self.target.accelerator.reserved_memory
 
     @property
     def typical(self) -> int:
@@ -74,16 +74,16 @@ class Case:
         """The real step for rows of a length; takes seconds to minutes."""
         return compile_step(self.model, self.optimizer, self.target, length=length, **self._sizes)
 
-    def seconds(self, compiled: Compiled | None = None) -> Seconds:
+    def time(self, compiled: Compiled | None = None) -> TimeEstimate:
         """Time of an average step: of the closed form, or with a compiled step's own figures."""
         accelerator = self.target.accelerator
         if compiled is None or compiled.refusal:
-            return estimate_seconds(self.model, accelerator, self.workload)
+            return estimate_time(self.model, accelerator, self.workload)
         shorter = self.workload.mean / self.typical
         received = {kind: c.received for kind, c in compiled.collectives.items()}
         if "all-to-all" in received:  # parts of sequences; what else travels are weights
             received["all-to-all"] *= shorter
-        return estimate_seconds(
+        return estimate_time(
             self.model,
             accelerator,
             self.workload,
@@ -100,13 +100,13 @@ class Case:
         }
 
 
-def make_case(
+def make_planned_run(
     config: TrainConfig,
     architecture: Architecture,
     target: Target,
     devices: list[jax.Device],
     sequences: Sequences,
-) -> Case:
+) -> PlannedRun:
     """Put a recipe on a target.
 
     Raises:
@@ -160,4 +160,4 @@ def make_case(
         max_segments=config.batch_size,
         lora=config.lora,
     )
-    return Case(config, target, model, workload)
+    return PlannedRun(config, target, model, workload)
