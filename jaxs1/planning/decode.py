@@ -5,21 +5,18 @@ python -m jaxs1.plan --decode --target h200:1x1 --impl triton --sequences 8 --co
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxs1.config import ComputeConfig, MeshConfig, UserError, parse
+from jaxs1.config import ComputeConfig, MeshConfig
 from jaxs1.decoding.decode_loop import CompiledFunctions
 from jaxs1.decoding.decode_state import NewSequence, rows_of
 from jaxs1.decoding.outputs import SamplingParams
@@ -28,48 +25,14 @@ from jaxs1.decoding.params import ThinkingParams
 from jaxs1.decoding.sampling import SamplingFlags
 from jaxs1.decoding.tokenized_thinking import TokenizedThinking
 from jaxs1.model import decode, kv_cache, transformer
-from jaxs1.model.architecture import Architecture, read_config
+from jaxs1.model.architecture import Architecture
 from jaxs1.model.sharding import check_divisible, make_sharding_rules
 from jaxs1.planning.estimate import local_bytes
 from jaxs1.planning.hlo import Collective, collectives
-from jaxs1.planning.targets import Target, parse_target
-from jaxs1.planning.topology import make_devices
+from jaxs1.planning.targets import Target
 
 #: A copy of so many bytes in a step is one of weights or of pages.
 LARGE = 1 << 20
-
-
-@dataclass(frozen=True)
-class DecodePlan:
-    """Plan decoding for hardware that is not here; all devices share one copy of the model.
-
-    Args:
-        target: accelerators: h100, h200, a100 or rtx4090:NODESxGPUS, v5p:2x2x4, v5e or v6e:2x4,
-            cpu:8
-        architecture: a config.json in Hugging Face form
-        impl: of the decode step
-        sequences: decoded at the same time
-        context: tokens that each of them can hold
-        steps: of a chunk
-        layers: compile only so many layers; null for all
-        output: JSON file for all figures
-    """
-
-    target: str = "h200:1x1"
-    architecture: str = "configs/models/qwen2.5-32b.json"
-    impl: Literal["xla", "triton", "pallas"] = "xla"
-    sequences: int = 8
-    context: int = 4096
-    steps: int = 32
-    layers: int | None = None
-    output: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what no plan could be made of."""
-        for name in ("sequences", "context", "steps", "layers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name}={value}: must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -99,15 +62,36 @@ class DecodeProgram:
     floor: float
 
     @property
+    def total(self) -> float:
+        """Bytes that a device needs."""
+        return self.weights + self.cache + self.temporaries
+
+    @property
     def is_one_graph(self) -> bool:
         """Whether the loop is a single CUDA graph: the host starts it and waits for its end."""
         return "kCommandBuffer" in self.launches and "kWhile" not in self.launches
 
 
-def compile_chunk(
-    a: Architecture, target: Target, plan: DecodePlan, devices: list[jax.Device]
+def compile_decoding(
+    a: Architecture,
+    target: Target,
+    devices: list[jax.Device],
+    *,
+    impl: str,
+    sequences: int,
+    context: int,
+    steps: int,
 ) -> DecodeProgram:
-    """Compile the chunk that `jaxs1.generate` would run.
+    """Compile the decode loop that `jaxs1.generate` would run.
+
+    Args:
+        a: architecture of the model
+        target: accelerators to compile for
+        devices: compile-only devices of the target, which share one copy of the model
+        impl: implementation of the decode step
+        sequences: sequences decoded at the same time
+        context: tokens that each of them can hold
+        steps: decode steps of one call
 
     Raises:
         UserError: a model that these devices or this implementation do not take.
@@ -116,11 +100,11 @@ def compile_chunk(
     dtype: Any = "float32" if cpu else "bfloat16"
     rules = make_sharding_rules(MeshConfig(fsdp=1, tensor=len(devices)), devices)
     check_divisible(a, rules)
-    decode.check(plan.impl, a, rules, dtype=dtype, sequences=plan.sequences)
+    decode.check(impl, a, rules, dtype=dtype, sequences=sequences)
     compute = ComputeConfig(dtype=dtype, param_dtype=dtype, remat="none", attention="xla")
     model = transformer.abstract(a, compute, rules)
-    pages = pages_for(plan.context)
-    pool = (a.num_kv_heads, plan.sequences * pages + 1, kv_cache.PAGE, a.head_dim)
+    pages = pages_for(context)
+    pool = (a.num_kv_heads, sequences * pages + 1, kv_cache.PAGE, a.head_dim)
     where = rules.sharding(kv_cache.AXES)
     layer: Any = jax.ShapeDtypeStruct(pool, jnp.dtype(dtype), sharding=where)
     cache = kv_cache.KVCache([layer] * a.num_layers, [layer] * a.num_layers)
@@ -128,15 +112,15 @@ def compile_chunk(
     replicated = rules.sharding(())
     state, is_newline_V = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=replicated),
-        _abstract_state(a, plan, pages),
+        _abstract_state(a, sequences, context, pages),
     )
-    chunk: Any = CompiledFunctions(model, plan.impl, plan.steps).chunk
+    chunk: Any = CompiledFunctions(model, impl, steps).chunk
     lowered = chunk.lower(
         params,
         cache,
         state,
         is_newline_V,
-        rows=plan.sequences,
+        rows=sequences,
         pages=pages,
         kinds=SamplingFlags(sampled=False, filtered=False, penalised=False),
     )
@@ -198,52 +182,6 @@ def large_copies(text: str) -> tuple[list[str], list[str]]:
     return copies
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command; 1 where it does not fit."""
-    plan = parse(DecodePlan, argv, command="python -m jaxs1.plan --decode")
-    target = parse_target(plan.target)
-    a = Architecture.from_hf(read_config(plan.architecture), plan.architecture)
-    if plan.layers:
-        a = dataclasses.replace(a, num_layers=plan.layers)
-    program = compile_chunk(a, target, plan, make_devices(target))
-    accelerator = target.accelerator
-    used = program.weights + program.cache + program.temporaries
-    available = accelerator.memory - accelerator.reserved_memory
-    print(f"model       {a.num_parameters:,} parameters, {plan.architecture}")
-    print(f"target      {target}: {target.devices} x {accelerator.device_kind}, {plan.impl}")
-    print(f"work        {plan.sequences} sequences of {plan.context:,} tokens, {plan.steps} steps")
-    print(f"weights     {program.weights / 1e9:8.2f} GB a device")
-    print(f"cache       {program.cache / 1e9:8.2f} GB, of which in place {_in_place(program):.0%}")
-    print(f"temporaries {program.temporaries / 2**20:8.2f} MiB")
-    print(f"copies      {_listed(program.copies)} in a step")
-    print(f"            {_listed(program.copies_once)} in a chunk")
-    if program.launches:
-        graph = (
-            "the loop is one CUDA graph" if program.is_one_graph else "the loop is NO CUDA graph"
-        )
-        counts = ", ".join(f"{n} {kind}" for kind, n in program.launches.items())
-        print(f"launches    {graph}; the host starts {counts} for a chunk")
-    for kind, (times, received) in program.collectives.items():
-        print(f"{kind:11} {times:8} x, {received / 1e6:.2f} MB in a chunk, once through the loop")
-    print(
-        f"fits        {'yes' if used <= available else 'NO'}: "
-        f"{used / 1e9:.1f} of {available / 1e9:.1f} GB"
-    )
-    print(f"floor       {program.floor * 1e3:8.2f} ms a step: weights and full contexts, once read")
-    if plan.output:
-        Path(plan.output).write_text(json.dumps(dataclasses.asdict(program), indent=2) + "\n")
-    return 0 if used <= available else 1
-
-
-def _listed(copies: list[str]) -> str:
-    kinds = ", ".join(f"{n} x {kind}" for kind, n in Counter(copies).items())
-    return f"{len(copies)} of 1 MiB and more" + (f" ({kinds})" if kinds else "")
-
-
-def _in_place(program: DecodeProgram) -> float:
-    return min(1.0, program.in_place / program.cache)
-
-
 def abstract_params(model: transformer.Transformer) -> Any:
     """Shapes and layouts of `decode.unstack`'s result."""
     stacked, layouts = transformer.parameters(model), decode.shardings(model)
@@ -254,7 +192,7 @@ def abstract_params(model: transformer.Transformer) -> Any:
     )
 
 
-def _abstract_state(a: Architecture, plan: DecodePlan, pages: int) -> Any:
+def _abstract_state(a: Architecture, sequences: int, context: int, pages: int) -> Any:
     """Slots of the right shapes, without a tokenizer, and the table of line breaks."""
     is_newline_V = np.zeros(a.vocab_size, bool)
     thinking = ThinkingParams(max=0, max_answer_tokens=1, min_answer_tokens=1)
@@ -263,8 +201,7 @@ def _abstract_state(a: Architecture, plan: DecodePlan, pages: int) -> Any:
         close=(0,), answer_prefix=(), waits=((0,),),
     )  # fmt: skip
     start = NewSequence(thinking_ids, [0], [1], SamplingParams(), seed=0, sample=0)
-    context = max(plan.context, 8)
     rows = rows_of(
-        [start], plan.sequences, context=context, max_pages=pages, is_newline_V=is_newline_V
+        [start], sequences, context=max(context, 8), max_pages=pages, is_newline_V=is_newline_V
     )
     return rows, is_newline_V

@@ -57,11 +57,6 @@ class PlannedRun:
         return abstract_state(self.model, self.optimizer)
 
     @property
-    def available(self) -> float:
-        """Bytes of one device that the step may take."""
-        return self.target.accelerator.memory - self.target.accelerator.reserved_memory
-
-    @property
     def typical(self) -> int:
         """The row length that stands for the average step."""
         return self.workload.typical(self.config.data.row_multiple)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from jaxs1.model.architecture import Architecture
 from jaxs1.planning.compile import Compiled
+from jaxs1.planning.decode import DecodeProgram
 from jaxs1.planning.estimate import ATTENTION, BANDWIDTH, OVERLAP, PRODUCTS
 from jaxs1.planning.planned_run import PlannedRun
 from jaxs1.planning.search import describe
+from jaxs1.planning.targets import Target
 from jaxs1.planning.workload import S1K_SPREAD
 
 
@@ -40,7 +44,7 @@ class Outcome:
         """Whether all of it fits."""
         compiled = (self.typical, self.longest)
         refused = any(c.refusal for c in compiled if c is not None)
-        return not refused and self.peak <= self.run.available
+        return not refused and self.peak <= self.run.target.available
 
     @property
     def step_seconds(self) -> float:
@@ -127,13 +131,13 @@ def print_outcome(outcome: Outcome) -> None:
 def verdict(outcome: Outcome) -> str:
     """Does it fit, and with what margin."""
     run = outcome.run
-    if math.isinf(run.available):
+    if math.isinf(run.target.available):
         return "a CPU's memory is not known here"
-    of = f"of {run.available / 1e9:.1f}"
+    of = f"of {run.target.available / 1e9:.1f}"
     if run.target.accelerator.reserved_memory:
         memory, reserved = run.target.accelerator.memory, run.target.accelerator.reserved_memory
         of += f" ({memory / 1e9:.1f} less {reserved / 1e9:.1f} for the driver and libraries)"
-    share = outcome.peak / run.available - 1
+    share = outcome.peak / run.target.available - 1
     if outcome.fits:
         return f"{of}: fits, {-share:.0%} to spare"
     return f"{of}: DOES NOT FIT, {share:.0%} too much"
@@ -176,6 +180,46 @@ def assumptions(run: PlannedRun) -> str:
     )
 
 
+def print_decoding(
+    program: DecodeProgram, a: Architecture, origin: str, target: Target, work: str
+) -> None:
+    """Memory, copies, launches and the floor of a decode loop.
+
+    Args:
+        program: the compiled loop
+        a: architecture of the model
+        origin: where the shapes come from
+        target: accelerators that it was compiled for
+        work: settings of the loop, in one line
+    """
+    in_place = min(1.0, program.in_place / program.cache)
+    fits = "yes" if program.total <= target.available else "NO"
+    print(f"model       {a.num_parameters:,} parameters, {origin}")
+    print(f"target      {target}: {target.devices} x {target.accelerator.device_kind}")
+    print(f"loop        {work} between two synchronisations with the host")
+    print(f"weights     {program.weights / 1e9:8.2f} GB on each device")
+    print(f"KV cache    {program.cache / 1e9:8.2f} GB, {in_place:.0%} of it updated in place")
+    print(f"temporaries {program.temporaries / 2**20:8.2f} MiB")
+    print(f"copies      {_copies(program.copies)} in every step")
+    print(f"            {_copies(program.copies_once)} in every call of the loop")
+    if program.launches:
+        graph = "is one CUDA graph" if program.is_one_graph else "is NOT one CUDA graph"
+        counts = ", ".join(f"{n} {kind}" for kind, n in program.launches.items())
+        print(f"launches    the loop {graph}; the host launches {counts} for a call")
+    for kind, (times, received) in program.collectives.items():
+        print(f"{kind:11} {times:8} x, {received / 1e6:.2f} MB received by a device in a step")
+    print(f"fits        {fits}: {program.total / 1e9:.1f} of {target.available / 1e9:.1f} GB")
+    print(
+        f"floor       {program.floor * 1e3:8.2f} ms a step: time to read the weights and the full "
+        "contexts once at the data sheet's bandwidth"
+    )
+
+
+def _copies(copies: list[str]) -> str:
+    kinds = ", ".join(f"{n} x {kind}" for kind, n in Counter(copies).items())
+    return f"{len(copies)} of at least 1 MiB" + (f" ({kinds})" if kinds else "")
+
+
 def to_json(outcomes: list[Outcome]) -> dict[str, Any]:
     """All figures; the recipe's own first, then what was tried besides."""
     first = outcomes[0]
@@ -201,7 +245,7 @@ def _figures(outcome: Outcome) -> dict[str, Any]:
         "row_length": run.typical,
         "longest_row": workload.longest,
         "fits": outcome.fits,
-        "available_bytes": run.available if math.isfinite(run.available) else None,
+        "available_bytes": run.target.available if math.isfinite(run.target.available) else None,
         "peak_bytes": outcome.peak,
         "typical": dataclasses.asdict(outcome.typical),
         "longest": outcome.longest and dataclasses.asdict(outcome.longest),

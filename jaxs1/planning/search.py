@@ -44,7 +44,7 @@ def alternatives(run: PlannedRun, make: Make, *, aspects: int) -> list[PlannedRu
             other = make(config)
         except UserError:  # widths that the mesh does not divide
             continue
-        if other.memory(other.workload.longest).total <= MARGIN * other.available:
+        if other.memory(other.workload.longest).total <= MARGIN * other.target.available:
             found.append(other)
     return sorted(found, key=lambda other: other.time().total)
 

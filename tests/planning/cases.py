@@ -34,7 +34,7 @@ def devices(target):
 
 def plan_run(target, config, *, architecture=None, mean=5500, length=None, on=None):
     """A planned run of the recipe's architecture. on: devices to use where nothing is compiled."""
-    architecture = architecture or find_architecture(config)[0]
+    architecture = architecture or find_architecture(config.model, config.architecture)[0]
     sequences = Sequences(mean, 1000, length)
     return make_planned_run(
         config, architecture, parse_target(target), devices(on or target), sequences

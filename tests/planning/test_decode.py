@@ -1,12 +1,14 @@
 """The decode chunk compiled for hardware that is not here: no copies, little memory, one graph."""
 
 import importlib.util
+import json
 
 import pytest
 
 from jaxs1.config import UserError
-from jaxs1.planning.decode import large_copies, launches, main
-from tests.conftest import ROOT
+from jaxs1.plan import main
+from jaxs1.planning import topology
+from jaxs1.planning.decode import large_copies, launches
 from tests.planning.cases import needs
 
 LAYERS = ["--layers", "2"]
@@ -59,7 +61,7 @@ def test_xla_on_an_h200_is_no_graph(capsys, tmp_path):
     needs("gpu")
     found = planned(tmp_path, "--target", "h200:1x1", "--impl", "xla")
     assert found["copies"] == [] and "kWhile" in found["launches"]
-    assert "the loop is NO CUDA graph" in capsys.readouterr().out
+    assert "the loop is NOT one CUDA graph" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("target", ["v5e:2x2", "v6e:2x2"])
@@ -81,7 +83,7 @@ def test_pallas_on_tpu(target, tmp_path):
 )  # fmt: skip
 def test_mistakes(arguments, message):
     with pytest.raises(UserError, match=message) as error:
-        main([*arguments, *LAYERS])
+        main(["--decode", *arguments, *LAYERS])
     assert str(error.value).endswith("give --impl xla") and "\n" not in str(error.value)
 
 
@@ -90,15 +92,42 @@ def test_too_many_sequences_for_the_kernels():
     if importlib.util.find_spec("triton") is None:
         pytest.skip("needs triton")
     with pytest.raises(UserError, match=r"impl=triton: .*batch=65: the Triton kernels take 1"):
-        main(["--target", "h200:1x1", "--impl", "triton", "--sequences", "65", *LAYERS])
+        main(["--decode", "--target", "h200:1x1", "--impl", "triton", "--sequences", "65", *LAYERS])
+
+
+def test_missing_compiler_is_one_line(monkeypatch):
+    """The line names the pip command."""
+    monkeypatch.setattr(topology, "_PLUGINS", {"gpu": "no_such_plugin"})
+    with pytest.raises(UserError, match=r"pip install 'jaxs1\[plan\]'") as error:
+        main(["--decode", "--config", "s1_32b", "--target", "h100:1x1"])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("model", [
+    ["--config", "s1_7b"], ["--config=s1_7b"], ["--architecture", "qwen2.5-7b"],
+    ["--config", "s1_32b", "--architecture", "qwen2.5-7b"],
+])  # fmt: skip
+def test_shapes_by_name_from_any_folder(model, monkeypatch, tmp_path, capsys):
+    """A recipe's model, or shapes by name, on a laptop's CPU; no file is looked for here."""
+    monkeypatch.chdir(tmp_path)
+    small = ["--layers", "1", "--sequences", "1", "--context", "64", "--target", "cpu:1"]
+    assert main(["--decode", *model, *small]) == 0
+    page = capsys.readouterr().out
+    assert "qwen2.5-7b.json" in page and "fits        yes" in page
+
+
+def test_help_lists_both(capsys):
+    """--decode is an option of the plan and has a help of its own."""
+    for words, expected in ((["--help"], "--decode"), (["--decode", "--help"], "--sequences")):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 0
+        assert expected in capsys.readouterr().out
 
 
 def planned(folder, *arguments):
     """Figures of a plan at two layers of the 32B."""
-    import json
-
-    config = ROOT / "configs" / "models" / "qwen2.5-32b.json"
     output = folder / "plan.json"
-    words = [*arguments, "--architecture", config, "--output", output, *LAYERS]
+    words = ["--decode", *arguments, "--config", "s1_32b", "--output", output, *LAYERS]
     assert main(list(map(str, words))) == 0
     return json.loads(output.read_text())
