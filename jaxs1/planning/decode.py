@@ -1,15 +1,8 @@
-"""The real decode chunk, compiled for devices that are not here: what it holds, what it copies.
-
-python -m jaxs1.plan --decode --target h200:1x1 --impl triton --sequences 8 --context 4096
-"""
+"""Compile the real decode loop ahead of time: its memory, its copies, and its launches on a GPU."""
 
 from __future__ import annotations
 
-import re
-import tempfile
-from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,28 +20,27 @@ from jaxs1.decoding.tokenized_thinking import TokenizedThinking
 from jaxs1.model import decode, kv_cache, transformer
 from jaxs1.model.architecture import Architecture
 from jaxs1.model.sharding import check_divisible, make_sharding_rules
+from jaxs1.planning.compile import compile_program
 from jaxs1.planning.estimate import local_bytes
-from jaxs1.planning.hlo import Collective, collectives
+from jaxs1.planning.hlo import Collective, collectives, large_copies
 from jaxs1.planning.targets import Target
-
-#: A copy of so many bytes in a step is one of weights or of pages.
-LARGE = 1 << 20
 
 
 @dataclass(frozen=True)
 class DecodeProgram:
-    """What the compiler says of one chunk on one device; sizes in bytes.
+    """What the compiler reports of one call of the decode loop on one device; sizes in bytes.
 
     Args:
-        weights, cache: arguments that stay
-        in_place: outputs that take over an argument's memory
-        temporaries: what else lives within a chunk
-        copies: of at least `LARGE` bytes in every step, by their result types
-        copies_once: likewise, once in a chunk
-        launches: what the host starts on a GPU for an entire chunk, by kind; empty elsewhere
-        collectives: of one step, by kind
-        floor: least seconds of a step: weights, and all sequences' full contexts, at the memory's
-            data-sheet speed
+        weights: parameters of the model
+        cache: pages of the KV cache
+        in_place: outputs that reuse the memory of an argument
+        temporaries: everything else that lives within a call
+        copies: result types of the large copies in every step (`hlo.large_copies`)
+        copies_once: result types of the large copies outside the loop
+        launches: number of launches by the host for a call, by kind; empty except on GPUs
+        collectives: exchanges of one step, by kind
+        floor: lower bound of a step [s]: reading the weights and the full contexts of all
+            sequences once, at the data sheet's bandwidth
     """
 
     weights: float
@@ -68,7 +60,7 @@ class DecodeProgram:
 
     @property
     def is_one_graph(self) -> bool:
-        """Whether the loop is a single CUDA graph: the host starts it and waits for its end."""
+        """Whether the loop is a single CUDA graph, which the host launches once."""
         return "kCommandBuffer" in self.launches and "kWhile" not in self.launches
 
 
@@ -94,7 +86,7 @@ def compile_decoding(
         steps: decode steps of one call
 
     Raises:
-        UserError: a model that these devices or this implementation do not take.
+        UserError: the devices or the implementation do not support the model.
     """
     cpu = target.accelerator.platform == "cpu"
     dtype: Any = "float32" if cpu else "bfloat16"
@@ -124,66 +116,27 @@ def compile_decoding(
         pages=pages,
         kinds=SamplingFlags(sampled=False, filtered=False, penalised=False),
     )
-    program, launched = compile_and_count_launches(lowered, target.accelerator.platform)
-    memory, text = program.memory_analysis(), program.as_text()
-    copies, copies_once = large_copies(text)
-    weights, held = local_bytes(params), local_bytes(cache)
-    # of an embedding that is not the head only a few rows are read
+    program = compile_program(lowered, target.accelerator.platform)
+    memory = program.executable.memory_analysis()
+    copies, copies_once = large_copies(program.text)
+    weights, cache_bytes = local_bytes(params), local_bytes(cache)
+    # a step reads only a few rows of an embedding that is not the head
     unread = 0 if a.tie_word_embeddings else local_bytes(params["embedding"])
     return DecodeProgram(
         weights=weights,
-        cache=held,
+        cache=cache_bytes,
         in_place=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         copies=copies,
         copies_once=copies_once,
-        launches=launched,
-        collectives=collectives(text),
-        floor=(weights - unread + held) / target.accelerator.bandwidth,
+        launches=program.launches,
+        collectives=collectives(program.text),
+        floor=(weights - unread + cache_bytes) / target.accelerator.bandwidth,
     )
 
 
-def compile_and_count_launches(lowered: Any, platform: str) -> tuple[Any, dict[str, int]]:
-    """A lowered program compiled, and on a GPU what the host starts to run it, by kind.
-
-    XLA tells the latter only in the files that it writes for debugging.
-    """
-    if platform != "gpu":
-        return lowered.compile(), {}
-    with tempfile.TemporaryDirectory() as folder:
-        program = lowered.compile(compiler_options={"xla_dump_to": folder})
-        (path,) = Path(folder).glob("*thunk_sequence_after_thunk_passes.txt")
-        return program, launches(path.read_text())
-
-
-def launches(thunks: str) -> dict[str, int]:
-    """Number of each kind of thunk that is not inside another one; a command buffer is a graph."""
-    return dict(Counter(re.findall(r"^\d+: (k\w+)", thunks, re.M)))
-
-
-def large_copies(text: str) -> tuple[list[str], list[str]]:
-    """Copies of at least `LARGE` bytes in an optimized HLO module: in its loops, and outside.
-
-    A padded copy is one too.
-    What only goes from one memory of a device to another (TPU: `S(1)`) is on its way to be read.
-    """
-    bits = {"pred": 8, "bf16": 16}
-    copies: tuple[list[str], list[str]] = ([], [])
-    inside = True
-    for line in text.splitlines():
-        inside &= not line.startswith("ENTRY")  # the computation that all others come before
-        found = re.search(r"= \(?(\w+)\[([\d,]*)\](.*?) (?:copy|pad)(-start)?\(", line)
-        if not found or (found[4] and "S(1)" in found[3]):
-            continue
-        kind, shape = found[1], found[2]
-        width = bits.get(kind) or int(re.sub(r"\D", "", kind) or 0)
-        if np.prod([int(n) for n in shape.split(",") if n], dtype=float) * width / 8 >= LARGE:
-            copies[not inside].append(f"{kind}[{shape}]")
-    return copies
-
-
 def abstract_params(model: transformer.Transformer) -> Any:
-    """Shapes and layouts of `decode.unstack`'s result."""
+    """Shapes and shardings of the result of `decode.unstack`."""
     stacked, layouts = transformer.parameters(model), decode.shardings(model)
     layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked["layers"])
     tree = {**stacked, "layers": [layer] * model.architecture.num_layers}
@@ -193,7 +146,7 @@ def abstract_params(model: transformer.Transformer) -> Any:
 
 
 def _abstract_state(a: Architecture, sequences: int, context: int, pages: int) -> Any:
-    """Slots of the right shapes, without a tokenizer, and the table of line breaks."""
+    """A decode state of the right shapes, made without a tokenizer, and the newline table."""
     is_newline_V = np.zeros(a.vocab_size, bool)
     thinking = ThinkingParams(max=0, max_answer_tokens=1, min_answer_tokens=1)
     thinking_ids = TokenizedThinking(

@@ -13,9 +13,9 @@ import optax
 from jaxs1.config import TrainConfig, UserError
 from jaxs1.model import ops, transformer
 from jaxs1.model.architecture import Architecture
-from jaxs1.model.sharding import check_divisible, make_sharding_rules
+from jaxs1.model.sharding import ShardingRules, check_divisible, make_sharding_rules
 from jaxs1.model.transformer import Transformer
-from jaxs1.planning.compile import Compiled, compile_step
+from jaxs1.planning.compile import TrainProgram, compile_step
 from jaxs1.planning.estimate import (
     Memory,
     TimeEstimate,
@@ -65,11 +65,11 @@ class PlannedRun:
         """Closed-form estimate for rows of a length."""
         return estimate_memory(self.model, self.state, length=length, **self._sizes)
 
-    def compile(self, length: int) -> Compiled:
+    def compile(self, length: int) -> TrainProgram:
         """The real step for rows of a length; takes seconds to minutes."""
         return compile_step(self.model, self.optimizer, self.target, length=length, **self._sizes)
 
-    def time(self, compiled: Compiled | None = None) -> TimeEstimate:
+    def time(self, compiled: TrainProgram | None = None) -> TimeEstimate:
         """Time of an average step: of the closed form, or with a compiled step's own figures."""
         accelerator = self.target.accelerator
         if compiled is None or compiled.refusal:
@@ -102,41 +102,55 @@ def make_planned_run(
     devices: list[jax.Device],
     sequences: Sequences,
 ) -> PlannedRun:
-    """Put a recipe on a target.
+    """Plan a recipe for a target.
+
+    Args:
+        config: the recipe
+        architecture: shapes of the model
+        target: accelerators to plan for
+        devices: compile-only devices of the target
+        sequences: lengths of the training data
 
     Raises:
-        UserError: a mesh, a number of rows or a length that cannot be.
+        UserError: the mesh, the number of rows or a length does not fit the devices.
     """
     rules = make_sharding_rules(config.mesh, devices)
     check_divisible(architecture, rules)
-    parts, context = rules.size("rows"), rules.size("sequence")
-    rows = config.data.rows or parts
-    if rows % parts:
+    rows = config.data.rows or rules.size("rows")
+    _check_divides(rules, rows, sequences.length, config.data.row_multiple)
+    device = target.accelerator
+    attention: Any = ops.resolve_attention(
+        config.compute.attention, device.platform, config.compute.dtype, device.capability
+    )
+    model = transformer.abstract(
+        architecture,
+        dataclasses.replace(config.compute, attention=attention),
+        rules,
+        max_segments=config.batch_size,
+        lora=config.lora,
+    )
+    return PlannedRun(config, target, model, _workload(config, rows, sequences))
+
+
+def _check_divides(rules: ShardingRules, rows: int, length: int | None, multiple: int) -> None:
+    """Check that the mesh divides the rows and their lengths."""
+    shards, context = rules.size("rows"), rules.size("sequence")
+    if rows % shards:
         raise UserError(
-            f"rows={rows}: must be a multiple of mesh.data x mesh.fsdp={parts}, which split the "
-            f"rows; give --rows {-(-rows // parts) * parts}"
+            f"rows={rows}: must be a multiple of mesh.data x mesh.fsdp={shards}, which split the "
+            f"rows; give --rows {-(-rows // shards) * shards}"
         )
-    for name, size in (("length", sequences.length), ("row_multiple", config.data.row_multiple)):
+    for name, size in (("length", length), ("row_multiple", multiple)):
         if size is not None and size % context:
             raise UserError(
                 f"{name}={size}: must be a multiple of mesh.context={context}, whose devices "
-                "share a row"
+                f"share a row; give {-(-size // context) * context}"
             )
-    if sequences.length is None:
-        lengths = draw_lengths(
-            sequences.mean, config.data.block_size, examples=sequences.examples
-        ).tolist()
-        workload = make_workload(
-            lengths,
-            batch_size=config.batch_size,
-            epochs=config.epochs,
-            steps=config.steps,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
-            rows=rows,
-            multiple=config.data.row_multiple,
-        )
-    else:
-        workload = fixed_workload(
+
+
+def _workload(config: TrainConfig, rows: int, sequences: Sequences) -> Workload:
+    if sequences.length is not None:
+        return fixed_workload(
             sequences.mean,
             batch_size=config.batch_size,
             steps=config.steps or config.epochs * -(-sequences.examples // config.batch_size),
@@ -144,15 +158,13 @@ def make_planned_run(
             rows=rows,
             length=sequences.length,
         )
-    device = target.accelerator
-    impl: Any = ops.resolve_attention(
-        config.compute.attention, device.platform, config.compute.dtype, device.capability
+    lengths = draw_lengths(sequences.mean, config.data.block_size, examples=sequences.examples)
+    return make_workload(
+        lengths.tolist(),
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        steps=config.steps,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        rows=rows,
+        multiple=config.data.row_multiple,
     )
-    model = transformer.abstract(
-        architecture,
-        dataclasses.replace(config.compute, attention=impl),
-        rules,
-        max_segments=config.batch_size,
-        lora=config.lora,
-    )
-    return PlannedRun(config, target, model, workload)

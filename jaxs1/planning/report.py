@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxs1.model.architecture import Architecture
-from jaxs1.planning.compile import Compiled
+from jaxs1.planning.compile import TrainProgram
 from jaxs1.planning.decode import DecodeProgram
 from jaxs1.planning.estimate import ATTENTION, BANDWIDTH, OVERLAP, PRODUCTS
 from jaxs1.planning.planned_run import PlannedRun
@@ -30,8 +30,8 @@ class Outcome:
     """
 
     run: PlannedRun
-    typical: Compiled
-    longest: Compiled | None
+    typical: TrainProgram
+    longest: TrainProgram | None
     price: float
 
     @property

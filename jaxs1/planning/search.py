@@ -11,9 +11,6 @@ from jaxs1.planning.estimate import MARGIN
 from jaxs1.planning.planned_run import PlannedRun
 from jaxs1.planning.targets import Target
 
-#: What one change may change.
-ASPECTS = ("remat", "layout", "gradient_accumulation_steps")
-
 REMATS: tuple[Literal["none", "attention", "full"], ...] = ("none", "attention", "full")
 Make = Callable[[TrainConfig], PlannedRun]
 
@@ -34,7 +31,7 @@ def alternatives(run: PlannedRun, make: Make, *, aspects: int) -> list[PlannedRu
     Args:
         run: what they are alternatives to
         make: turns a recipe into a planned run
-        aspects: how many of `ASPECTS` may differ
+        aspects: how many of remat, layout and gradient accumulation may differ
     """
     found = []
     for config in _configs(run.config, run.target, run.model.rules.mesh.shape["fsdp"]):

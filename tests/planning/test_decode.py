@@ -8,7 +8,7 @@ import pytest
 from jaxs1.config import UserError
 from jaxs1.plan import main
 from jaxs1.planning import topology
-from jaxs1.planning.decode import large_copies, launches
+from jaxs1.planning.hlo import count_launches, large_copies
 from tests.planning.cases import needs
 
 LAYERS = ["--layers", "2"]
@@ -37,9 +37,9 @@ def test_large_copies_by_hand():
 
 def test_launches_by_hand():
     graph = "000: kCommandBuffer [source]\n    001: kCopy [x]\n    002: kWhile [y]\nbody:\n"
-    assert launches(graph) == {"kCommandBuffer": 1}
+    assert count_launches(graph) == {"kCommandBuffer": 1}
     none = "000: kCommandBuffer [x]\n001: kWhile [x]\n    002: kCommandBuffer [x]\n003: kCopy [x]\n"
-    assert launches(none) == {"kCommandBuffer": 1, "kWhile": 1, "kCopy": 1}
+    assert count_launches(none) == {"kCommandBuffer": 1, "kWhile": 1, "kCopy": 1}
 
 
 @pytest.mark.parametrize("sequences", [1, 8, 32])
