@@ -152,7 +152,7 @@ def _plan_decoding(argv: Sequence[str]) -> int:
         shapes = DEFAULT_MODEL
     program, target = plan_decoding(options, *find_architecture(model, shapes))
     _write(options.output, dataclasses.asdict(program))
-    return 0 if program.total <= target.available else 1
+    return 0 if program.peak <= target.available else 1
 
 
 def plan(options: Plan, config: TrainConfig) -> list[Outcome]:

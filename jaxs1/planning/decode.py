@@ -33,6 +33,7 @@ class DecodeProgram:
     Args:
         weights: parameters of the model
         cache: pages of the KV cache
+        loading_peak: most bytes in use while the weights are loaded, layer by layer
         in_place: outputs that reuse the memory of an argument
         temporaries: everything else that lives within a call
         copies: result types of the large copies in every step (`hlo.large_copies`)
@@ -45,6 +46,7 @@ class DecodeProgram:
 
     weights: float
     cache: float
+    loading_peak: float
     in_place: float
     temporaries: float
     copies: list[str]
@@ -54,9 +56,14 @@ class DecodeProgram:
     floor: float
 
     @property
-    def total(self) -> float:
-        """Bytes that a device needs."""
+    def decoding_peak(self) -> float:
+        """Bytes in use while decoding."""
         return self.weights + self.cache + self.temporaries
+
+    @property
+    def peak(self) -> float:
+        """Bytes that a device needs; the cache is allocated after the weights are loaded."""
+        return max(self.decoding_peak, self.loading_peak)
 
     @property
     def is_one_graph(self) -> bool:
@@ -125,6 +132,7 @@ def compile_decoding(
     return DecodeProgram(
         weights=weights,
         cache=cache_bytes,
+        loading_peak=_loading_peak(params),
         in_place=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         copies=copies,
@@ -133,6 +141,12 @@ def compile_decoding(
         collectives=collectives(program.text),
         floor=(weights - unread + cache_bytes) / target.accelerator.bandwidth,
     )
+
+
+def _loading_peak(params: Any) -> float:
+    """Weights, and on top of them one layer and one piece (a whole parameter at most)."""
+    layer = max(map(local_bytes, params["layers"]))
+    return local_bytes(params) + layer + max(map(local_bytes, jax.tree.leaves(params)))
 
 
 def abstract_params(model: transformer.Transformer) -> Any:

@@ -193,7 +193,7 @@ def print_decoding(
         work: settings of the loop, in one line
     """
     in_place = min(1.0, program.in_place / program.cache)
-    fits = "yes" if program.total <= target.available else "NO"
+    fits = "yes" if program.peak <= target.available else "NO"
     print(f"model       {a.num_parameters:,} parameters, {origin}")
     print(f"target      {target}: {target.devices} x {target.accelerator.device_kind}")
     print(f"loop        {work} between two synchronisations with the host")
@@ -208,7 +208,11 @@ def print_decoding(
         print(f"launches    the loop {graph}; the host launches {counts} for a call")
     for kind, (times, received) in program.collectives.items():
         print(f"{kind:11} {times:8} x, {received / 1e6:.2f} MB received by a device in a step")
-    print(f"fits        {fits}: {program.total / 1e9:.1f} of {target.available / 1e9:.1f} GB")
+    print(f"peak        {program.decoding_peak / 1e9:8.2f} GB while decoding")
+    print(
+        f"            {program.loading_peak / 1e9:8.2f} GB loading peak: weights, a layer, a piece"
+    )
+    print(f"fits        {fits}: {program.peak / 1e9:.1f} of {target.available / 1e9:.1f} GB")
     print(
         f"floor       {program.floor * 1e3:8.2f} ms a step: time to read the weights and the full "
         "contexts once at the data sheet's bandwidth"

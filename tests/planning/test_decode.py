@@ -9,6 +9,7 @@ from jaxs1.config import UserError
 from jaxs1.plan import main
 from jaxs1.planning import topology
 from jaxs1.planning.hlo import count_launches, large_copies
+from jaxs1.planning.targets import Target
 from tests.planning.cases import needs
 
 LAYERS = ["--layers", "2"]
@@ -101,6 +102,23 @@ def test_missing_compiler_is_one_line(monkeypatch):
     with pytest.raises(UserError, match=r"pip install 'jaxs1\[plan\]'") as error:
         main(["--decode", "--config", "s1_32b", "--target", "h100:1x1"])
     assert "\n" not in str(error.value)
+
+
+def test_loading_peak_decides_whether_it_fits(monkeypatch, capsys, tmp_path):
+    """Weights, one layer and the embedding; by hand for two layers of the 32B with a tiny cache."""
+    found = planned(tmp_path, "--target", "cpu:1", "--sequences", 1, "--context", 64)
+    layer = 5120 * (2 * 5120 + 2 * 1024 + 3 * 27648 + 2) + 5120 + 2 * 1024
+    embedding = 152064 * 5120
+    assert found["weights"] == 4 * (2 * layer + 2 * embedding + 5120)
+    assert found["loading_peak"] == found["weights"] + 4 * (layer + embedding)
+    decoding = found["weights"] + found["cache"] + found["temporaries"]
+    assert decoding < found["loading_peak"]
+    assert f"fits        yes: {found['loading_peak'] / 1e9:.1f} of" in capsys.readouterr().out
+    limit = (decoding + found["loading_peak"]) / 2
+    monkeypatch.setattr(Target, "available", property(lambda self: limit))
+    words = ["--decode", "--config", "s1_32b", *LAYERS, "--target", "cpu:1"]
+    assert main([*words, "--sequences", "1", "--context", "64"]) == 1
+    assert "fits        NO" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("model", [
