@@ -21,7 +21,8 @@ from jaxs1.decoding.tokenized_thinking import TokenizedThinking
 from jaxs1.model import decode, kv_cache, transformer
 from jaxs1.model.architecture import Architecture
 from jaxs1.model.sharding import make_sharding_rules
-from jaxs1.planning.decode import abstract_params, compile_and_look
+from jaxs1.planning.compile import CompiledProgram, compile_program
+from jaxs1.planning.decode import abstract_params
 
 GREEDY = SamplingFlags(sampled=False, filtered=False, penalised=False)
 
@@ -92,7 +93,7 @@ class Loop:
         self.held = [list(range(1 + b * self.pages, 1 + (b + 1) * self.pages)) for b in range(rows)]
         self.table_BM = table(self.held, rows, self.pages)
         self.is_newline_V = np.zeros(a.vocab_size, bool)
-        self._programs: dict[tuple[str, int], Any] = {}
+        self._programs: dict[tuple[str, int], CompiledProgram] = {}
 
     def prefill(self, prompts: Sequence[Ids]) -> None:
         """Bring prompts into the cache."""
@@ -116,16 +117,16 @@ class Loop:
         return jax.block_until_ready(jax.device_put(rows, self.rules.sharding(())))
 
     def chunk(self, impl: str, slots: Any, *, steps: int) -> tuple[ChunkOutput, dict[str, int]]:
-        """One chunk; what it wrote, and what the host started for it (`compile_and_look`)."""
+        """One chunk; what it wrote, and what the host launched for it, by kind."""
         given = (self.params, self.cache, slots, self.is_newline_V)
         if (impl, steps) not in self._programs:
             chunk: Any = CompiledFunctions(self.model, impl, steps).chunk
             lowered = chunk.lower(*given, rows=self.rows, pages=self.pages, kinds=GREEDY)
             platform = self.rules.mesh.devices.flat[0].platform
-            self._programs[impl, steps] = compile_and_look(lowered, platform)
-        program, launches = self._programs[impl, steps]
-        self.cache, _, written = program(*given)
-        return jax.device_get(written), launches
+            self._programs[impl, steps] = compile_program(lowered, platform)
+        program = self._programs[impl, steps]
+        self.cache, _, written = program.executable(*given)
+        return jax.device_get(written), program.launches
 
     def run(
         self, impl: str, prompts: Sequence[Ids], asked: Sequence[TokenizedThinking], *, steps: int

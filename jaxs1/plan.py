@@ -1,12 +1,13 @@
-"""Does a recipe fit, how long does it take, what does it cost? Compiled for hardware not here.
+"""Plan a run without the hardware: does it fit, how long does it take, what does it cost?
 
-    python -m jaxs1.plan --config configs/s1_32b.yaml --target h100:2x8
+    python -m jaxs1.plan --config s1_32b --target h100:2x8
+    python -m jaxs1.plan --decode --config s1_32b --target h100:1x1
 
-With --decode it is the decode chunk of `jaxs1.generate` (see `jaxs1.planning.decode`).
-The real train step of `jaxs1.train` is compiled for devices that exist only in name; memory and
-communication are what the compiler reports, time is a roofline over them. Needs
-`pip install 'jaxs1[plan]'`, no accelerator and no driver. Every field of a recipe can be given, as
-in `jaxs1.train`; no data and no weights are read.
+The first compiles the train step of `jaxs1.train` ahead of time for the target, the second the
+decode loop of `jaxs1.generate`. Memory and communication are the compiler's figures; the time is a
+roofline estimate over them. Neither reads data or weights. Needs `pip install 'jaxs1[plan]'`, which
+brings the compilers, but no accelerator and no driver. Any field of a training recipe can be
+overridden, as in `jaxs1.train`.
 """
 
 from __future__ import annotations
@@ -18,42 +19,50 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxs1.config import TrainConfig, UserError, one_line, parse, run_command
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.planning import decode, report
-from jaxs1.planning.case import Case, Sequences, make_case
+from jaxs1.planning.planned_run import PlannedRun, Sequences, make_planned_run
 from jaxs1.planning.report import Outcome
 from jaxs1.planning.search import alternatives
-from jaxs1.planning.targets import parse_target
+from jaxs1.planning.targets import Target, parse_target
 from jaxs1.planning.topology import make_devices, use_only_cpu
 from jaxs1.planning.workload import S1K_EXAMPLES, S1K_MEAN
 
-#: How many layouts a search compiles at most.
+COMMAND = "python -m jaxs1.plan"
+#: Most layouts that a search compiles.
 TRIES = 6
+#: Recipes and model shapes that come with the project.
+CONFIGS = Path(__file__).parents[1] / "configs"
+#: Model that decoding is planned for if none is given.
+DEFAULT_MODEL = "qwen2.5-32b"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Plan a training run for hardware that is not here.
+    """Plan a training run: memory, communication, time and cost, without the hardware.
 
-    Every field of a training recipe can be given as well, e.g. --compute.remat full.
+    Any field of a training recipe can be given as well, for example --compute.remat full.
 
     Args:
-        target: accelerators: h100, h200, a100 or rtx4090:NODESxGPUS, v5p:2x2x4, v6e:4x8, cpu:8
-        price: of a device-hour [$]; null takes the table's round figure
-        rows: rows of a micro-batch; null takes the recipe's
-        length: of every row [tokens]; null packs sequences of drawn lengths
-        mean_length: tokens of a sequence on average; the default is s1K's
-        examples: number of training sequences; the default is s1K's
-        layers: compile only so many layers; null for all
-        changes: how many changes to the recipe are compiled and compared
-        search: compile layouts from the fastest on until one fits
-        output: JSON file for all figures
+        target: Accelerators to plan for: h100, h200, a100 or rtx4090:NODESxGPUS, v5p:2x2x4,
+            v5e or v6e:4x8, cpu:8
+        decode: Plan decoding instead of training; `--decode --help` lists its options
+        price: Price of a device-hour [$]; null uses a typical on-demand price of 2025
+        rows: Rows of a micro-batch; null uses the recipe's
+        length: Length of every row [tokens]; null packs sequences of random lengths
+        mean_length: Average length of a sequence [tokens]; the default is s1K's
+        examples: Number of training sequences; the default is s1K's
+        layers: Number of layers to compile; null compiles all
+        changes: Number of changes to the recipe to compile and compare
+        search: Compile other layouts, fastest first, until one fits
+        output: JSON file to write all figures to
     """
 
     target: str
+    decode: bool = False
     price: float | None = None
     rows: int | None = None
     length: int | None = None
@@ -65,62 +74,116 @@ class Plan:
     output: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no plan could be made of."""
+        """Check that numbers are positive."""
         for name in ("price", "rows", "length", "mean_length", "examples", "layers"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise UserError(f"{name}={value}: must be positive")
+                raise UserError(f"{name}={value}: must be positive; give a value above 0")
         if self.changes < 0:
             raise UserError(f"changes={self.changes}: must be 0 or more")
 
 
+@dataclass(frozen=True)
+class DecodePlan:
+    """Plan decoding: memory, copies, kernel launches and the fastest possible step.
+
+    All devices of the target share one copy of the model. With --config, the model is the one of a
+    training recipe.
+
+    Args:
+        target: Accelerators to plan for: h100, h200, a100 or rtx4090:NODESxGPUS, v5p:2x2x4,
+            v5e or v6e:2x4, cpu:8
+        model: Hugging Face folder or hub id whose config.json gives the shapes
+        architecture: Shapes of the model instead: a config.json, or a name such as qwen2.5-32b
+            (the default without --model and --config)
+        impl: Implementation of the decode step
+        sequences: Number of sequences decoded at the same time
+        context: Length that each sequence can reach [tokens], prompt included
+        steps: Decode steps between two synchronisations with the host
+        layers: Number of layers to compile; null compiles all
+        output: JSON file to write all figures to
+    """
+
+    target: str = "h200:1x1"
+    model: str | None = None
+    architecture: str | None = None
+    impl: Literal["xla", "triton", "pallas"] = "xla"
+    sequences: int = 8
+    context: int = 4096
+    steps: int = 32
+    layers: int | None = None
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check that numbers are positive."""
+        for name in ("sequences", "context", "steps", "layers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value}: must be at least 1")
+
+
 def main(argv: Sequence[str]) -> int:
-    """The command; 1 where the recipe does not fit."""
+    """The command; returns 1 if the run does not fit."""
     logging.getLogger("jax").setLevel(logging.ERROR)
     use_only_cpu()
-    if "--decode" in argv:
-        return decode.main([word for word in argv if word != "--decode"])
-    ours, recipe = _split(argv)
-    command = "python -m jaxs1.plan"
-    options = parse(Plan, ours, command=command)
-    config = parse(TrainConfig, recipe, command=command)
+    words = [_shipped(argv, i) for i in range(len(argv))]
+    decoding = [word for word in words if word not in ("--decode", "--decode=true")]
+    return _plan_training(words) if len(decoding) == len(words) else _plan_decoding(decoding)
+
+
+def _plan_training(argv: Sequence[str]) -> int:
+    own, recipe = _split(argv, Plan)
+    options = parse(Plan, own, command=COMMAND)
+    config = parse(TrainConfig, recipe, command=COMMAND)
     outcomes = plan(options, config)
-    if options.output:
-        Path(options.output).write_text(json.dumps(report.to_json(outcomes), indent=2) + "\n")
+    _write(options.output, report.to_json(outcomes))
     return 0 if outcomes[0].fits else 1
 
 
+def _plan_decoding(argv: Sequence[str]) -> int:
+    own, recipe = _split(argv, DecodePlan)
+    options = parse(DecodePlan, own, command=f"{COMMAND} --decode")
+    model, shapes = options.model, options.architecture
+    if recipe:
+        config = parse(TrainConfig, recipe, command=f"{COMMAND} --decode")
+        if model is None and shapes is None:
+            model, shapes = config.model, config.architecture
+    elif model is None and shapes is None:
+        shapes = DEFAULT_MODEL
+    program, target = plan_decoding(options, *find_architecture(model, shapes))
+    _write(options.output, dataclasses.asdict(program))
+    return 0 if program.peak <= target.available else 1
+
+
 def plan(options: Plan, config: TrainConfig) -> list[Outcome]:
-    """Compile a recipe and its alternatives, and print what comes of it; the recipe comes first.
+    """Compile a recipe and alternatives to it, and print the results; the recipe comes first.
 
     Raises:
         UserError: one line that names the field, its value, the constraint and the remedy.
     """
     target = parse_target(options.target)
-    architecture, origin = find_architecture(config)
-    if options.layers:
-        architecture = dataclasses.replace(architecture, num_layers=options.layers)
+    architecture, origin = find_architecture(config.model, config.architecture)
+    architecture = _first_layers(architecture, options.layers)
     if options.rows:
         config = dataclasses.replace(
             config, data=dataclasses.replace(config.data, rows=options.rows)
         )
-    if target.accelerator.platform == "cpu":  # no mesh of a recipe is meant for a laptop
+    if target.accelerator.platform == "cpu":  # no recipe's mesh is made for a laptop
         config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, fsdp=-1))
-    devices = make_devices(target)
     make = partial(
-        make_case,
+        make_planned_run,
         architecture=architecture,
         target=target,
-        devices=devices,
+        devices=make_devices(target),
         sequences=Sequences(options.mean_length, options.examples, options.length),
     )
-    case = make(config)
+    run = make(config)
     price = target.accelerator.price if options.price is None else options.price
-    report.print_case(case, origin)
-    first = _compile(case, price)
+    report.print_run(run, origin)
+    first = _compile(run, price)
     report.print_outcome(first)
     outcomes = [first]
-    others = alternatives(case, make, aspects=3 if options.search else 1)
+    others = alternatives(run, make, aspects=3 if options.search else 1)
     for other in others[: TRIES if options.search else options.changes]:
         outcome = _compile(other, price)
         report.print_change(outcome, first)
@@ -130,58 +193,122 @@ def plan(options: Plan, config: TrainConfig) -> list[Outcome]:
     return outcomes
 
 
-def find_architecture(config: TrainConfig) -> tuple[Architecture, str]:
-    """The recipe's model without its weights, and where its shapes come from.
+def plan_decoding(
+    options: DecodePlan, architecture: Architecture, origin: str
+) -> tuple[decode.DecodeProgram, Target]:
+    """Compile the decode loop and print what the compiler reports.
 
-    A local folder's config.json wins; then the recipe's `architecture`; then the hub.
+    Args:
+        options: settings of the loop
+        architecture: shapes of the model
+        origin: where the shapes come from
+
+    Raises:
+        UserError: one line that names the field, its value, the constraint and the remedy.
+    """
+    target = parse_target(options.target)
+    architecture = _first_layers(architecture, options.layers)
+    program = decode.compile_decoding(
+        architecture,
+        target,
+        make_devices(target),
+        impl=options.impl,
+        sequences=options.sequences,
+        context=options.context,
+        steps=options.steps,
+    )
+    work = f"{options.sequences} sequences of {options.context:,} tokens, {options.steps} steps"
+    report.print_decoding(program, architecture, origin, target, f"{options.impl}, {work}")
+    return program, target
+
+
+def find_architecture(model: str | None, architecture: str | None) -> tuple[Architecture, str]:
+    """Shapes of a model, read without its weights, and the file they come from.
+
+    Args:
+        model: Hugging Face folder or hub id; the config.json of a folder has precedence
+        architecture: a config.json, or the name of one of `configs/models`; precedes the hub
 
     Raises:
         UserError: none of them can be read.
     """
-    source = config.architecture
-    if config.model and Path(config.model).is_dir():
-        source = str(Path(config.model) / "config.json")
-    elif source is None:
-        from huggingface_hub import hf_hub_download
-
-        try:
-            source = hf_hub_download(str(config.model), "config.json")
-        except Exception as error:
-            raise UserError(
-                f"model={config.model}: its config.json cannot be fetched ({one_line(error)}); "
-                "give --architecture configs/models/NAME.json"
-            ) from None
+    if model and Path(model).is_dir():
+        source = str(Path(model) / "config.json")
+    elif architecture is not None:
+        source = find_recipe(architecture)
+    else:
+        source = _fetch_config(str(model))
     values = read_config(source)
     values.setdefault("vocab_size", 151936)  # an architecture may leave it to the tokenizer
     return Architecture.from_hf(values, source), source
 
 
-def _compile(case: Case, price: float) -> Outcome:
-    """Compile rows of average length, and the longest ones, which must fit too."""
-    typical = case.compile(case.typical)
+def find_recipe(name: str) -> str:
+    """The path of a recipe or of model shapes.
+
+    Args:
+        name: a file, or the name of one in `configs/`: s1_32b, qwen2.5-32b
+    """
+    shipped = (CONFIGS / f"{name}.yaml", CONFIGS / "models" / f"{name}.json", CONFIGS.parent / name)
+    found = (path for path in (Path(name), *shipped) if path.is_file())
+    return str(next(found, name))
+
+
+def _shipped(argv: Sequence[str], position: int) -> str:
+    """An argument; the name of a shipped recipe is replaced by its path."""
+    word = argv[position]
+    if word.startswith("--config="):
+        return f"--config={find_recipe(word.partition('=')[2])}"
+    return find_recipe(word) if position and argv[position - 1] == "--config" else word
+
+
+def _fetch_config(model: str) -> str:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return hf_hub_download(model, "config.json")
+    except Exception as error:
+        raise UserError(
+            f"model={model}: its config.json cannot be fetched ({one_line(error)}); "
+            "give --architecture configs/models/NAME.json"
+        ) from None
+
+
+def _first_layers(architecture: Architecture, layers: int | None) -> Architecture:
+    return dataclasses.replace(architecture, num_layers=layers or architecture.num_layers)
+
+
+def _compile(run: PlannedRun, price: float) -> Outcome:
+    """Compile a step of average length, and one of the longest rows, which must fit too."""
+    typical = run.compile(run.typical)
     longest: Any = None
-    if case.workload.longest > case.typical and not typical.refusal:
-        longest = case.compile(case.workload.longest)
-    return Outcome(case, typical, longest, price)
+    if run.workload.longest > run.typical and not typical.refusal:
+        longest = run.compile(run.workload.longest)
+    return Outcome(run, typical, longest, price)
 
 
-def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments of the plan, and those of the recipe."""
-    names = {f.name: f.type for f in dataclasses.fields(Plan)}
-    ours: list[str] = []
+def _split(argv: Sequence[str], schema: type) -> tuple[list[str], list[str]]:
+    """Arguments that are fields of `schema`, and the others, which belong to the recipe."""
+    types = {f.name: f.type for f in dataclasses.fields(schema)}
+    own: list[str] = []
     recipe: list[str] = []
-    where = recipe
+    current = recipe
     for position, word in enumerate(argv):
         if word.startswith("--"):
             name, _, value = word[2:].partition("=")
-            where = ours if name in names or name == "help" else recipe
-            where.append(word)
+            current = own if name in types or name == "help" else recipe
+            current.append(word)
             last = position + 1 == len(argv) or argv[position + 1].startswith("--")
-            if names.get(name) == "bool" and not value and last:
-                where.append("true")  # a switch without a value
+            if types.get(name) == "bool" and not value and last:
+                current.append("true")  # a switch without a value
         else:
-            where.append(word)
-    return ours, recipe
+            current.append(word)
+    return own, recipe
+
+
+def _write(path: str | None, figures: dict[str, Any]) -> None:
+    if path:
+        Path(path).write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
-"""One real train step, compiled for devices that are not here, and what the compiler says of it."""
+"""Compile the real train step ahead of time and collect what the compiler reports."""
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,31 +15,44 @@ import optax
 from jaxs1.data.packing import Batch
 from jaxs1.model.transformer import Transformer
 from jaxs1.planning.estimate import abstract_state, local_bytes
-from jaxs1.planning.hlo import Collective, collectives
+from jaxs1.planning.flops import product_flops
+from jaxs1.planning.hlo import Collective, collectives, count_launches
 from jaxs1.planning.targets import Target
 from jaxs1.planning.topology import tracing_for
-from jaxs1.planning.work import product_flops
 from jaxs1.training.step import batch_sharding, make_train_step
 
-#: XLA keeps programs under about 77 % of a GPU's memory by computing things again and by giving up
-#: the overlap with communication; this lets it use nearly all. Training takes the same flag from
-#: XLA_FLAGS.
+#: XLA limits programs to about 77 % of a GPU's memory, by recomputation and by giving up overlap
+#: with communication; this allows nearly all of it. Training sets the same flag in XLA_FLAGS.
 GPU_OPTIONS = {"xla_gpu_memory_limit_slop_factor": "112"}
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """What the compiler says of one step on one device; sizes in bytes.
+class CompiledProgram(NamedTuple):
+    """A program compiled for one device.
 
     Args:
-        parameters: trained or frozen
+        executable: result of JAX's `compile`
+        text: optimized HLO
+        launches: number of launches by the host for one run, by kind; empty except on GPUs
+    """
+
+    executable: Any
+    text: str
+    launches: dict[str, int]
+
+
+@dataclass(frozen=True)
+class TrainProgram:
+    """What the compiler reports of one train step on one device; sizes in bytes.
+
+    Args:
+        parameters: trained and frozen weights
         optimizer: moments
-        batch: token ids and so on
-        temporaries: activations, gradients and what else lives within a step
-        peak: all together
-        products: FLOPs of matrix products, recomputed ones included; without fused attention
-        collectives: by kind
-        refusal: the compiler's reason, where the program does not fit and there is none
+        batch: token ids, segments, targets
+        temporaries: activations, gradients and everything else that lives within a step
+        peak: all of these together
+        products: FLOPs of matrix products, recomputed ones included, fused attention excluded
+        collectives: exchanges by kind
+        refusal: the compiler's reason if it refused a program that does not fit
     """
 
     parameters: float
@@ -50,7 +61,7 @@ class Compiled:
     temporaries: float
     peak: float
     products: float
-    collectives: dict[str, Collective]
+    collectives: dict[str, Collective] = field(default_factory=dict)
     refusal: str | None = None
 
 
@@ -63,80 +74,92 @@ def compile_step(
     rows: int,
     length: int,
     loss_chunk: int,
-) -> Compiled:
-    """Compile the step that training would run.
+) -> TrainProgram:
+    """Compile the train step of `jaxs1.train`.
 
     Args:
-        model: abstract, with the rules over the target's devices
+        model: abstract, with sharding rules over the target's devices
         optimizer: from `make_optimizer`
-        target: what the model's devices are
+        target: accelerators that the model's devices belong to
         gradient_accumulation_steps: micro-batches of a step
-        rows: of a micro-batch, over all devices
-        length: of a row [tokens]
+        rows: rows of a micro-batch, over all devices
+        length: length of a row [tokens]
         loss_chunk: see `loss.batch_loss`
     """
     state = abstract_state(model, optimizer)
-    where = batch_sharding(model.rules)
+    sharding = batch_sharding(model.rules)
     kinds = Batch(*(jnp.dtype(kind) for kind in ("int32", "int32", "float32", "int32", "int32")))
     shape = (gradient_accumulation_steps, rows, length)
-    batch = jax.tree.map(lambda kind: jax.ShapeDtypeStruct(shape, kind, sharding=where), kinds)
+    batch = jax.tree.map(lambda kind: jax.ShapeDtypeStruct(shape, kind, sharding=sharding), kinds)
     with tracing_for(target):
         step: Any = make_train_step(model, optimizer, loss_chunk=loss_chunk)
         traced = step.trace(state, batch)
         lowered = traced.lower()
-    weights = (state.params, state.frozen)
     sizes: dict[str, Any] = {
-        "parameters": local_bytes(weights),
+        "parameters": local_bytes((state.params, state.frozen)),
         "optimizer": local_bytes(state.opt_state),
         "batch": local_bytes(batch),
-        "products": product_flops(traced.jaxpr, model.rules.mesh.size),
     }
-    with _options(target) as (options, read_text):
-        try:
-            program = lowered.compile(compiler_options=options)
-        except jax.errors.JaxRuntimeError as error:
-            temporaries = _refused_bytes(str(error))
-            if temporaries is None:
-                raise
-            arguments = sizes["parameters"] + sizes["optimizer"] + sizes["batch"]
-            return Compiled(
-                **sizes,
-                temporaries=temporaries,
-                peak=arguments + temporaries,
-                collectives={},
-                refusal=str(error).split("\n")[0],
-            )
-        text = read_text(program)
-    memory = program.memory_analysis()
+    products = product_flops(traced.jaxpr, model.rules.mesh.size)
+    platform = target.accelerator.platform
+    try:
+        program = compile_program(lowered, platform, GPU_OPTIONS if platform == "gpu" else {})
+    except jax.errors.JaxRuntimeError as error:
+        temporaries = _refused_bytes(str(error))
+        if temporaries is None:
+            raise
+        peak = sum(sizes.values()) + temporaries
+        reason = str(error).split("\n")[0]
+        return TrainProgram(
+            **sizes, temporaries=temporaries, peak=peak, products=products, refusal=reason
+        )
+    memory = program.executable.memory_analysis()
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return Compiled(
+    return TrainProgram(
         **sizes,
         temporaries=memory.temp_size_in_bytes,
         peak=peak,
-        collectives=collectives(text),
+        products=products,
+        collectives=collectives(program.text),
     )
 
 
-@contextmanager
-def _options(target: Target) -> Iterator[Any]:
-    """Compiler options, and how the program's text is got at."""
-    if target.accelerator.platform != "tpu":
-        options = GPU_OPTIONS if target.accelerator.platform == "gpu" else {}
-        yield options, lambda program: program.as_text()
-        return
+def compile_program(
+    lowered: Any, platform: str, options: dict[str, str] | None = None
+) -> CompiledProgram:
+    """Compile a lowered program and read its text and, on GPUs, the launches of the host.
+
+    XLA reports some of this only in files that it writes for debugging: the launches on a GPU, and
+    the text on a TPU, where `as_text()` fails on asynchronous operations. Where it writes none (a
+    program from the persistent cache), the launches are empty and the text is `as_text()`.
+
+    Args:
+        lowered: result of JAX's `lower`
+        platform: cpu, gpu or tpu
+        options: compiler options
+    """
+    if platform == "cpu":
+        executable = lowered.compile(compiler_options=options)
+        return CompiledProgram(executable, executable.as_text(), {})
+    dump: dict[str, Any] = {"xla_dump_hlo_as_text": True} if platform == "tpu" else {}
     with tempfile.TemporaryDirectory() as folder:
-        # as_text() fails on TPU programs that have asynchronous operations
+        settings = {**(options or {}), **dump, "xla_dump_to": folder}
+        executable = lowered.compile(compiler_options=settings)
+        if platform == "tpu":
+            text = _dumped(folder, "*.after_optimizations.txt")
+            return CompiledProgram(executable, text or executable.as_text(), {})
+        launches = count_launches(_dumped(folder, "*thunk_sequence_after_thunk_passes.txt"))
+        return CompiledProgram(executable, executable.as_text(), launches)
 
-        def read_text(_: Any) -> str:
-            (file,) = Path(folder).glob("*.after_optimizations.txt")
-            return file.read_text()
 
-        yield {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}, read_text
+def _dumped(folder: str, pattern: str) -> str:
+    """Text of the file that XLA wrote, empty if there is none."""
+    return next((path.read_text() for path in Path(folder).glob(pattern)), "")
 
 
 def _refused_bytes(message: str) -> float | None:
-    """What a TPU program would have needed beside its arguments; None if that is not the reason."""
+    """Temporary memory that a refused TPU program needs; None if memory is not the reason."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     found = re.search(r"HLO temporaries \(([\d.]+)([KMGT])\)", message)

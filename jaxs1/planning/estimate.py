@@ -52,7 +52,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Seconds:
+class TimeEstimate:
     """Of one step. communication: all of it; of which `OVERLAP` hides behind the rest."""
 
     products: float
@@ -112,12 +112,12 @@ def estimate_memory(
     )
 
 
-def estimate_flops(model: Transformer, slots: float) -> float:
+def estimate_flops(model: Transformer, padded_tokens: float) -> float:
     """FLOPs of the matrix products of a step over all devices, recomputed ones included.
 
     Args:
         model: abstract
-        slots: tokens of a step, padding included
+        padded_tokens: tokens of a step, padding included
     """
     a, remat = model.architecture, model.compute.remat
     D, F, L = a.hidden_size, a.intermediate_size, a.num_layers
@@ -126,7 +126,7 @@ def estimate_flops(model: Transformer, slots: float) -> float:
     layers = L * (3 * D * F + 2 * D * (q + kv))
     backward = 4 if transformer.trained(model) is nnx.Param else 2
     head = (2 + backward) * a.vocab_size * D
-    return slots * ((2 + backward) * layers + 2 * L * again + head)
+    return padded_tokens * ((2 + backward) * layers + 2 * L * again + head)
 
 
 def estimate_received(model: Transformer, workload: Workload, length: float) -> float:
@@ -145,14 +145,14 @@ def estimate_received(model: Transformer, workload: Workload, length: float) -> 
     return workload.gradient_accumulation_steps * (gathers + sequences + reduced)
 
 
-def estimate_seconds(
+def estimate_time(
     model: Transformer,
     accelerator: Accelerator,
     workload: Workload,
     *,
     products: float | None = None,
     received: float | None = None,
-) -> Seconds:
+) -> TimeEstimate:
     """Time of a step of average length.
 
     Args:
@@ -163,9 +163,9 @@ def estimate_seconds(
         received: bytes that a device receives in a step of average length, likewise
     """
     a, n = model.architecture, model.rules.mesh.size
-    slots = workload.gradient_accumulation_steps * workload.rows * workload.mean
+    padded_tokens = workload.gradient_accumulation_steps * workload.rows * workload.mean
     if products is None:
-        products = estimate_flops(model, slots) / n
+        products = estimate_flops(model, padded_tokens) / n
     if received is None:
         received = estimate_received(model, workload, workload.mean)
     size = jnp.dtype(model.compute.dtype).itemsize
@@ -173,13 +173,17 @@ def estimate_seconds(
     per_pair = 4 * a.num_layers * a.num_heads * a.head_dim
     passes = 4.5 if model.compute.remat == "full" else 3.5
     # splash and XLA compute the whole triangle of a row, whatever its segments; XLA's are products
-    seen = workload.pairs if model.compute.attention == "cudnn" else slots * workload.mean / 2
+    seen = (
+        workload.pairs if model.compute.attention == "cudnn" else padded_tokens * workload.mean / 2
+    )
     attention = 0.0 if model.compute.attention == "xla" else per_pair * passes * seen / n
     # norms, rotation, residuals and the gate read and write about so much, three times over
-    touched = 3 * (12 * a.hidden_size + 4 * a.intermediate_size) * a.num_layers * size * slots / n
+    touched = (
+        3 * (12 * a.hidden_size + 4 * a.intermediate_size) * a.num_layers * size * padded_tokens / n
+    )
     touched += 28 * a.num_parameters / n  # the optimizer, in float32
     peak = accelerator.flops
-    return Seconds(
+    return TimeEstimate(
         products=products / (PRODUCTS * peak),
         attention=attention / (ATTENTION * peak),
         elementwise=touched / (BANDWIDTH * accelerator.bandwidth),
@@ -256,7 +260,8 @@ def refuse_if_too_large(memory: Memory, available: float, device: str) -> None:
     raise UserError(
         f"memory={memory.total / 1e9:.1f} GB: a step needs about so much on each device ({parts}) "
         f"and {device} has {available / 1e9:.1f}; more devices along mesh.fsdp or mesh.context, "
-        "--compute.remat full or a higher --gradient_accumulation_steps help; python -m jaxs1.plan finds the fastest"
+        "--compute.remat full or a higher --gradient_accumulation_steps help; "
+        "python -m jaxs1.plan finds the fastest"
     )
 
 

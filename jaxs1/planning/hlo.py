@@ -1,13 +1,10 @@
-"""What devices send each other, read from the text of a compiled program.
-
-Knows XLA's text form only. Loops count as often as they run.
-"""
+"""Collectives, large copies and launches, read from the text of a compiled program."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import NamedTuple
 
 KINDS = (
@@ -25,8 +22,17 @@ _OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(
 _CALLED = re.compile(r"(?:calls|to_apply|called_computations)=\{?%?([\w.\-]+)")
 
 
+#: Smallest copy [bytes] that counts as large: one of weights or of pages of the KV cache.
+LARGE = 1 << 20
+
+
 class Collective(NamedTuple):
-    """times: how often a kind runs; received: bytes that reach one device by all of them."""
+    """All exchanges of one kind.
+
+    Args:
+        times: number of executions
+        received: bytes that one device receives in all of them
+    """
 
     times: int
     received: float
@@ -39,7 +45,7 @@ class _Operation(NamedTuple):
 
 
 def collectives(text: str) -> dict[str, Collective]:
-    """Collectives of a program by kind, of one run of it.
+    """Collectives of one run of a program, by kind; a loop counts as often as it runs.
 
     Args:
         text: an optimized HLO module, as `compiled.as_text()` gives it
@@ -71,6 +77,36 @@ def collectives(text: str) -> dict[str, Collective]:
     return {kind: Collective(counts[kind], received[kind]) for kind in KINDS if counts[kind]}
 
 
+def large_copies(text: str) -> tuple[list[str], list[str]]:
+    """Result types of copies of at least `LARGE` bytes: inside loops and calls, and outside.
+
+    Padding copies as well. A TPU's prefetch into faster memory (`S(1)`) does not count.
+
+    Args:
+        text: an optimized HLO module
+    """
+    computations, entry = _parse(text)
+    copies: tuple[list[str], list[str]] = ([], [])
+    for name, operations in computations.items():
+        for operation in operations.values():
+            kind, _, start = operation.kind.partition("-")
+            if kind not in ("copy", "pad") or start not in ("", "start"):
+                continue
+            shape = _last_group(re.search(r"(\w+\[[\d,]*\])", operation.result))
+            if _bytes(shape) >= LARGE and not (start and "S(1)" in operation.result):
+                copies[name == entry].append(shape)
+    return copies
+
+
+def count_launches(thunks: str) -> dict[str, int]:
+    """Launches by the host for one run, by kind; a command buffer is a CUDA graph.
+
+    Args:
+        thunks: XLA's dump of the thunk sequence; thunks inside others are indented
+    """
+    return dict(Counter(re.findall(r"^\d+: (k\w+)", thunks, re.M)))
+
+
 def _parse(text: str) -> tuple[dict[str, dict[str, _Operation]], str]:
     """Computation name -> operation name -> operation; and the entry's name."""
     computations: dict[str, dict[str, _Operation]] = {}
@@ -87,7 +123,7 @@ def _parse(text: str) -> tuple[dict[str, dict[str, _Operation]], str]:
 
 
 def _trips(operation: _Operation, computations: dict[str, dict[str, _Operation]]) -> int:
-    """How often a loop runs: XLA's own note, or the constant that its condition compares with."""
+    """Trip count of a loop: XLA's annotation, or the constant in its condition."""
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', operation.rest):
         return int(known[1])
     condition = re.search(r"condition=%?([\w.\-]+)", operation.rest)
@@ -100,7 +136,7 @@ def _trips(operation: _Operation, computations: dict[str, dict[str, _Operation]]
 
 
 def _group_size(rest: str) -> int:
-    """Devices that take part in one exchange, from any of XLA's three ways to write groups."""
+    """Number of devices in one exchange, from any of XLA's three notations for groups."""
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
         return listed[1].count(",") + 1
     if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
@@ -108,11 +144,11 @@ def _group_size(rest: str) -> int:
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
-    return 2  # a permutation has pairs instead
+    return 2  # a permutation lists pairs instead
 
 
 def _received(kind: str, result: float, group: int) -> float:
-    """Bytes that reach a device, by the size of its result, if no byte is sent twice."""
+    """Bytes that a device receives for a result of this size, if no byte is sent twice."""
     share = (group - 1) / group
     return {
         "all-gather": result * share,
@@ -124,7 +160,7 @@ def _received(kind: str, result: float, group: int) -> float:
 
 
 def _bytes(shape: str) -> float:
-    """Size of a shape or of all members of a tuple."""
+    """Size [bytes] of a shape, or of all members of a tuple."""
     total = 0.0
     for kind, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shape):
         bits = _BITS.get(kind) or int(re.sub(r"\D*(\d+).*", r"\1", kind))

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from jaxs1.planning.case import Case
-from jaxs1.planning.compile import Compiled
+from jaxs1.model.architecture import Architecture
+from jaxs1.planning.compile import TrainProgram
+from jaxs1.planning.decode import DecodeProgram
 from jaxs1.planning.estimate import ATTENTION, BANDWIDTH, OVERLAP, PRODUCTS
+from jaxs1.planning.planned_run import PlannedRun
 from jaxs1.planning.search import describe
+from jaxs1.planning.targets import Target
 from jaxs1.planning.workload import S1K_SPREAD
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A compiled case.
+    """A compiled run.
 
     Args:
-        case: what was compiled
+        run: what was compiled
         typical: the step of average length
         longest: the step of the longest rows, where they are longer than the average
         price: of a device-hour [$]
     """
 
-    case: Case
-    typical: Compiled
-    longest: Compiled | None
+    run: PlannedRun
+    typical: TrainProgram
+    longest: TrainProgram | None
     price: float
 
     @property
@@ -40,38 +44,38 @@ class Outcome:
         """Whether all of it fits."""
         compiled = (self.typical, self.longest)
         refused = any(c.refusal for c in compiled if c is not None)
-        return not refused and self.peak <= self.case.available
+        return not refused and self.peak <= self.run.target.available
 
     @property
     def step_seconds(self) -> float:
         """Of an average step."""
-        return self.case.seconds(self.typical).total
+        return self.run.time(self.typical).total
 
     @property
     def run_seconds(self) -> float:
         """Of all steps."""
-        return self.step_seconds * self.case.workload.steps
+        return self.step_seconds * self.run.workload.steps
 
     @property
     def device_hours(self) -> float:
         """Of the run."""
-        return self.run_seconds * self.case.target.devices / 3600
+        return self.run_seconds * self.run.target.devices / 3600
 
     @property
     def utilization(self) -> float:
         """Share of the peak FLOP/s that goes into the model's own work (MFU)."""
-        case, workload = self.case, self.case.workload
-        useful = case.model.architecture.train_flops(workload.tokens, workload.pairs)  # type: ignore[arg-type]
-        return useful / (self.step_seconds * case.target.devices * case.target.accelerator.flops)
+        run, workload = self.run, self.run.workload
+        useful = run.model.architecture.train_flops(workload.tokens, workload.pairs)  # type: ignore[arg-type]
+        return useful / (self.step_seconds * run.target.devices * run.target.accelerator.flops)
 
 
-def print_case(case: Case, origin: str) -> None:
+def print_run(run: PlannedRun, origin: str) -> None:
     """Say what is planned, and every choice that was made for the user."""
-    a, c, w = case.model.architecture, case.model.compute, case.workload
-    mesh = ", ".join(f"{k} {v}" for k, v in case.model.rules.mesh.shape.items())
+    a, c, w = run.model.architecture, run.model.compute, run.workload
+    mesh = ", ".join(f"{k} {v}" for k, v in run.model.rules.mesh.shape.items())
     kept = {"none": "nothing", "attention": "all but attention", "full": "everything"}[c.remat]
     print(f"model     {a.num_parameters:,} parameters ({origin})")
-    print(f"target    {case.target.devices} x {case.target.accelerator.device_kind}: {mesh}")
+    print(f"target    {run.target.devices} x {run.target.accelerator.device_kind}: {mesh}")
     print(f"compute   attention {c.attention}, {c.dtype}; the backward pass recomputes {kept}")
     packed = (
         f"{w.gradient_accumulation_steps} x {w.rows} rows"
@@ -79,17 +83,17 @@ def print_case(case: Case, origin: str) -> None:
         else f"{w.rows} rows"
     )
     print(
-        f"steps     {w.steps:,} of {case.config.batch_size} sequences in {packed} of "
+        f"steps     {w.steps:,} of {run.config.batch_size} sequences in {packed} of "
         f"{min(w.lengths):,} to {w.longest:,} tokens, {w.mean:,.0f} on average, {w.fill:.0%} filled"
     )
 
 
 def print_outcome(outcome: Outcome) -> None:
     """Memory, communication, time and cost of the recipe."""
-    case, first = outcome.case, outcome.typical
-    columns = [(case.typical, first)]
+    run, first = outcome.run, outcome.typical
+    columns = [(run.typical, first)]
     if outcome.longest is not None:
-        columns.append((case.workload.longest, outcome.longest))
+        columns.append((run.workload.longest, outcome.longest))
     lengths = "".join(f"{length:>10,}" for length, _ in columns)
     print(f"memory    GB on each device, rows of{lengths} tokens")
     for name in ("parameters", "optimizer", "batch", "temporaries", "peak"):
@@ -97,7 +101,7 @@ def print_outcome(outcome: Outcome) -> None:
         print(f"          {name:24}{figures}")
         if name == "temporaries":
             for part in ("gradients", "activations"):
-                estimated = (getattr(case.memory(length), part) for length, _ in columns)
+                estimated = (getattr(run.memory(length), part) for length, _ in columns)
                 figures = "".join(f"{value / 1e9:10.1f}" for value in estimated)
                 print(f"            of which {part:13}{figures}")
     print(f"          {verdict(outcome)}")
@@ -107,33 +111,33 @@ def print_outcome(outcome: Outcome) -> None:
     print(
         f"products  {first.products / 1e12:,.0f} TFLOP a device and step, recomputed ones included"
     )
-    if _unknown(case):
+    if _unknown(run):
         print("time      no estimate for a CPU")
         return
-    seconds = case.seconds(first)
+    seconds = run.time(first)
     print(
         f"time      {seconds.total:.2f} s a step: products {seconds.products:.2f}, attention "
         f"{seconds.attention:.2f}, elementwise {seconds.elementwise:.2f}, and of "
         f"{seconds.communication:.2f} communication what does not overlap"
     )
     print(
-        f"run       {_clock(outcome.run_seconds)} for {case.workload.steps:,} steps, MFU "
+        f"run       {_clock(outcome.run_seconds)} for {run.workload.steps:,} steps, MFU "
         f"{outcome.utilization:.0%}; {outcome.device_hours:,.1f} device-hours, "
         f"${outcome.device_hours * outcome.price:,.2f} at ${outcome.price:.2f} an hour (--price)"
     )
-    print("assumes   " + assumptions(case).replace("\n", "\n          "))
+    print("assumes   " + assumptions(run).replace("\n", "\n          "))
 
 
 def verdict(outcome: Outcome) -> str:
     """Does it fit, and with what margin."""
-    case = outcome.case
-    if math.isinf(case.available):
+    run = outcome.run
+    if math.isinf(run.target.available):
         return "a CPU's memory is not known here"
-    of = f"of {case.available / 1e9:.1f}"
-    if case.target.accelerator.reserved_memory:
-        whole, reserve = case.target.accelerator.memory, case.target.accelerator.reserved_memory
-        of += f" ({whole / 1e9:.1f} less {reserve / 1e9:.1f} for the driver and libraries)"
-    share = outcome.peak / case.available - 1
+    of = f"of {run.target.available / 1e9:.1f}"
+    if run.target.accelerator.reserved_memory:
+        memory, reserved = run.target.accelerator.memory, run.target.accelerator.reserved_memory
+        of += f" ({memory / 1e9:.1f} less {reserved / 1e9:.1f} for the driver and libraries)"
+    share = outcome.peak / run.target.available - 1
     if outcome.fits:
         return f"{of}: fits, {-share:.0%} to spare"
     return f"{of}: DOES NOT FIT, {share:.0%} too much"
@@ -141,26 +145,26 @@ def verdict(outcome: Outcome) -> str:
 
 def print_change(outcome: Outcome, first: Outcome) -> None:
     """One alternative, beside the recipe."""
-    case = outcome.case
+    run = outcome.run
     fits = "fits" if outcome.fits else "DOES NOT FIT"
     more = (outcome.peak - first.peak) / 1e9
-    print(f"change    {describe(case.config)}")
+    print(f"change    {describe(run.config)}")
     print(
         f"          {fits}, {outcome.peak / 1e9:.1f} GB ({more:+.1f}) with rows of "
-        f"{case.workload.longest:,}" + _time_of_change(outcome, first)
+        f"{run.workload.longest:,}" + _time_of_change(outcome, first)
     )
 
 
 def _time_of_change(outcome: Outcome, first: Outcome) -> str:
-    if _unknown(outcome.case):
+    if _unknown(outcome.run):
         return ""
     change = outcome.run_seconds / first.run_seconds - 1
     return f"; {_clock(outcome.run_seconds)} ({change:+.0%})"
 
 
-def assumptions(case: Case) -> str:
+def assumptions(run: PlannedRun) -> str:
     """What the time rests on."""
-    a, w = case.target.accelerator, case.workload
+    a, w = run.target.accelerator, run.workload
     drawn = (
         f"{w.tokens:,.0f} tokens a step; lengths log-normal with spread {S1K_SPREAD} as in s1K "
         "(--mean_length, --examples)"
@@ -176,48 +180,92 @@ def assumptions(case: Case) -> str:
     )
 
 
+def print_decoding(
+    program: DecodeProgram, a: Architecture, origin: str, target: Target, work: str
+) -> None:
+    """Memory, copies, launches and the floor of a decode loop.
+
+    Args:
+        program: the compiled loop
+        a: architecture of the model
+        origin: where the shapes come from
+        target: accelerators that it was compiled for
+        work: settings of the loop, in one line
+    """
+    in_place = min(1.0, program.in_place / program.cache)
+    fits = "yes" if program.peak <= target.available else "NO"
+    print(f"model       {a.num_parameters:,} parameters, {origin}")
+    print(f"target      {target}: {target.devices} x {target.accelerator.device_kind}")
+    print(f"loop        {work} between two synchronisations with the host")
+    print(f"weights     {program.weights / 1e9:8.2f} GB on each device")
+    print(f"KV cache    {program.cache / 1e9:8.2f} GB, {in_place:.0%} of it updated in place")
+    print(f"temporaries {program.temporaries / 2**20:8.2f} MiB")
+    print(f"copies      {_copies(program.copies)} in every step")
+    print(f"            {_copies(program.copies_once)} in every call of the loop")
+    if program.launches:
+        graph = "is one CUDA graph" if program.is_one_graph else "is NOT one CUDA graph"
+        counts = ", ".join(f"{n} {kind}" for kind, n in program.launches.items())
+        print(f"launches    the loop {graph}; the host launches {counts} for a call")
+    for kind, (times, received) in program.collectives.items():
+        print(f"{kind:11} {times:8} x, {received / 1e6:.2f} MB received by a device in a step")
+    print(f"peak        {program.decoding_peak / 1e9:8.2f} GB while decoding")
+    print(
+        f"            {program.loading_peak / 1e9:8.2f} GB loading peak: weights, a layer, a piece"
+    )
+    print(f"fits        {fits}: {program.peak / 1e9:.1f} of {target.available / 1e9:.1f} GB")
+    print(
+        f"floor       {program.floor * 1e3:8.2f} ms a step: time to read the weights and the full "
+        "contexts once at the data sheet's bandwidth"
+    )
+
+
+def _copies(copies: list[str]) -> str:
+    kinds = ", ".join(f"{n} x {kind}" for kind, n in Counter(copies).items())
+    return f"{len(copies)} of at least 1 MiB" + (f" ({kinds})" if kinds else "")
+
+
 def to_json(outcomes: list[Outcome]) -> dict[str, Any]:
     """All figures; the recipe's own first, then what was tried besides."""
     first = outcomes[0]
     return {
-        "target": str(first.case.target),
-        "devices": first.case.target.devices,
-        "device_kind": first.case.target.accelerator.device_kind,
-        "assumptions": assumptions(first.case),
+        "target": str(first.run.target),
+        "devices": first.run.target.devices,
+        "device_kind": first.run.target.accelerator.device_kind,
+        "assumptions": assumptions(first.run),
         **_figures(first),
         "changes": [_figures(outcome) for outcome in outcomes[1:]],
     }
 
 
 def _figures(outcome: Outcome) -> dict[str, Any]:
-    case, workload = outcome.case, outcome.case.workload
+    run, workload = outcome.run, outcome.run.workload
     return {
-        "arguments": describe(case.config),
-        "mesh": dict(case.model.rules.mesh.shape),
-        "attention": case.model.compute.attention,
-        "remat": case.model.compute.remat,
+        "arguments": describe(run.config),
+        "mesh": dict(run.model.rules.mesh.shape),
+        "attention": run.model.compute.attention,
+        "remat": run.model.compute.remat,
         "rows": workload.rows,
         "gradient_accumulation_steps": workload.gradient_accumulation_steps,
-        "row_length": case.typical,
+        "row_length": run.typical,
         "longest_row": workload.longest,
         "fits": outcome.fits,
-        "available_bytes": case.available if math.isfinite(case.available) else None,
+        "available_bytes": run.target.available if math.isfinite(run.target.available) else None,
         "peak_bytes": outcome.peak,
         "typical": dataclasses.asdict(outcome.typical),
         "longest": outcome.longest and dataclasses.asdict(outcome.longest),
         "steps": workload.steps,
-        "seconds": None if _unknown(case) else dataclasses.asdict(case.seconds(outcome.typical)),
-        "step_seconds": None if _unknown(case) else outcome.step_seconds,
-        "run_seconds": None if _unknown(case) else outcome.run_seconds,
-        "utilization": None if _unknown(case) else outcome.utilization,
-        "device_hours": None if _unknown(case) else outcome.device_hours,
-        "dollars": None if _unknown(case) else outcome.device_hours * outcome.price,
+        "seconds": None if _unknown(run) else dataclasses.asdict(run.time(outcome.typical)),
+        "step_seconds": None if _unknown(run) else outcome.step_seconds,
+        "run_seconds": None if _unknown(run) else outcome.run_seconds,
+        "utilization": None if _unknown(run) else outcome.utilization,
+        "device_hours": None if _unknown(run) else outcome.device_hours,
+        "dollars": None if _unknown(run) else outcome.device_hours * outcome.price,
     }
 
 
-def _unknown(case: Case) -> bool:
+def _unknown(run: PlannedRun) -> bool:
     """Whether no time can be estimated."""
-    return math.isnan(case.target.accelerator.flops)
+    return math.isnan(run.target.accelerator.flops)
 
 
 def _clock(seconds: float) -> str:

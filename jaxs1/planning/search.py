@@ -7,15 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from jaxs1.config import TrainConfig, UserError
-from jaxs1.planning.case import Case
 from jaxs1.planning.estimate import MARGIN
+from jaxs1.planning.planned_run import PlannedRun
 from jaxs1.planning.targets import Target
 
-#: What one change may change.
-ASPECTS = ("remat", "layout", "gradient_accumulation_steps")
-
 REMATS: tuple[Literal["none", "attention", "full"], ...] = ("none", "attention", "full")
-Make = Callable[[TrainConfig], Case]
+Make = Callable[[TrainConfig], PlannedRun]
 
 
 def describe(config: TrainConfig) -> str:
@@ -23,43 +20,44 @@ def describe(config: TrainConfig) -> str:
     mesh = config.mesh
     return (
         f"--mesh.fsdp {mesh.fsdp} --mesh.context {mesh.context} --data.rows {config.data.rows} "
-        f"--gradient_accumulation_steps {config.gradient_accumulation_steps} --compute.remat {config.compute.remat}"
+        f"--gradient_accumulation_steps {config.gradient_accumulation_steps} "
+        f"--compute.remat {config.compute.remat}"
     )
 
 
-def alternatives(case: Case, make: Make, *, aspects: int) -> list[Case]:
+def alternatives(run: PlannedRun, make: Make, *, aspects: int) -> list[PlannedRun]:
     """Cases that might fit by the closed form, by their estimated time.
 
     Args:
-        case: what they are alternatives to
-        make: a recipe to a case
-        aspects: how many of `ASPECTS` may differ
+        run: what they are alternatives to
+        make: turns a recipe into a planned run
+        aspects: how many of remat, layout and gradient accumulation may differ
     """
     found = []
-    for config in _configs(case.config, case.target, case.model.rules.mesh.shape["fsdp"]):
-        if not 0 < len(_changes(case, config)) <= aspects:
+    for config in _configs(run.config, run.target, run.model.rules.mesh.shape["fsdp"]):
+        if not 0 < len(_changes(run, config)) <= aspects:
             continue
         try:
             other = make(config)
         except UserError:  # widths that the mesh does not divide
             continue
-        if other.memory(other.workload.longest).total <= MARGIN * other.available:
+        if other.memory(other.workload.longest).total <= MARGIN * other.target.available:
             found.append(other)
-    return sorted(found, key=lambda other: other.seconds().total)
+    return sorted(found, key=lambda other: other.time().total)
 
 
-def _changes(case: Case, config: TrainConfig) -> set[str]:
-    """Aspects in which a recipe differs from a case's."""
-    mesh, rows = case.model.rules.mesh.shape, case.workload.rows
+def _changes(run: PlannedRun, config: TrainConfig) -> set[str]:
+    """Aspects in which a recipe differs from a run's."""
+    mesh, rows = run.model.rules.mesh.shape, run.workload.rows
     pairs = {
-        "remat": (config.compute.remat, case.config.compute.remat),
+        "remat": (config.compute.remat, run.config.compute.remat),
         "layout": (
             (config.mesh.fsdp, config.mesh.context, config.data.rows),
             (mesh["fsdp"], mesh["context"], rows),
         ),
         "gradient_accumulation_steps": (
             config.gradient_accumulation_steps,
-            case.config.gradient_accumulation_steps,
+            run.config.gradient_accumulation_steps,
         ),
     }
     return {name for name, (here, there) in pairs.items() if here != there}

@@ -27,6 +27,11 @@ class Target:
         """Their number."""
         return math.prod(self.shape)
 
+    @property
+    def available(self) -> float:
+        """Bytes of one device that a program may use."""
+        return self.accelerator.memory - self.accelerator.reserved_memory
+
     def __str__(self) -> str:
         return f"{self.name}:{'x'.join(map(str, self.shape))}"
 

@@ -54,7 +54,7 @@ class Workload:
 
     @property
     def fill(self) -> float:
-        """Share of the slots that hold tokens."""
+        """Share of the padded tokens that are real tokens."""
         return self.tokens / (self.gradient_accumulation_steps * self.rows * self.mean)
 
 
@@ -111,8 +111,15 @@ def make_workload(
     )
 
 
-def fixed_workload(mean: float, *, batch_size: int, steps: int, gradient_accumulation_steps: int, rows: int,
-                   length: int) -> Workload:  # fmt: skip
+def fixed_workload(
+    mean: float,
+    *,
+    batch_size: int,
+    steps: int,
+    gradient_accumulation_steps: int,
+    rows: int,
+    length: int,
+) -> Workload:
     """All rows have one given length; the sequences in them are `mean` tokens long on average."""
     lengths = draw_lengths(mean, length)
     tokens = min(batch_size * mean, gradient_accumulation_steps * rows * length)

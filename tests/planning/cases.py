@@ -1,4 +1,4 @@
-"""Cases for tests of the planner."""
+"""Planned runs for the tests of the planner."""
 
 import functools
 
@@ -7,7 +7,7 @@ import pytest
 from jaxs1.config import TrainConfig, parse
 from jaxs1.model.architecture import Architecture
 from jaxs1.plan import find_architecture
-from jaxs1.planning.case import Sequences, make_case
+from jaxs1.planning.planned_run import Sequences, make_planned_run
 from jaxs1.planning.targets import parse_target
 from jaxs1.planning.topology import is_installed, make_devices
 from tests.conftest import ROOT
@@ -32,17 +32,19 @@ def devices(target):
     return make_devices(parse_target(target))
 
 
-def case(target, config, *, architecture=None, mean=5500, length=None, on=None):
-    """A case; the architecture is the recipe's. on: other devices, where nothing is compiled."""
-    architecture = architecture or find_architecture(config)[0]
+def plan_run(target, config, *, architecture=None, mean=5500, length=None, on=None):
+    """A planned run of the recipe's architecture. on: devices to use where nothing is compiled."""
+    architecture = architecture or find_architecture(config.model, config.architecture)[0]
     sequences = Sequences(mean, 1000, length)
-    return make_case(config, architecture, parse_target(target), devices(on or target), sequences)
+    return make_planned_run(
+        config, architecture, parse_target(target), devices(on or target), sequences
+    )
 
 
-def tiny_case(*arguments, target="cpu:8", mean=400, length=None):
+def tiny_run(*arguments, target="cpu:8", mean=400, length=None):
     """A tiny model in float32 on eight CPU devices, fsdp 2 x context 4."""
     config = recipe(
         "s1_32b", "--mesh.fsdp", "2", "--mesh.context", "4", "--compute.loss_chunk", "128",
         "--data.row_multiple", "512", "--data.block_size", "2048", *arguments,
     )  # fmt: skip
-    return case(target, config, architecture=TINY, mean=mean, length=length, on="cpu:8")
+    return plan_run(target, config, architecture=TINY, mean=mean, length=length, on="cpu:8")

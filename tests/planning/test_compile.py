@@ -7,7 +7,7 @@ NVIDIA GPUs and no GPU; `make test` brings it.
 import pytest
 
 from tests.numerics import TOLERANCE
-from tests.planning.cases import case, needs, recipe, tiny_case
+from tests.planning.cases import needs, plan_run, recipe, tiny_run
 
 
 @pytest.mark.parametrize("remat", ["attention", "full"])
@@ -18,7 +18,7 @@ def test_state_and_exchanges_to_the_byte(remat):
     of q, k, v; with full recomputation also q, k, v again. Left to the partitioner, the outputs
     kept of all layers moved at every layer.
     """
-    tiny = tiny_case("--compute.remat", remat, "--compute.dtype", "float32", length=512)
+    tiny = tiny_run("--compute.remat", remat, "--compute.dtype", "float32", length=512)
     compiled, estimated = tiny.compile(512), tiny.memory(512)
     assert compiled.parameters == estimated.parameters
     assert compiled.optimizer == estimated.optimizer
@@ -48,12 +48,12 @@ H100 = {  # arguments, row length -> peak [GB] recorded on 2026-11-22, and fits
 def test_32b_on_16_h100(name):
     needs("gpu")
     arguments, length, recorded, fits = H100[name]
-    planned = case("h100:2x8", recipe("s1_32b", *arguments), length=length)
+    planned = plan_run("h100:2x8", recipe("s1_32b", *arguments), length=length)
     compiled = planned.compile(length)
     assert compiled.peak / 1e9 == pytest.approx(
         recorded, rel=TOLERANCE["compiled memory and bytes = recorded"]
     )
-    assert (compiled.peak <= planned.available) == fits
+    assert (compiled.peak <= planned.target.available) == fits
     if fits:  # what does not fit is computed again by XLA's own choice
         assert planned.memory(length).total == pytest.approx(
             compiled.peak, rel=TOLERANCE["memory in closed form = compiled"]
@@ -63,10 +63,10 @@ def test_32b_on_16_h100(name):
 def test_recommended_recipe_of_the_32b():
     """<= 64 GB on each device and <= 16 minutes; weights are gathered twice, gradients once."""
     needs("gpu")
-    planned = case("h100:2x8", recipe("s1_32b"))
+    planned = plan_run("h100:2x8", recipe("s1_32b"))
     compiled = planned.compile(planned.typical)
     assert planned.typical == 49152 and compiled.peak <= 64e9
-    assert planned.seconds(compiled).total * planned.workload.steps <= 16 * 60
+    assert planned.time(compiled).total * planned.workload.steps <= 16 * 60
     received = {kind: c.received / 1e9 for kind, c in compiled.collectives.items()}
     expected = {"all-gather": 118.5, "reduce-scatter": 67.3, "all-to-all": 20.6}
     for kind, bytes_ in expected.items():

@@ -1,12 +1,15 @@
 """The decode chunk compiled for hardware that is not here: no copies, little memory, one graph."""
 
 import importlib.util
+import json
 
 import pytest
 
 from jaxs1.config import UserError
-from jaxs1.planning.decode import large_copies, launches, main
-from tests.conftest import ROOT
+from jaxs1.plan import main
+from jaxs1.planning import topology
+from jaxs1.planning.hlo import count_launches, large_copies
+from jaxs1.planning.targets import Target
 from tests.planning.cases import needs
 
 LAYERS = ["--layers", "2"]
@@ -35,9 +38,9 @@ def test_large_copies_by_hand():
 
 def test_launches_by_hand():
     graph = "000: kCommandBuffer [source]\n    001: kCopy [x]\n    002: kWhile [y]\nbody:\n"
-    assert launches(graph) == {"kCommandBuffer": 1}
+    assert count_launches(graph) == {"kCommandBuffer": 1}
     none = "000: kCommandBuffer [x]\n001: kWhile [x]\n    002: kCommandBuffer [x]\n003: kCopy [x]\n"
-    assert launches(none) == {"kCommandBuffer": 1, "kWhile": 1, "kCopy": 1}
+    assert count_launches(none) == {"kCommandBuffer": 1, "kWhile": 1, "kCopy": 1}
 
 
 @pytest.mark.parametrize("sequences", [1, 8, 32])
@@ -59,7 +62,7 @@ def test_xla_on_an_h200_is_no_graph(capsys, tmp_path):
     needs("gpu")
     found = planned(tmp_path, "--target", "h200:1x1", "--impl", "xla")
     assert found["copies"] == [] and "kWhile" in found["launches"]
-    assert "the loop is NO CUDA graph" in capsys.readouterr().out
+    assert "the loop is NOT one CUDA graph" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("target", ["v5e:2x2", "v6e:2x2"])
@@ -81,7 +84,7 @@ def test_pallas_on_tpu(target, tmp_path):
 )  # fmt: skip
 def test_mistakes(arguments, message):
     with pytest.raises(UserError, match=message) as error:
-        main([*arguments, *LAYERS])
+        main(["--decode", *arguments, *LAYERS])
     assert str(error.value).endswith("give --impl xla") and "\n" not in str(error.value)
 
 
@@ -90,15 +93,59 @@ def test_too_many_sequences_for_the_kernels():
     if importlib.util.find_spec("triton") is None:
         pytest.skip("needs triton")
     with pytest.raises(UserError, match=r"impl=triton: .*batch=65: the Triton kernels take 1"):
-        main(["--target", "h200:1x1", "--impl", "triton", "--sequences", "65", *LAYERS])
+        main(["--decode", "--target", "h200:1x1", "--impl", "triton", "--sequences", "65", *LAYERS])
+
+
+def test_missing_compiler_is_one_line(monkeypatch):
+    """The line names the pip command."""
+    monkeypatch.setattr(topology, "_PLUGINS", {"gpu": "no_such_plugin"})
+    with pytest.raises(UserError, match=r"pip install 'jaxs1\[plan\]'") as error:
+        main(["--decode", "--config", "s1_32b", "--target", "h100:1x1"])
+    assert "\n" not in str(error.value)
+
+
+def test_loading_peak_decides_whether_it_fits(monkeypatch, capsys, tmp_path):
+    """Weights, one layer and the embedding; by hand for two layers of the 32B with a tiny cache."""
+    found = planned(tmp_path, "--target", "cpu:1", "--sequences", 1, "--context", 64)
+    layer = 5120 * (2 * 5120 + 2 * 1024 + 3 * 27648 + 2) + 5120 + 2 * 1024
+    embedding = 152064 * 5120
+    assert found["weights"] == 4 * (2 * layer + 2 * embedding + 5120)
+    assert found["loading_peak"] == found["weights"] + 4 * (layer + embedding)
+    decoding = found["weights"] + found["cache"] + found["temporaries"]
+    assert decoding < found["loading_peak"]
+    assert f"fits        yes: {found['loading_peak'] / 1e9:.1f} of" in capsys.readouterr().out
+    limit = (decoding + found["loading_peak"]) / 2
+    monkeypatch.setattr(Target, "available", property(lambda self: limit))
+    words = ["--decode", "--config", "s1_32b", *LAYERS, "--target", "cpu:1"]
+    assert main([*words, "--sequences", "1", "--context", "64"]) == 1
+    assert "fits        NO" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", [
+    ["--config", "s1_7b"], ["--config=s1_7b"], ["--architecture", "qwen2.5-7b"],
+    ["--config", "s1_32b", "--architecture", "qwen2.5-7b"],
+])  # fmt: skip
+def test_shapes_by_name_from_any_folder(model, monkeypatch, tmp_path, capsys):
+    """A recipe's model, or shapes by name, on a laptop's CPU; no file is looked for here."""
+    monkeypatch.chdir(tmp_path)
+    small = ["--layers", "1", "--sequences", "1", "--context", "64", "--target", "cpu:1"]
+    assert main(["--decode", *model, *small]) == 0
+    page = capsys.readouterr().out
+    assert "qwen2.5-7b.json" in page and "fits        yes" in page
+
+
+def test_help_lists_both(capsys):
+    """--decode is an option of the plan and has a help of its own."""
+    for words, expected in ((["--help"], "--decode"), (["--decode", "--help"], "--sequences")):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 0
+        assert expected in capsys.readouterr().out
 
 
 def planned(folder, *arguments):
     """Figures of a plan at two layers of the 32B."""
-    import json
-
-    config = ROOT / "configs" / "models" / "qwen2.5-32b.json"
     output = folder / "plan.json"
-    words = [*arguments, "--architecture", config, "--output", output, *LAYERS]
+    words = ["--decode", *arguments, "--config", "s1_32b", "--output", output, *LAYERS]
     assert main(list(map(str, words))) == 0
     return json.loads(output.read_text())

@@ -14,12 +14,12 @@ from jaxs1.data.chat import Example
 from jaxs1.data.packing import Batch
 from jaxs1.model.sharding import make_sharding_rules
 from jaxs1.planning.estimate import Memory, check_fits, estimate_flops, refuse_if_too_large
+from jaxs1.planning.flops import product_flops
 from jaxs1.planning.targets import parse_target
 from jaxs1.planning.topology import tracing_for
-from jaxs1.planning.work import product_flops
 from jaxs1.planning.workload import draw_lengths, make_workload
 from jaxs1.training.step import batch_sharding, make_train_step
-from tests.planning.cases import tiny_case
+from tests.planning.cases import tiny_run
 
 
 def test_products_of_a_function():
@@ -34,7 +34,7 @@ def test_products_of_a_function():
     assert product_flops(jax.make_jaxpr(f)(*shapes), 1) == forward
     assert product_flops(jax.make_jaxpr(f)(*shapes), 4) == forward / 4
     assert product_flops(jax.make_jaxpr(jax.grad(f, (0, 1)))(*shapes), 1) == 3 * forward
-    rules = make_sharding_rules(tiny_case().config.mesh)
+    rules = make_sharding_rules(tiny_run().config.mesh)
     local = jax.shard_map(
         lambda x: x @ x.T, mesh=rules.mesh, in_specs=rules.spec(("rows",)),
         out_specs=rules.spec(("rows",)), check_vma=False,
@@ -46,22 +46,22 @@ def test_products_of_a_function():
 @pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
 def test_products_of_the_train_step(remat, gradient_accumulation_steps):
     """The closed form and the traced step count the same, recomputed products included."""
-    case = tiny_case(
+    run = tiny_run(
         "--compute.remat", remat, "--gradient_accumulation_steps", str(gradient_accumulation_steps)
     )
-    rules = case.model.rules
-    compute = dataclasses.replace(case.model.compute, attention="cudnn", dtype="bfloat16")
-    case.model.compute = compute  # fused attention is no product
+    rules = run.model.rules
+    compute = dataclasses.replace(run.model.compute, attention="cudnn", dtype="bfloat16")
+    run.model.compute = compute  # fused attention is no product
     B, T = 2, 1024
-    step = make_train_step(case.model, case.optimizer, loss_chunk=128)
+    step = make_train_step(run.model, run.optimizer, loss_chunk=128)
     x = jax.ShapeDtypeStruct(
         (gradient_accumulation_steps, B, T), jnp.int32, sharding=batch_sharding(rules)
     )
     batch = Batch(x, x, x.update(dtype=jnp.float32), x, x)
     with tracing_for(parse_target("h100:1x8")):
-        found = product_flops(step.trace(case.state, batch).jaxpr, 8)
+        found = product_flops(step.trace(run.state, batch).jaxpr, 8)
     assert found * 8 == pytest.approx(
-        estimate_flops(case.model, gradient_accumulation_steps * B * T), rel=1e-6
+        estimate_flops(run.model, gradient_accumulation_steps * B * T), rel=1e-6
     )
 
 
@@ -79,7 +79,7 @@ def test_workload_is_what_training_packs():
     """Row lengths, tokens and pairs of a plan are those of the batches of the same sequences."""
     lengths = draw_lengths(300, 1000, examples=40)
     examples = [Example(np.zeros(n, np.int32), np.ones(n, bool)) for n in lengths]
-    config = tiny_case(
+    config = tiny_run(
         "--data.rows", "2", "--gradient_accumulation_steps", "2", "--data.row_multiple", "128"
     ).config
     batches = Batches(
@@ -88,26 +88,26 @@ def test_workload_is_what_training_packs():
     )  # fmt: skip
     order = np.concatenate([batches.indices(step) for step in range(3)])
     found = make_workload(
-        lengths[order].tolist(), batch_size=16, epochs=5, steps=None, gradient_accumulation_steps=2, rows=2,
-        multiple=128,
+        lengths[order].tolist(), batch_size=16, epochs=5, steps=None, gradient_accumulation_steps=2,
+        rows=2, multiple=128,
     )  # fmt: skip
     packed = [batches.batch(step) for step in range(3)]
     assert found.steps == 15
     assert found.lengths == tuple(batch.tokens.shape[2] for batch, _ in packed)
     assert found.tokens == np.mean([stats.tokens for _, stats in packed])
     assert found.pairs == np.mean([stats.attention_pairs for _, stats in packed])
-    slots = sum(stats.padded_tokens for _, stats in packed)
-    assert found.fill == pytest.approx(sum(stats.tokens for _, stats in packed) / slots)
+    padded_tokens = sum(stats.padded_tokens for _, stats in packed)
+    assert found.fill == pytest.approx(sum(stats.tokens for _, stats in packed) / padded_tokens)
 
 
 def test_what_is_estimated_grows_as_it_must():
-    small, large = (tiny_case().memory(n) for n in (1024, 2048))
+    small, large = (tiny_run().memory(n) for n in (1024, 2048))
     assert large.activations == 2 * small.activations
     assert large.parameters == small.parameters == small.gradients
-    again = tiny_case("--gradient_accumulation_steps", "2").memory(1024)
+    again = tiny_run("--gradient_accumulation_steps", "2").memory(1024)
     assert again.gradients == 2 * small.gradients
-    assert tiny_case("--compute.remat", "full").memory(1024).activations < small.activations
-    adapters = tiny_case("--lora.rank", "2").memory(1024)
+    assert tiny_run("--compute.remat", "full").memory(1024).activations < small.activations
+    adapters = tiny_run("--lora.rank", "2").memory(1024)
     assert adapters.gradients < small.gradients / 4
     assert adapters.optimizer < small.optimizer / 4
     half = dataclasses.replace(small, gradients=0)
@@ -126,19 +126,19 @@ def test_a_run_that_cannot_fit_is_refused_with_the_numbers():
 
 
 def test_training_is_refused_by_what_its_device_says():
-    case = tiny_case("--compute.remat", "none")
+    run = tiny_run("--compute.remat", "none")
     examples = [Example(np.zeros(n, np.int32), np.ones(n, bool)) for n in [100] * 31 + [2000]]
     batches = Batches(
-        examples, case.config.data, batch_size=16, gradient_accumulation_steps=1, loss="token", seed=0, num_row_shards=2,
+        examples, run.config.data, batch_size=16, gradient_accumulation_steps=1, loss="token", seed=0, num_row_shards=2,
         attention=0.01, padding_id=0,
     )  # fmt: skip
-    needed = case.memory(2048).total  # the row of the longest example, rounded up
+    needed = run.memory(2048).total  # the row of the longest example, rounded up
 
     def device(limit):
         stats = {} if limit is None else {"bytes_limit": limit}
         return SimpleNamespace(memory_stats=lambda: stats, device_kind="GPU")
 
     for enough in (None, needed):
-        check_fits(case.model, case.config, batches, 4, device(enough))
+        check_fits(run.model, run.config, batches, 4, device(enough))
     with pytest.raises(UserError, match=r"GPU has 0\.0"):
-        check_fits(case.model, case.config, batches, 4, device(needed / 1.2))
+        check_fits(run.model, run.config, batches, 4, device(needed / 1.2))

@@ -9,7 +9,7 @@ from jaxs1.config import UserError
 from jaxs1.planning import topology
 from jaxs1.planning.search import alternatives
 from jaxs1.planning.targets import parse_target
-from tests.planning.cases import case, recipe, tiny_case
+from tests.planning.cases import plan_run, recipe, tiny_run
 
 RECIPE = ["--config", "configs/s1_32b.yaml", "--architecture", "configs/models/tiny.json"]
 SMALL = ["--data.row_multiple", "256", "--mean_length", "200", "--examples", "48", "--price", "2"]
@@ -76,10 +76,10 @@ def test_missing_compiler_is_named_with_the_command(target, monkeypatch):
 
 
 def test_alternatives_are_sorted_and_differ_in_one_aspect():
-    first = tiny_case(target="h100:1x8")
-    found = alternatives(first, lambda config: case_of(first, config), aspects=1)
+    first = tiny_run(target="h100:1x8")
+    found = alternatives(first, lambda config: run_of(first, config), aspects=1)
     assert len(found) >= 5
-    times = [other.seconds().total for other in found]
+    times = [other.time().total for other in found]
     assert times == sorted(times) and times[0] < times[-1]
     for other in found:
         layout = (other.config.mesh, other.workload.rows) != (
@@ -93,8 +93,8 @@ def test_alternatives_are_sorted_and_differ_in_one_aspect():
         assert layout + remat + gradient_accumulation_steps == 1
 
 
-def case_of(first, config):
-    return case("h100:1x8", config, architecture=first.model.architecture, mean=400, on="cpu:8")
+def run_of(first, config):
+    return plan_run("h100:1x8", config, architecture=first.model.architecture, mean=400, on="cpu:8")
 
 
 def test_a_gpu_that_cannot_run_packed_cudnn_gets_xla():

@@ -13,15 +13,15 @@ import optax
 from jaxs1.config import TrainConfig, UserError
 from jaxs1.model import ops, transformer
 from jaxs1.model.architecture import Architecture
-from jaxs1.model.sharding import check_divisible, make_sharding_rules
+from jaxs1.model.sharding import ShardingRules, check_divisible, make_sharding_rules
 from jaxs1.model.transformer import Transformer
-from jaxs1.planning.compile import Compiled, compile_step
+from jaxs1.planning.compile import TrainProgram, compile_step
 from jaxs1.planning.estimate import (
     Memory,
-    Seconds,
+    TimeEstimate,
     abstract_state,
     estimate_memory,
-    estimate_seconds,
+    estimate_time,
 )
 from jaxs1.planning.targets import Target
 from jaxs1.planning.workload import Workload, draw_lengths, fixed_workload, make_workload
@@ -38,7 +38,7 @@ class Sequences:
 
 
 @dataclass(frozen=True)
-class Case:
+class PlannedRun:
     """A recipe with the devices it is planned for."""
 
     config: TrainConfig
@@ -57,11 +57,6 @@ class Case:
         return abstract_state(self.model, self.optimizer)
 
     @property
-    def available(self) -> float:
-        """Bytes of one device that the step may take."""
-        return self.target.accelerator.memory - self.target.accelerator.reserved_memory
-
-    @property
     def typical(self) -> int:
         """The row length that stands for the average step."""
         return self.workload.typical(self.config.data.row_multiple)
@@ -70,20 +65,20 @@ class Case:
         """Closed-form estimate for rows of a length."""
         return estimate_memory(self.model, self.state, length=length, **self._sizes)
 
-    def compile(self, length: int) -> Compiled:
+    def compile(self, length: int) -> TrainProgram:
         """The real step for rows of a length; takes seconds to minutes."""
         return compile_step(self.model, self.optimizer, self.target, length=length, **self._sizes)
 
-    def seconds(self, compiled: Compiled | None = None) -> Seconds:
+    def time(self, compiled: TrainProgram | None = None) -> TimeEstimate:
         """Time of an average step: of the closed form, or with a compiled step's own figures."""
         accelerator = self.target.accelerator
         if compiled is None or compiled.refusal:
-            return estimate_seconds(self.model, accelerator, self.workload)
+            return estimate_time(self.model, accelerator, self.workload)
         shorter = self.workload.mean / self.typical
         received = {kind: c.received for kind, c in compiled.collectives.items()}
         if "all-to-all" in received:  # parts of sequences; what else travels are weights
             received["all-to-all"] *= shorter
-        return estimate_seconds(
+        return estimate_time(
             self.model,
             accelerator,
             self.workload,
@@ -100,48 +95,62 @@ class Case:
         }
 
 
-def make_case(
+def make_planned_run(
     config: TrainConfig,
     architecture: Architecture,
     target: Target,
     devices: list[jax.Device],
     sequences: Sequences,
-) -> Case:
-    """Put a recipe on a target.
+) -> PlannedRun:
+    """Plan a recipe for a target.
+
+    Args:
+        config: the recipe
+        architecture: shapes of the model
+        target: accelerators to plan for
+        devices: compile-only devices of the target
+        sequences: lengths of the training data
 
     Raises:
-        UserError: a mesh, a number of rows or a length that cannot be.
+        UserError: the mesh, the number of rows or a length does not fit the devices.
     """
     rules = make_sharding_rules(config.mesh, devices)
     check_divisible(architecture, rules)
-    parts, context = rules.size("rows"), rules.size("sequence")
-    rows = config.data.rows or parts
-    if rows % parts:
+    rows = config.data.rows or rules.size("rows")
+    _check_divides(rules, rows, sequences.length, config.data.row_multiple)
+    device = target.accelerator
+    attention: Any = ops.resolve_attention(
+        config.compute.attention, device.platform, config.compute.dtype, device.capability
+    )
+    model = transformer.abstract(
+        architecture,
+        dataclasses.replace(config.compute, attention=attention),
+        rules,
+        max_segments=config.batch_size,
+        lora=config.lora,
+    )
+    return PlannedRun(config, target, model, _workload(config, rows, sequences))
+
+
+def _check_divides(rules: ShardingRules, rows: int, length: int | None, multiple: int) -> None:
+    """Check that the mesh divides the rows and their lengths."""
+    shards, context = rules.size("rows"), rules.size("sequence")
+    if rows % shards:
         raise UserError(
-            f"rows={rows}: must be a multiple of mesh.data x mesh.fsdp={parts}, which split the "
-            f"rows; give --rows {-(-rows // parts) * parts}"
+            f"rows={rows}: must be a multiple of mesh.data x mesh.fsdp={shards}, which split the "
+            f"rows; give --rows {-(-rows // shards) * shards}"
         )
-    for name, size in (("length", sequences.length), ("row_multiple", config.data.row_multiple)):
+    for name, size in (("length", length), ("row_multiple", multiple)):
         if size is not None and size % context:
             raise UserError(
                 f"{name}={size}: must be a multiple of mesh.context={context}, whose devices "
-                "share a row"
+                f"share a row; give {-(-size // context) * context}"
             )
-    if sequences.length is None:
-        lengths = draw_lengths(
-            sequences.mean, config.data.block_size, examples=sequences.examples
-        ).tolist()
-        workload = make_workload(
-            lengths,
-            batch_size=config.batch_size,
-            epochs=config.epochs,
-            steps=config.steps,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
-            rows=rows,
-            multiple=config.data.row_multiple,
-        )
-    else:
-        workload = fixed_workload(
+
+
+def _workload(config: TrainConfig, rows: int, sequences: Sequences) -> Workload:
+    if sequences.length is not None:
+        return fixed_workload(
             sequences.mean,
             batch_size=config.batch_size,
             steps=config.steps or config.epochs * -(-sequences.examples // config.batch_size),
@@ -149,15 +158,13 @@ def make_case(
             rows=rows,
             length=sequences.length,
         )
-    device = target.accelerator
-    impl: Any = ops.resolve_attention(
-        config.compute.attention, device.platform, config.compute.dtype, device.capability
+    lengths = draw_lengths(sequences.mean, config.data.block_size, examples=sequences.examples)
+    return make_workload(
+        lengths.tolist(),
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        steps=config.steps,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        rows=rows,
+        multiple=config.data.row_multiple,
     )
-    model = transformer.abstract(
-        architecture,
-        dataclasses.replace(config.compute, attention=impl),
-        rules,
-        max_segments=config.batch_size,
-        lora=config.lora,
-    )
-    return Case(config, target, model, workload)
