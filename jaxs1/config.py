@@ -351,6 +351,7 @@ RENAMED = {
     "limits.chunk": "limits.decode_steps",
     "limits.prefill": "limits.prefill_chunk_tokens",
     "thinking.cue": "thinking.answer_prefix",
+    "thinking.delimiters.stops": "thinking.delimiters.stop",
     "thinking.max_answer": "thinking.max_answer_tokens",
     "thinking.min_answer": "thinking.min_answer_tokens",
     "sweep.max_thinking": "sweep.budget",

@@ -18,10 +18,9 @@ from typing import Any, NamedTuple, TextIO
 from jaxs1.config import UserError, one_line, parse, run_command
 from jaxs1.data.records import QUESTION_COLUMNS
 from jaxs1.decoding import budget
-from jaxs1.decoding.base_engine import StreamOutput
 from jaxs1.decoding.loading import EngineConfig, load_engine
-from jaxs1.decoding.outputs import Completion, Request, SamplingParams
-from jaxs1.decoding.params import ThinkingParams
+from jaxs1.decoding.outputs import Completion, StreamOutput
+from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams
 from jaxs1.decoding.prompt import prompt_ids
 
 DIM, FORCED, PLAIN = "\x1b[2m", "\x1b[33m", "\x1b[0m"
@@ -241,7 +240,7 @@ class Printer:
 
     def show(self, event: StreamOutput) -> None:
         """Print what an event adds."""
-        new = event.written
+        new = event.new_tokens
         for token, forced, kind in zip(new.tokens, new.forced, new.kinds, strict=True):
             self._add(token, forced, kind)
         self._flush(whole=False)

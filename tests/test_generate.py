@@ -8,8 +8,7 @@ import pytest
 from jaxs1 import generate
 from jaxs1.config import UserError
 from jaxs1.decoding import budget
-from jaxs1.decoding.base_engine import StreamOutput
-from jaxs1.decoding.outputs import Completion, TokenLog
+from jaxs1.decoding.outputs import Completion, StreamOutput, TokenLog
 from tests.decoding.engines import LIMITS, encode, tokenizer, write_model
 
 #: Of a completion, as the issue lists them.
@@ -96,7 +95,7 @@ def test_the_healthy_finish_beside_the_sick(folder, tmp_path, capsys):
     expected = {
         1: "prompt: is empty; give at least one token",
         2: "tokens: leaves 0 of the context's 64",
-        3: "thinking.wait_strings='': encodes to no token; give a text that does",
+        3: "thinking.wait_strings='': encodes to no token; set a non-empty text",
         4: "thinking.max=1000: clamped to",
         5: "thinking.min=60: does not fit",
     }
@@ -118,7 +117,7 @@ def test_the_healthy_finish_beside_the_sick(folder, tmp_path, capsys):
         (["--prompt=a", "--prompts=b"], r"prompt: give either"),
         (["--prompt", " "], r"prompt=' ': is empty; give a question"),
         (["--prompt=a", "--n=0"], r"n=0: must be at least 1"),
-        (["--prompt=a", "--thinking.preset=s2"], r"thinking.preset='s2': is unknown; give s1 or"),
+        (["--prompt=a", "--thinking.preset=s2"], r"thinking.preset='s2': unknown preset; choose"),
         (["--prompt=a", "--thinking.mode=lax"], r"thinking.mode=lax: must be .*strict.*s1_harness"),
         (["--prompt=a", "--thinking.wait=x"], r"thinking.wait: no such field; did you mean"),
         (["--prompt=a", "--limits.decode_steps=0"], r"limits.decode_steps=0: must be at least 1"),
@@ -163,7 +162,7 @@ def test_what_is_wrong_with_the_command(folder, tmp_path, arguments, message):
         ({"prompt": "a", "thinking": {"max": "many"}}, r"thinking.max=many: must be int"),
         ({"prompt": "a", "thinking": {"max": None}}, r"thinking.max=None: must be int"),
         ({"prompt": "a", "thinking": {"wait_strings": "Wait"}}, r"thinking.wait_strings=Wait: "),
-        ({"prompt": "a", "thinking": {"preset": "s2"}}, r"thinking.preset='s2': is unknown"),
+        ({"prompt": "a", "thinking": {"preset": "s2"}}, r"thinking.preset='s2': unknown preset"),
         ({"prompt": "a", "sampling": {"temperature": "hot"}}, r"sampling.temperature=hot: must be"),
         ({"prompt": "a", "sampling": {"top_p": 0}}, r"sampling.top_p=0.0: must be above 0"),
     ],
@@ -206,5 +205,5 @@ def test_a_terminal_shows_thinking_dimmed_and_forced_tokens_marked():
 def test_a_process_ends_with_one_line(run_module):
     done = run_module("jaxs1.generate", "--model", "x", "--prompt", "a", "--thinking.preset", "s2")
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.splitlines()[-1].startswith("error: thinking.preset='s2': is unknown")
+    assert done.stderr.splitlines()[-1].startswith("error: thinking.preset='s2': unknown preset")
     assert "Traceback" not in done.stderr

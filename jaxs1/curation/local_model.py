@@ -19,8 +19,8 @@ from jaxs1.curation.labelers import ModelConfig, NoAnswer
 from jaxs1.decoding.base_engine import BaseEngine
 from jaxs1.decoding.engine import Limits
 from jaxs1.decoding.loading import EngineConfig, ParallelConfig, load_engine
-from jaxs1.decoding.outputs import Completion, Request, SamplingParams
-from jaxs1.decoding.params import ThinkingParams
+from jaxs1.decoding.outputs import Completion
+from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams
 from jaxs1.decoding.prompt import prompt_ids
 
 #: Prompts and who waits for their answers; None ends the engine.

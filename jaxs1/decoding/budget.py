@@ -6,9 +6,9 @@ a answer_prefix where its budget is used up (s1, arXiv 2501.19393, section 3.1).
 reaches the sequence and the KV cache, so nothing is ever rolled back. The file knows token ids: no
 text, no model, no logits. All of it is pure and runs under jit; the loop around it is
 
-    state = init(controls)
+    state = init(controls, is_newline_V)
     sampled_B = ...        # from logits in which `forbidden(controls, state)` are -inf
-    state, token_B, forced_B = step(controls, state, sampled_B)
+    state, token_B, forced_B = step(controls, is_newline_V, state, sampled_B)
 
 until every `state.phase` is DONE. The host keeps three things per step, `token_B`, `forced_B` and
 `state.kind`: the kinds split a completion into thinking, close, answer_prefix and answer, and
@@ -78,7 +78,6 @@ class Controls(NamedTuple):
         CUT_TEXT (line break, close, answer_prefix) where thinking is cut short, then the wait strings
     length_BK: tokens of each text
     close_at, answer_prefix_at: where in CUT_TEXT the close and the answer_prefix begin
-    is_newline_V: bool, ids whose text ends in a line break; one table for all sequences
     """
 
     mode: Any
@@ -98,7 +97,6 @@ class Controls(NamedTuple):
     length_BK: Any
     close_at: Any
     answer_prefix_at: Any
-    is_newline_V: Any
 
 
 class State(NamedTuple):
@@ -144,7 +142,7 @@ class Intervention(NamedTuple):
     string: int | None
 
 
-def init(controls: Controls) -> State:
+def init(controls: Controls, is_newline_V: jax.Array) -> State:
     """The state behind the prompt, before the first token. A budget of 0 closes at once."""
     zero = jnp.zeros_like(controls.mode)
     batch, _, longest = controls.ends_BEL.shape
@@ -162,7 +160,7 @@ def init(controls: Controls) -> State:
         ended_by=zero + OPEN,
         finish=jnp.where(controls.max_new_tokens > 0, zero + RUNNING, LENGTH),
     )
-    return _cut_where_used_up(controls, state)
+    return _cut_where_used_up(controls, is_newline_V, state)
 
 
 def forbidden(controls: Controls, state: State) -> jax.Array:
@@ -183,7 +181,7 @@ def forbidden(controls: Controls, state: State) -> jax.Array:
 
 
 def step(
-    controls: Controls, state: State, sampled_B: jax.Array
+    controls: Controls, is_newline_V: jax.Array, state: State, sampled_B: jax.Array
 ) -> tuple[State, jax.Array, jax.Array]:
     """Decide the next token of every sequence.
 
@@ -217,12 +215,12 @@ def step(
         the new state; token_B, the tokens to commit (the choice itself, to be ignored, where a
         sequence was DONE); forced_B, bool, true for tokens written regardless of the choice.
     """
-    state, keep_B = _react(controls, state, sampled_B)
+    state, keep_B = _react(controls, is_newline_V, state, sampled_B)
     injecting = state.phase == INJECT
     forced_B = injecting & ~keep_B
     text_BT = _row(controls.text_BKT, state.inject_text)
     token_B = jnp.where(forced_B, _row(text_BT, state.inject_cursor), sampled_B)
-    return _advance(controls, state, token_B), token_B, forced_B
+    return _advance(controls, is_newline_V, state, token_B), token_B, forced_B
 
 
 def interventions(
@@ -252,7 +250,9 @@ def interventions(
     return log
 
 
-def _react(controls: Controls, state: State, sampled_B: jax.Array) -> tuple[State, jax.Array]:
+def _react(
+    controls: Controls, is_newline_V: jax.Array, state: State, sampled_B: jax.Array
+) -> tuple[State, jax.Array]:
     """What the choice leads to: the state in which the token is written, and whether it stays."""
     thinking = state.phase == THINK
     end_BE = thinking[:, None] & _matches(controls.ends_BEL, _window(state, sampled_B))
@@ -260,7 +260,7 @@ def _react(controls: Controls, state: State, sampled_B: jax.Array) -> tuple[Stat
     full = thinking & (controls.mode == S1_HARNESS) & _used_up(controls, state.thinking_used)
     waits = ends & ~full & _wait_fits(controls, state)
     closes = ends & ~waits & (~full | (state.waits_left == 0))
-    state = _cut(controls, state, full & ~closes, BY_BUDGET)
+    state = _cut(controls, is_newline_V, state, full & ~closes, BY_BUDGET)
 
     resume = _row(controls.resume_BE, end_BE.argmax(axis=1))
     keep = closes & (resume != NONE)
@@ -281,7 +281,9 @@ def _react(controls: Controls, state: State, sampled_B: jax.Array) -> tuple[Stat
     return state, keep
 
 
-def _advance(controls: Controls, state: State, token_B: jax.Array) -> State:
+def _advance(
+    controls: Controls, is_newline_V: jax.Array, state: State, token_B: jax.Array
+) -> State:
     """Commit the tokens: count them, and move on where a text, a phase or a sequence is over."""
     before = state.phase
     kind = _kind(controls, state)
@@ -313,7 +315,7 @@ def _advance(controls: Controls, state: State, token_B: jax.Array) -> State:
     finish = jnp.where(over, jnp.where(stopped, STOP, LENGTH), state.finish)
     state = state._replace(phase=jnp.where(over, DONE, phase), finish=finish)
 
-    state = _cut_where_used_up(controls, state)
+    state = _cut_where_used_up(controls, is_newline_V, state)
     same_phase = state.phase == before
     return state._replace(recent_BH=jnp.where(same_phase[:, None], window_BL[:, 1:], NONE))
 
@@ -331,20 +333,22 @@ def _kind(controls: Controls, state: State) -> jax.Array:
     return jnp.where(state.phase == DONE, PASSED, kind).astype(jnp.int32)
 
 
-def _cut_where_used_up(controls: Controls, state: State) -> State:
+def _cut_where_used_up(controls: Controls, is_newline_V: jax.Array, state: State) -> State:
     """Cut thinking whose budget, or max_new_tokens before the reserved_tokens, has no token left."""
     # in S1_HARNESS a round's fresh budget outlasts what its predecessors left of the sum
     only_the_sum = (controls.mode == S1_HARNESS) & (state.waits_left < controls.num_waits)
     budget = _used_up(controls, state.thinking_used) & ~only_the_sum
     context = state.position >= controls.max_new_tokens - controls.reserved_tokens
     over = (state.phase == THINK) & (budget | context)
-    return _cut(controls, state, over, jnp.where(budget, BY_BUDGET, BY_CONTEXT))
+    return _cut(controls, is_newline_V, state, over, jnp.where(budget, BY_BUDGET, BY_CONTEXT))
 
 
-def _cut(controls: Controls, state: State, where: jax.Array, reason: Any) -> State:
+def _cut(
+    controls: Controls, is_newline_V: jax.Array, state: State, where: jax.Array, reason: Any
+) -> State:
     """Begin CUT_TEXT; where there is none, the answer."""
     nothing = controls.length_BK[:, CUT_TEXT] == 0
-    begin = jnp.where(controls.is_newline_V[state.last], controls.close_at, 0)
+    begin = jnp.where(is_newline_V[state.last], controls.close_at, 0)
     return state._replace(
         phase=jnp.where(where, jnp.where(nothing, ANSWER, INJECT), state.phase),
         inject_text=jnp.where(where, CUT_TEXT, state.inject_text),

@@ -19,19 +19,23 @@ import numpy as np
 from jaxs1.config import UserError
 from jaxs1.decoding import budget
 from jaxs1.decoding.base_engine import BaseEngine, StreamOutput
+from jaxs1.decoding.controls import SequenceLimits, check_sizes, fit, newline_table
 from jaxs1.decoding.decode_loop import ChunkOutput, CompiledFunctions
-from jaxs1.decoding.decode_state import DecodeState, NewSequence, rows_of, sampling_flags, table
-from jaxs1.decoding.outputs import Request, TokenLog, complete, failed
+from jaxs1.decoding.decode_state import (
+    DecodeState,
+    NewSequence,
+    empty_rows,
+    rows_of,
+    sampling_flags,
+    table,
+)
+from jaxs1.decoding.outputs import TokenLog, complete, failed
 from jaxs1.decoding.page_allocator import PageAllocator, pages_for
-from jaxs1.decoding.params import ThinkingParams
+from jaxs1.decoding.params import Request, ThinkingParams
 from jaxs1.decoding.tokenized_thinking import (
     TokenizedThinking,
-    capacity,
-    check_sizes,
-    fit,
-    newline_table,
     resolve_auto,
-    script,
+    tokenize_thinking,
 )
 from jaxs1.model.kv_cache import PAD_POSITION, PAGE, init_cache
 from jaxs1.model.transformer import Transformer
@@ -73,16 +77,15 @@ class _Sequence:
     number: int
     sample: int
     request: Request
-    script: TokenizedThinking
+    thinking: TokenizedThinking
     prompt: list[int]
-    note: str | None
+    limits: SequenceLimits
     first: _Sequence | None
-    pages_needed: int
     pages: list[int] = field(default_factory=list)
     shared: list[int] = field(default_factory=list)
     siblings: int = 0
     prefilled: int = 0
-    written: TokenLog = field(default_factory=TokenLog)
+    log: TokenLog = field(default_factory=TokenLog)
 
     @property
     def ready(self) -> bool:
@@ -117,23 +120,24 @@ class Engine(BaseEngine):
         self.model, self.params, self.tokenizer, self.limits = model, params, tokenizer, limits
         held = (num_pages - 1) * PAGE
         self.context = min(limits.max_seq_len or model.architecture.max_position_embeddings, held)
-        self.programs = CompiledFunctions(model, impl, limits.decode_steps)
+        self.compiled = CompiledFunctions(model, impl, limits.decode_steps)
         self.cache = init_cache(model.architecture, num_pages, cache_dtype, model.rules)
-        self._pool = PageAllocator(num_pages)
-        whole = model.rules.sharding(())
-        self._is_newline_V = jax.device_put(newline_table(tokenizer), whole)
-        self._scripts: dict[ThinkingParams, TokenizedThinking] = {}
+        self._pages = PageAllocator(num_pages)
+        replicated = model.rules.sharding(())
+        self._is_newline_V = jax.device_put(newline_table(tokenizer), replicated)
+        self._tokenized: dict[ThinkingParams, TokenizedThinking] = {}
         self._waiting: deque[_Sequence] = deque()
         self._prefilling: list[_Sequence] = []
         self._ready: deque[_Sequence] = deque()
-        self._slots: list[_Sequence | None] = [None] * limits.max_num_seqs
+        self._running: list[_Sequence | None] = [None] * limits.max_num_seqs
         self._refused: list[StreamOutput] = []
-        self._written: ChunkOutput | None = None
-        # rows without pages are empty slots; their script takes nothing from the tokenizer
-        thinking, no = ThinkingParams(mode="off", min_answer_tokens=1), ()
-        asks_nothing = TokenizedThinking(thinking, no, no, no, no, no, no, no, no, no)
-        nobody = _Sequence(0, 0, Request([0], thinking), asks_nothing, [0], None, None, 0)
-        self._rows = jax.device_put(self._new_rows([nobody], limits.max_num_seqs), whole)
+        self._output: ChunkOutput | None = None
+        rows = empty_rows(
+            limits.max_num_seqs,
+            max_pages=_bucket(pages_for(self.context)),
+            is_newline_V=self._is_newline_V,
+        )
+        self._decode_state = jax.device_put(rows, replicated)
 
     def submit(self, request: Request, longest: int | None = None) -> int:
         """See `BaseEngine`."""
@@ -151,7 +155,7 @@ class Engine(BaseEngine):
     def busy(self) -> bool:
         """See `BaseEngine`."""
         return bool(
-            self._refused or self._waiting or self._prefilling or self._ready or any(self._slots)
+            self._refused or self._waiting or self._prefilling or self._ready or any(self._running)
         )
 
     def step(self) -> list[StreamOutput]:
@@ -164,16 +168,16 @@ class Engine(BaseEngine):
         self._admit()
         self._prefill()
         self._place()
-        if any(self._slots):
-            self._written = self._chunk()
+        if any(self._running):
+            self._output = self._chunk()
 
     def end(self) -> list[StreamOutput]:
         """The second half of `step`: wait for the device, and hand out what it wrote."""
-        events, self._refused = self._refused, []
-        if self._written is not None:
-            events += self._collect(self._written)
-            self._written = None
-        return events
+        outputs, self._refused = self._refused, []
+        if self._output is not None:
+            outputs += self._collect(self._output)
+            self._output = None
+        return outputs
 
     # admission
 
@@ -184,15 +188,16 @@ class Engine(BaseEngine):
         top = len(self.tokenizer)
         if wrong := [i for i in request.prompt_ids if not 0 <= i < top]:
             raise UserError(f"prompt: id {wrong[0]} is not in the tokenizer (0 to {top - 1})")
-        asked = self._script(request.thinking)
-        prompt = [*request.prompt_ids, *asked.start]
-        asked = resolve_auto(asked, [(longest or len(request.prompt_ids)) + len(asked.start)])
-        limit, note = fit(asked, len(prompt), self.context)
-        longest_end = len(prompt) + capacity(asked, limit, self.context)
-        needed = pages_for(min(self.context, longest_end))
+        thinking = self._tokenize(request.thinking)
+        prompt = [*request.prompt_ids, *thinking.start]
+        thinking = resolve_auto(
+            thinking, [(longest or len(request.prompt_ids)) + len(thinking.start)]
+        )
+        limits = fit(thinking, len(prompt), self.context)
+        needed = limits.num_pages
         spare = request.n > 1 and (len(prompt) - 1) % PAGE > 0
-        if needed + spare > self._pool.size:
-            held = self._pool.size * PAGE
+        if needed + spare > self._pages.size:
+            held = self._pages.size * PAGE
             raise UserError(
                 f"limits.kv_cache_tokens={held}: too small for this request, which can need "
                 f"{(needed + spare) * PAGE}; raise it or lower thinking.max and thinking.max_answer_tokens"
@@ -200,32 +205,32 @@ class Engine(BaseEngine):
         first = None
         sequences = []
         for sample in range(request.n):
-            sequence = _Sequence(number, sample, request, asked, prompt, note, first, needed)
+            sequence = _Sequence(number, sample, request, thinking, prompt, limits, first)
             first = first or sequence
             sequences.append(sequence)
         sequences[0].siblings = request.n - 1
         return sequences
 
-    def _script(self, thinking: ThinkingParams) -> TokenizedThinking:
-        if thinking not in self._scripts:
-            asked = script(thinking, self.tokenizer)
-            check_sizes(asked)
-            self._scripts[thinking] = asked
-        return self._scripts[thinking]
+    def _tokenize(self, thinking: ThinkingParams) -> TokenizedThinking:
+        if thinking not in self._tokenized:
+            tokenized = tokenize_thinking(thinking, self.tokenizer)
+            check_sizes(tokenized)
+            self._tokenized[thinking] = tokenized
+        return self._tokenized[thinking]
 
     def _admit(self) -> None:
         """Give pages to those that wait, in order, as long as there are pages and slots."""
-        slots = self._slots.count(None) - len(self._prefilling) - len(self._ready)
+        slots = self._running.count(None) - len(self._prefilling) - len(self._ready)
         while self._waiting and slots > 0:
             sequence = self._waiting[0]
             first = sequence.first
             if first is None:
-                if self._pool.free < sequence.pages_needed:
+                if self._pages.num_free < sequence.limits.num_pages:
                     return
-                sequence.pages = self._pool.take(sequence.pages_needed)
+                sequence.pages = self._pages.allocate(sequence.limits.num_pages)
                 if sequence.siblings:  # they come later, and find the prompt's pages still there
                     sequence.shared = sequence.pages[: pages_for(len(sequence.prompt) - 1)]
-                    self._pool.share(sequence.shared)
+                    self._pages.share(sequence.shared)
                 self._prefilling.append(sequence)
             else:
                 if not first.ready or not self._share_prompt(sequence, first):
@@ -237,18 +242,18 @@ class Engine(BaseEngine):
     def _share_prompt(self, sequence: _Sequence, first: _Sequence) -> bool:
         """Take the first sample's pages of the prompt, the last one as a copy; False: none free."""
         full = (len(sequence.prompt) - 1) // PAGE
-        own = sequence.pages_needed - full
-        if self._pool.free < own:
+        own = sequence.limits.num_pages - full
+        if self._pages.num_free < own:
             return False
-        self._pool.share(first.shared[:full])
-        sequence.pages = first.shared[:full] + self._pool.take(own)
+        self._pages.share(first.shared[:full])
+        sequence.pages = first.shared[:full] + self._pages.allocate(own)
         if full < len(first.shared):
             # what the first sample has written behind the prompt is overwritten before it is read
             source, target = first.shared[full], sequence.pages[full]
-            self.cache = self.programs.copy_page(self.cache, np.int32(source), np.int32(target))
+            self.cache = self.compiled.copy_page(self.cache, np.int32(source), np.int32(target))
         first.siblings -= 1
         if not first.siblings:
-            self._pool.release(first.shared)
+            self._pages.free(first.shared)
         return True
 
     def _prefill(self) -> None:
@@ -272,89 +277,98 @@ class Engine(BaseEngine):
                 s.prefilled = end
                 ends.append(end)
             table_RM = table([s.pages for s in batch], rows, _bucket(pages_for(max(ends))))
-            self.cache = self.programs.prefill(
+            self.cache = self.compiled.prefill(
                 self.params, self.cache, tokens_RT, positions_RT, table_RM
             )
-            if any(self._slots):
+            if any(self._running):
                 return
 
     def _place(self) -> None:
         """Put sequences whose prompt is cached into free slots."""
-        free = [i for i, s in enumerate(self._slots) if s is None]
+        free = [i for i, s in enumerate(self._running) if s is None]
         new = [self._ready.popleft() for _ in free[: len(self._ready)]]
         if not new:
             return
-        rows = np.full(_bucket(len(new)), len(self._slots), np.int32)  # out of bounds: dropped
+        rows = np.full(_bucket(len(new)), len(self._running), np.int32)  # out of bounds: dropped
         rows[: len(new)] = free[: len(new)]
         for slot, sequence in zip(free, new, strict=False):
-            self._slots[slot] = sequence
-        self._rows = self.programs.place(self._rows, self._new_rows(new, len(rows)), rows)
+            self._running[slot] = sequence
+        self._decode_state = self.compiled.insert(
+            self._decode_state, self._new_rows(new, len(rows)), rows
+        )
 
     # decoding
 
     def _chunk(self) -> ChunkOutput:
         """Start one chunk."""
         self._compact()
-        active = [(i, s) for i, s in enumerate(self._slots) if s is not None]
-        rows = min(_bucket(active[-1][0] + 1), len(self._slots))
-        furthest = max(len(s.prompt) + len(s.written.tokens) for _, s in active)
+        active = [(i, s) for i, s in enumerate(self._running) if s is not None]
+        rows = min(_bucket(active[-1][0] + 1), len(self._running))
+        furthest = max(len(s.prompt) + len(s.log.tokens) for _, s in active)
         furthest += self.limits.decode_steps
-        pages = min(_bucket(pages_for(furthest)), self._rows.table_BM.shape[1])
-        self.cache, self._rows, written = self.programs.chunk(
+        pages = min(_bucket(pages_for(furthest)), self._decode_state.table_BM.shape[1])
+        self.cache, self._decode_state, written = self.compiled.decode_steps(
             self.params,
             self.cache,
-            self._rows,
+            self._decode_state,
             self._is_newline_V,
             rows=rows,
             pages=pages,
-            kinds=sampling_flags([s.request.sampling for _, s in active]),
+            flags=sampling_flags([s.request.sampling for _, s in active]),
         )
         return written
 
     def _collect(self, written: ChunkOutput) -> list[StreamOutput]:
-        """What a chunk wrote; sequences that are whole leave their slots."""
-        state = self._rows.state
+        """What a chunk wrote; sequences that are replicated leave their slots."""
+        state = self._decode_state.state
         written, phase, ended_by, finish = jax.device_get(
             (written, state.phase, state.ended_by, state.finish)
         )
-        events = []
-        for slot, s in enumerate(self._slots):
+        outputs = []
+        for slot, s in enumerate(self._running):
             if s is None:
                 continue
             real_N = written.kind_NB[: written.count, slot] != budget.PASSED
             new = TokenLog(*(x[: written.count, slot][real_N].tolist() for x in written[1:]))
-            s.written.extend(new)
+            s.log.extend(new)
             completion = None
             if phase[slot] == budget.DONE:
                 ends = {"ended_by": int(ended_by[slot]), "finish": int(finish[slot])}
                 completion = complete(
-                    s.request, s.sample, s.script, self.tokenizer, s.prompt, s.written,
-                    **ends, note=s.note,
+                    s.request, s.sample, s.thinking, self.tokenizer, s.prompt, s.log,
+                    **ends, note=s.limits.note,
                 )  # fmt: skip
-                self._slots[slot] = None
-                self._pool.release(s.pages)
-            events.append(StreamOutput(s.number, s.sample, new, completion))
-        return events
+                self._running[slot] = None
+                self._pages.free(s.pages)
+            outputs.append(StreamOutput(s.number, s.sample, new, completion))
+        return outputs
 
     def _compact(self) -> None:
         """Move sequences to the front where fewer rows will then do."""
-        used = [i for i, s in enumerate(self._slots) if s is not None]
+        used = [i for i, s in enumerate(self._running) if s is not None]
         if _bucket(len(used)) >= _bucket(used[-1] + 1):
             return
-        order = used + [i for i, s in enumerate(self._slots) if s is None]
-        self._slots = [self._slots[i] for i in order]
-        self._rows = self.programs.reorder(self._rows, np.asarray(order, np.int32))
+        order = used + [i for i, s in enumerate(self._running) if s is None]
+        self._running = [self._running[i] for i in order]
+        self._decode_state = self.compiled.reorder(self._decode_state, np.asarray(order, np.int32))
 
     def _new_rows(self, sequences: list[_Sequence], rows: int) -> DecodeState:
         """What sequences start with, for the device."""
         starts = [
-            NewSequence(s.script, s.prompt, s.pages, s.request.sampling, s.request.seed, s.sample)
+            NewSequence(
+                s.thinking,
+                s.prompt,
+                s.pages,
+                s.limits,
+                s.request.sampling,
+                s.request.seed,
+                s.sample,
+            )
             for s in sequences
         ]
         return rows_of(
             starts,
             rows,
-            context=self.context,
             max_pages=_bucket(pages_for(self.context)),
             is_newline_V=self._is_newline_V,
         )

@@ -21,12 +21,9 @@ import numpy as np
 
 from jaxs1.config import ComputeConfig, MeshConfig, UserError, parse
 from jaxs1.decoding.decode_loop import CompiledFunctions
-from jaxs1.decoding.decode_state import NewSequence, rows_of
-from jaxs1.decoding.outputs import SamplingParams
+from jaxs1.decoding.decode_state import empty_rows
 from jaxs1.decoding.page_allocator import pages_for
-from jaxs1.decoding.params import ThinkingParams
 from jaxs1.decoding.sampling import SamplingFlags
-from jaxs1.decoding.tokenized_thinking import TokenizedThinking
 from jaxs1.model import decode, kv_cache, transformer
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.model.sharding import check_divisible, make_sharding_rules
@@ -126,19 +123,19 @@ def compile_chunk(
     cache = kv_cache.KVCache([layer] * a.num_layers, [layer] * a.num_layers)
     params = abstract_params(model)
     whole = rules.sharding(())
-    slots, is_newline_V = jax.tree.map(
+    decode_state, is_newline_V = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=whole),
-        _slots(a, plan, pages),
+        _rows(a, plan, pages),
     )
-    chunk: Any = CompiledFunctions(model, plan.impl, plan.steps).chunk
-    lowered = chunk.lower(
+    decode_steps: Any = CompiledFunctions(model, plan.impl, plan.steps).decode_steps
+    lowered = decode_steps.lower(
         params,
         cache,
-        slots,
+        decode_state,
         is_newline_V,
         rows=plan.sequences,
         pages=pages,
-        kinds=SamplingFlags(sampled=False, filtered=False, penalised=False),
+        flags=SamplingFlags(sampled=False, filtered=False, penalised=False),
     )
     program, launched = compile_and_look(lowered, target.accelerator.platform)
     memory, text = program.memory_analysis(), program.as_text()
@@ -251,17 +248,8 @@ def abstract_params(model: transformer.Transformer) -> Any:
     )
 
 
-def _slots(a: Architecture, plan: DecodePlan, pages: int) -> Any:
-    """Slots of the right shapes, without a tokenizer, and the table of line breaks."""
+def _rows(a: Architecture, plan: DecodePlan, pages: int) -> Any:
+    """A state of the right shapes, and the table of line breaks."""
     is_newline_V = np.zeros(a.vocab_size, bool)
-    thinking = ThinkingParams(max=0, max_answer_tokens=1, min_answer_tokens=1)
-    asked = TokenizedThinking(
-        thinking, start=(), ends=((0,),), resume=(1,), stops=((0,),), reopen=(), line_break=(),
-        close=(0,), answer_prefix=(), waits=((0,),),
-    )  # fmt: skip
-    start = NewSequence(asked, [0], [1], SamplingParams(), seed=0, sample=0)
-    context = max(plan.context, 8)
-    rows = rows_of(
-        [start], plan.sequences, context=context, max_pages=pages, is_newline_V=is_newline_V
-    )
+    rows = empty_rows(plan.sequences, max_pages=pages, is_newline_V=is_newline_V)
     return rows, is_newline_V

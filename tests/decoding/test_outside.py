@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxs1.decoding import budget
-from tests.decoding.cases import DELIMITERS, NEWLINES, VOCAB, controls_of
+from tests.decoding.cases import DELIMITERS, IS_NEWLINE, NEWLINES, VOCAB, controls_of
 from tests.decoding.oracle import Case
 from tests.decoding.outside import STATES, Engine, Toy, harness, readme
 
@@ -27,11 +27,11 @@ def run_toy(controls, table_NV, number_B):
         state, number_B = carry
         ids_BE = budget.forbidden(controls, state)
         logits_BV = table_NV[number_B].at[rows[:, None], ids_BE].set(-jnp.inf, mode="drop")
-        state, token_B, forced_B = budget.step(controls, state, logits_BV.argmax(-1))
+        state, token_B, forced_B = budget.step(controls, IS_NEWLINE, state, logits_BV.argmax(-1))
         number_B = (number_B * 31 + token_B + 1) % STATES
         return (state, number_B), (token_B, forced_B, state.kind)
 
-    return jax.lax.scan(one, (budget.init(controls), number_B), length=STEPS)
+    return jax.lax.scan(one, (budget.init(controls, IS_NEWLINE), number_B), length=STEPS)
 
 
 def requests(mode, seed):
