@@ -162,8 +162,8 @@ def regret(loop: Loop, prompts: Sequence[Ids], written: ChunkOutput) -> float:
         return ((logits.max(-1) - chosen) / logits.std(-1)).reshape(chosen_BN.shape)
 
     found_BN = jax.jit(differences)(loop.params, loop.cache, written.token_NB.T)
-    after_wait = np.pad(written.kind_NB[:-1] == budget.WAIT, ((1, 0), (0, 0)))
-    counts_NB = ~written.forced_NB & ~after_wait & (written.kind_NB != budget.PASSED)
+    after_wait = np.pad(written.kind_NB[:-1] == budget.TokenKind.WAIT, ((1, 0), (0, 0)))
+    counts_NB = ~written.forced_NB & ~after_wait & (written.kind_NB != budget.TokenKind.PAD)
     return float(np.asarray(found_BN).T[counts_NB].max())
 
 

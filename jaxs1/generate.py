@@ -259,7 +259,7 @@ class Printer:
             print(done.answer, file=self.out, flush=True)
 
     def _add(self, token: int, forced: bool, kind: int) -> None:
-        style = FORCED if forced else PLAIN if kind == budget.ANSWERING else DIM
+        style = FORCED if forced else PLAIN if kind == budget.TokenKind.ANSWER else DIM
         if style != self._style:
             self._flush(whole=True)
             self._switch(style)

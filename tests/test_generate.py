@@ -7,7 +7,7 @@ import pytest
 
 from jaxs1 import generate
 from jaxs1.config import UserError
-from jaxs1.decoding import budget
+from jaxs1.decoding.budget import TokenKind
 from jaxs1.decoding.outputs import Completion, StreamOutput, TokenLog
 from tests.decoding.engines import LIMITS, encode, tokenizer, write_model
 
@@ -183,11 +183,11 @@ class Terminal(io.StringIO):
 def test_a_terminal_shows_thinking_dimmed_and_forced_tokens_marked():
     """Also text whose characters are spread over several tokens and events."""
     parts = [
-        ("a ü", budget.THINKING, False),
-        ("Wait", budget.WAIT, True),
-        ("€", budget.THINKING, False),
-        ("\n<|im_start|>answer", budget.CLOSE, True),
-        ("42€", budget.ANSWERING, False),
+        ("a ü", TokenKind.THINKING, False),
+        ("Wait", TokenKind.WAIT, True),
+        ("€", TokenKind.THINKING, False),
+        ("\n<|im_start|>answer", TokenKind.CLOSE, True),
+        ("42€", TokenKind.ANSWER, False),
     ]
     out = Terminal()
     printer = generate.Printer(tokenizer(), out)

@@ -21,10 +21,10 @@ from jaxs1.model.kv_cache import PAGE
 
 #: `off` is s1_readme with a budget of 0: nothing is inserted, nothing is counted.
 MODES = {
-    "strict": budget.STRICT,
-    "s1_readme": budget.S1_README,
-    "s1_harness": budget.S1_HARNESS,
-    "off": budget.S1_README,
+    "strict": budget.Mode.STRICT,
+    "s1_readme": budget.Mode.S1_README,
+    "s1_harness": budget.Mode.S1_HARNESS,
+    "off": budget.Mode.S1_README,
 }
 
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxs1.decoding import budget, sampling
+from jaxs1.decoding.budget import Phase, TokenKind
 from jaxs1.decoding.decode_state import DecodeState
 from jaxs1.decoding.sampling import SamplingFlags
 from jaxs1.model import decode, kv_cache
@@ -33,7 +34,7 @@ class ChunkOutput(NamedTuple):
         count: int32, steps that were run; later rows of the other arrays are unused
         token_NB: int32, token ids
         forced_NB: bool, whether the controller inserted the token
-        kind_NB: int32, what each token is, e.g. `budget.THINKING`
+        kind_NB: int32, `budget.TokenKind` of each token
     """
 
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count
@@ -99,7 +100,7 @@ def decode_steps(
         return _Carry(cache, state, ChunkOutput(i + 1, *arrays))
 
     def is_unfinished(carry: _Carry) -> jax.Array:
-        running_B = carry.state.state.phase != budget.DONE
+        running_B = carry.state.state.phase != Phase.DONE
         return (carry.output.count < num_steps) & jnp.any(running_B)
 
     empty = jnp.zeros((num_steps, rows), jnp.int32)
@@ -118,7 +119,7 @@ def _logits(
     impl: str,
 ) -> tuple[jax.Array, KVCache]:
     """Run the model on each row's newest token."""
-    over_B1 = (rows.state.phase == budget.DONE)[:, None]
+    over_B1 = (rows.state.phase == Phase.DONE)[:, None]
     x_B1D, cache = decode.forward(
         model,
         params,
@@ -143,10 +144,10 @@ def _next_tokens(
     row_B = jnp.arange(logits_BV.shape[0])
     ids_BE = budget.forbidden(controls, rows.state)
     logits_BV = logits_BV.at[row_B[:, None], ids_BE].set(-jnp.inf, mode="drop")
-    answering_B = rows.state.phase == budget.ANSWER
+    answering_B = rows.state.phase == Phase.ANSWER
     sampled_B = sampling.sample(logits_BV, rows.sampling, answering_B, rows.state.position, flags)
     state, token_B, forced_B = budget.step(controls, is_newline_V, rows.state, sampled_B)
-    is_new_B = state.kind != budget.PASSED
+    is_new_B = state.kind != TokenKind.PAD
     settings = rows.sampling
     if flags.penalised:
         seen_BV = settings.seen_BV.at[row_B, token_B].max(is_new_B)

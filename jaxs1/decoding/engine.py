@@ -17,8 +17,8 @@ import jax
 import numpy as np
 
 from jaxs1.config import UserError
-from jaxs1.decoding import budget
-from jaxs1.decoding.base_engine import BaseEngine, StreamOutput
+from jaxs1.decoding.base_engine import BaseEngine
+from jaxs1.decoding.budget import Phase, TokenKind
 from jaxs1.decoding.controls import SequenceLimits, check_sizes, fit, newline_table
 from jaxs1.decoding.decode_loop import ChunkOutput, CompiledFunctions
 from jaxs1.decoding.decode_state import (
@@ -29,7 +29,7 @@ from jaxs1.decoding.decode_state import (
     sampling_flags,
     table,
 )
-from jaxs1.decoding.outputs import TokenLog, complete, failed
+from jaxs1.decoding.outputs import StreamOutput, TokenLog, complete, failed
 from jaxs1.decoding.page_allocator import PageAllocator, pages_for
 from jaxs1.decoding.params import Request, ThinkingParams
 from jaxs1.decoding.tokenized_thinking import (
@@ -328,11 +328,11 @@ class Engine(BaseEngine):
         for slot, s in enumerate(self._running):
             if s is None:
                 continue
-            real_N = written.kind_NB[: written.count, slot] != budget.PASSED
+            real_N = written.kind_NB[: written.count, slot] != TokenKind.PAD
             new = TokenLog(*(x[: written.count, slot][real_N].tolist() for x in written[1:]))
             s.log.extend(new)
             completion = None
-            if phase[slot] == budget.DONE:
+            if phase[slot] == Phase.DONE:
                 ends = {"ended_by": int(ended_by[slot]), "finish": int(finish[slot])}
                 completion = complete(
                     s.request, s.sample, s.thinking, self.tokenizer, s.prompt, s.log,

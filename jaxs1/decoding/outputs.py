@@ -7,14 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from jaxs1.decoding import budget
-from jaxs1.decoding.budget import Intervention
+from jaxs1.decoding.budget import EndedBy, Finish, TokenKind
 from jaxs1.decoding.params import Request, delimiters_of
 from jaxs1.decoding.tokenized_thinking import Ids, TokenizedThinking
 
-#: Names of `budget.OPEN` and so on, and of `budget.RUNNING` and so on.
-ENDED_BY = ("open", "model", "budget", "context")
-FINISH = ("running", "stop", "length")
+
+class Intervention(NamedTuple):
+    """A text that the controller inserted.
+
+    Args:
+        position: position of its first forced token, counted from the first token after the prompt
+        kind: wait, close or answer_prefix
+        string: index of the wait string; None for the other kinds
+    """
+
+    position: int
+    kind: str
+    string: int | None
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ class TokenLog:
     Args:
         tokens: token ids
         forced: for each token, whether the controller inserted it
-        kinds: for each token, its kind, e.g. `budget.THINKING`
+        kinds: for each token, its `budget.TokenKind`
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -133,9 +142,9 @@ def complete(
         finish: why the sequence ended, from the last `budget.State`
         note: see `Completion`
     """
-    thinking_ids = log.of_kind(budget.THINKING, budget.WAIT)
-    answer_ids = log.of_kind(budget.ANSWERING)
-    if finish == budget.STOP:
+    thinking_ids = log.of_kind(TokenKind.THINKING, TokenKind.WAIT)
+    answer_ids = log.of_kind(TokenKind.ANSWER)
+    if finish == Finish.STOP:
         answer_ids = _without_stop(answer_ids, thinking.stops)
     visible_ids = answer_ids
     if request.thinking.mode == "s1_readme":
@@ -150,11 +159,9 @@ def complete(
         answer_ids=answer_ids,
         thinking=tokenizer.decode(thinking_ids).strip(),
         answer=tokenizer.decode(visible_ids, skip_special_tokens=True).strip(),
-        interventions=budget.interventions(
-            log.kinds, log.forced, [len(ids) for ids in thinking.waits]
-        ),
-        thinking_ended_by=ENDED_BY[ended_by],
-        finish_reason=FINISH[finish],
+        interventions=interventions(log.kinds, log.forced, [len(ids) for ids in thinking.waits]),
+        thinking_ended_by=EndedBy(ended_by).name.lower(),
+        finish_reason=Finish(finish).name.lower(),
         usage={
             "prompt_tokens": len(prompt),
             "thinking_tokens": len(thinking_ids),
@@ -169,6 +176,33 @@ def complete(
         forced=log.forced,
         note=note,
     )
+
+
+def interventions(
+    kind_N: Sequence[int], forced_N: Sequence[bool], wait_lengths: Sequence[int]
+) -> list[Intervention]:
+    """The interventions in one sequence; runs on the host.
+
+    Args:
+        kind_N: `state.kind` after each step
+        forced_N: `forced_B` of each step
+        wait_lengths: tokens of each wait string
+    """
+    log: list[Intervention] = []
+    waits = 0
+    wait_ends = 0
+    before = TokenKind.PAD
+    for position, (kind, forced) in enumerate(zip(kind_N, forced_N, strict=True)):
+        if kind == TokenKind.WAIT and (before != TokenKind.WAIT or position == wait_ends):
+            string = waits % len(wait_lengths)
+            wait_ends = position + wait_lengths[string]
+            waits += 1
+            log.append(Intervention(position, "wait", string))
+        elif kind in (TokenKind.CLOSE, TokenKind.ANSWER_PREFIX) and forced and before != kind:
+            log.append(Intervention(position, TokenKind(kind).name.lower(), None))
+        # a close that the model began is logged where the controller takes over
+        before = kind if forced else TokenKind.PAD
+    return log
 
 
 def failed(request: Request, index: int, error: str) -> Completion:

@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxs1.decoding import budget
 from jaxs1.decoding.controls import SIZES, build_controls, fit

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from jaxs1.decoding import budget
+from jaxs1.decoding.budget import Phase
+from jaxs1.decoding.outputs import interventions
 from tests.decoding.cases import (
     ENDED,
     FINISH,
@@ -53,9 +55,9 @@ def compare(case, stream, outcome, b, obey):
         assert set(ids_TBE[t, b].tolist()) - {budget.NEVER} == expected, f"step {t}, {what}"
     assert ENDED[state.ended_by[b]] == oracle.ended_by, what
     assert FINISH[state.finish[b]] == oracle.finish, what
-    assert (state.phase[b] == budget.DONE) == oracle.over, what
+    assert (state.phase[b] == Phase.DONE) == oracle.over, what
     lengths = [len(w) for w in case.waits]
-    log = budget.interventions(kind_BT[b].tolist(), forced_BT[b].tolist(), lengths)
+    log = interventions(kind_BT[b].tolist(), forced_BT[b].tolist(), lengths)
     assert log == oracle.log, what
     return oracle
 
@@ -179,9 +181,9 @@ def test_an_empty_slot_is_done():
     controls = controls_of([random_case(random.Random(0))])
     empty = jax.tree.map(lambda x: x * 0, controls)
     state = jax.jit(budget.init)(empty, IS_NEWLINE)
-    assert state.phase.tolist() == [budget.DONE]
+    assert state.phase.tolist() == [Phase.DONE]
     state, token, forced = jax.jit(budget.step)(empty, IS_NEWLINE, state, np.asarray([7], np.int32))
-    assert (state.phase.tolist(), token.tolist(), forced.tolist()) == ([budget.DONE], [7], [False])
+    assert (state.phase.tolist(), token.tolist(), forced.tolist()) == ([Phase.DONE], [7], [False])
 
 
 def test_init_and_step_agree_on_types_so_that_nothing_compiles_twice():

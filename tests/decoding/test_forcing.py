@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from convert.weights import load_params, open_weights
-from jaxs1.decoding import budget
+from jaxs1.decoding.budget import TokenKind
 from jaxs1.decoding.controls import capacity, fit
 from jaxs1.decoding.outputs import TokenLog
 from jaxs1.decoding.params import Delimiters, Request, SamplingParams, ThinkingParams
@@ -130,7 +130,7 @@ def test_waits_are_as_requested_or_did_not_fit(ran):
         assert [w.string for w in waits] == [i % len(tokenized.waits) for i in range(len(waits))]
         used = 0
         for position, kind in enumerate(written.kinds):
-            closed = kind == budget.CLOSE and written.kinds[position - 1] != budget.CLOSE
+            closed = kind == TokenKind.CLOSE and written.kinds[position - 1] != TokenKind.CLOSE
             said = sum(w.position < position for w in waits)
             if (closed or position == 0 == kind) and said < thinking.num_waits:
                 text = tokenized.waits[said % len(tokenized.waits)]
@@ -138,7 +138,7 @@ def test_waits_are_as_requested_or_did_not_fit(ran):
                 short = 0 <= limit < used + len(text) + 1
                 assert no_context or short or used == limit, (request, done)
                 seen["no context" if no_context else "no budget"] += 1
-            used += kind in (budget.THINKING, budget.WAIT)
+            used += kind in (TokenKind.THINKING, TokenKind.WAIT)
         seen["all" if len(waits) == thinking.num_waits else "fewer"] += thinking.num_waits > 0
     assert min(seen[x] for x in ("no context", "no budget", "all", "fewer")) > 20, seen
 
@@ -147,7 +147,7 @@ def test_what_a_completion_says_is_in_its_tokens(ran):
     for request, tokenized, done, written in ran[0]:
         parts = collections.Counter(written.kinds)
         assert (done.tokens, done.forced) == (written.tokens, written.forced)
-        assert budget.PASSED not in parts
+        assert TokenKind.PAD not in parts
         assert done.prompt_ids == [*request.prompt_ids, *tokenized.start]
         assert len(done.prompt_ids) + len(done.tokens) <= CONTEXT
         assert max(done.tokens) < len(tokenizer())
@@ -155,10 +155,10 @@ def test_what_a_completion_says_is_in_its_tokens(ran):
         assert usage["prompt_tokens"] == len(done.prompt_ids)
         assert usage["completion_tokens"] == len(done.tokens)
         assert usage["thinking_tokens"] == len(done.thinking_ids)
-        assert usage["thinking_tokens"] == parts[budget.THINKING] + parts[budget.WAIT]
+        assert usage["thinking_tokens"] == parts[TokenKind.THINKING] + parts[TokenKind.WAIT]
         assert usage["answer_tokens"] == len(done.answer_ids)
         stopped = done.finish_reason == "stop"
-        assert parts[budget.ANSWERING] - usage["answer_tokens"] == stopped
+        assert parts[TokenKind.ANSWER] - usage["answer_tokens"] == stopped
         assert usage["forced_tokens"] == sum(done.forced)
         assert done.thinking == tokenizer().decode(done.thinking_ids).strip()
         answer = tokenizer().decode(done.answer_ids, skip_special_tokens=True)
@@ -168,7 +168,7 @@ def test_what_a_completion_says_is_in_its_tokens(ran):
         assert done.settings["thinking"] == dataclasses.asdict(request.thinking)
         assert (done.seed, done.finish_reason in ("stop", "length")) == (request.seed, True)
         if request.thinking.max_answer_tokens >= 0:
-            assert parts[budget.ANSWERING] <= request.thinking.max_answer_tokens
+            assert parts[TokenKind.ANSWER] <= request.thinking.max_answer_tokens
 
 
 def test_interventions_point_at_what_was_written(ran):
@@ -194,7 +194,7 @@ def test_interventions_point_at_what_was_written(ran):
             cut = position + length == len(done.tokens) or kind == "wait"
             assert any(found == text or (cut and text[:length] == found) for text in texts)
             assert not done.forced[position - 1] or position == 0 or kind != "wait" or (
-                written.kinds[position - 1] != budget.THINKING
+                written.kinds[position - 1] != TokenKind.THINKING
             )  # fmt: skip
             explained += length
         assert explained == sum(done.forced)

@@ -9,6 +9,7 @@ import pytest
 from jaxs1.config import UserError, parse, to_yaml
 from jaxs1.data.tokenizer import load_tokenizer
 from jaxs1.decoding import budget
+from jaxs1.decoding.budget import EndedBy, Finish, Phase, TokenKind
 from jaxs1.decoding.controls import build_controls, check_sizes, fit, newline_table
 from jaxs1.decoding.params import PRESETS, Delimiters, ThinkingParams
 from jaxs1.decoding.tokenized_thinking import resolve_auto, tokenize_thinking
@@ -157,15 +158,15 @@ def test_a_run_ends_inside_the_context_with_a_whole_close():
     state = jax.jit(budget.init)(controls, is_newline_V)
     step = jax.jit(budget.step)
     tokens, kinds = [], []
-    while state.phase[0] != budget.DONE:
+    while state.phase[0] != Phase.DONE:
         state, token, _ = step(controls, is_newline_V, state, np.asarray([8], np.int32))
         tokens.append(int(token[0]))
         kinds.append(int(state.kind[0]))
     assert 32 + len(tokens) == 100
-    assert kinds.count(budget.ANSWERING) == 20
+    assert kinds.count(TokenKind.ANSWER) == 20
     assert tokens[44:48] == [6, 2, 5, 6]
-    assert state.ended_by.tolist() == [budget.BY_CONTEXT]
-    assert state.finish.tolist() == [budget.LENGTH]
+    assert state.ended_by.tolist() == [EndedBy.CONTEXT]
+    assert state.finish.tolist() == [Finish.LENGTH]
 
 
 def test_off_is_all_answer_and_the_rest_of_the_batch_thinks():
@@ -176,8 +177,8 @@ def test_off_is_all_answer_and_the_rest_of_the_batch_thinks():
     limits = [fit(t, len(p), 400) for t, p in zip(thinking, prompts, strict=True)]
     controls = build_controls(thinking, prompts, limits)
     assert jax.jit(budget.init)(controls, newline_table(Words())).phase.tolist() == [
-        budget.ANSWER,
-        budget.THINK,
+        Phase.ANSWER,
+        Phase.THINK,
     ]
 
 
