@@ -28,9 +28,10 @@ import torch
 import transformers
 
 from jaxs1.decoding.decode_state import table
-from jaxs1.decoding.engine import Engine, Limits
+from jaxs1.decoding.engine import Engine
 from jaxs1.decoding.loading import EngineConfig, load_engine
 from jaxs1.decoding.params import Delimiters, Request, ThinkingParams
+from jaxs1.decoding.scheduler import Limits
 from jaxs1.model import decode
 
 PROMPT = 64

@@ -17,11 +17,11 @@ from convert.weights import open_weights
 from jaxs1.config import UserError, one_line
 from jaxs1.curation.labelers import ModelConfig, NoAnswer
 from jaxs1.decoding.base_engine import BaseEngine
-from jaxs1.decoding.engine import Limits
 from jaxs1.decoding.loading import EngineConfig, ParallelConfig, load_engine
 from jaxs1.decoding.outputs import Completion
 from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams
 from jaxs1.decoding.prompt import prompt_ids
+from jaxs1.decoding.scheduler import Limits
 
 #: Prompts and who waits for their answers; None ends the engine.
 _Questions = queue.SimpleQueue[tuple[str, "Future[str]"] | None]

@@ -29,6 +29,10 @@ class BaseEngine:
         """
         raise NotImplementedError
 
+    def cancel(self, number: int) -> None:
+        """Drop a request; it gives no more outputs. Unknown and finished requests are ignored."""
+        raise NotImplementedError
+
     def step(self) -> list[StreamOutput]:
         """Admit requests, prefill part of their prompts, decode some steps; the new tokens."""
         raise NotImplementedError

@@ -152,7 +152,8 @@ def build_controls(
         **_texts(thinking),
         "last": [prompt[-1] for prompt in prompts],
     }
-    return budget.Controls(**{name: np.asarray(v, np.int32) for name, v in columns.items()})
+    arrays: dict[str, Any] = {k: np.asarray(v, np.int32) for k, v in columns.items()}
+    return budget.Controls(**arrays)
 
 
 def newline_table(tokenizer: Any) -> np.ndarray:

@@ -34,6 +34,13 @@ class DataParallelEngine(BaseEngine):
         self.submitted += 1
         return self.submitted - 1
 
+    def cancel(self, number: int) -> None:
+        """See `BaseEngine`."""
+        for engine, numbers, left in zip(self.engines, self._numbers, self._left, strict=True):
+            for own in [own for own in left if numbers[own] == number]:
+                engine.cancel(own)
+                del left[own]
+
     @property
     def busy(self) -> bool:
         """See `BaseEngine`."""

@@ -171,6 +171,12 @@ def reorder(decode_state: DecodeState, rows_B: jax.Array) -> DecodeState:
     return jax.tree.map(lambda x: x[rows_B], decode_state)
 
 
+def halt(decode_state: DecodeState, rows_R: jax.Array) -> DecodeState:
+    """Set rows to DONE: from now on they use no page. A row number out of bounds is dropped."""
+    phase = decode_state.state.phase.at[rows_R].set(Phase.DONE, mode="drop")
+    return decode_state._replace(state=decode_state.state._replace(phase=phase))
+
+
 class CompiledFunctions:
     """The functions above, jitted for one model.
 
@@ -194,4 +200,5 @@ class CompiledFunctions:
         )
         self.copy_page = jax.jit(kv_cache.copy_page, donate_argnums=0, out_shardings=cache)
         self.insert = jax.jit(insert, out_shardings=replicated)
+        self.halt = jax.jit(halt, out_shardings=replicated)
         self.reorder = jax.jit(reorder, out_shardings=replicated)

@@ -191,7 +191,7 @@ def interventions(
     log: list[Intervention] = []
     waits = 0
     wait_ends = 0
-    before = TokenKind.PAD
+    before: int = TokenKind.PAD
     for position, (kind, forced) in enumerate(zip(kind_N, forced_N, strict=True)):
         if kind == TokenKind.WAIT and (before != TokenKind.WAIT or position == wait_ends):
             string = waits % len(wait_lengths)

@@ -109,7 +109,7 @@ def test_greedy_is_transformers(tiny, size, lengths, engine_of):
         assert mine.tokens == expected
         finished[mine.finish_reason] += 1
     assert finished["stop"] > 1 and finished["length"] > 1, finished
-    assert engine._pages.num_free == engine._pages.size
+    assert engine.scheduler.pages.num_free == engine.scheduler.pages.size
 
 
 def test_alone_in_a_batch_or_late(engine, small):
@@ -140,7 +140,7 @@ def test_alone_in_a_batch_or_late(engine, small):
     assert len(bounded) > 8
     few = complete_all(small, [requests[i] for i in bounded])
     assert tokens_of(few) == [tokens_of(together)[i] for i in bounded]
-    assert engine._pages.num_free == engine._pages.size
+    assert engine.scheduler.pages.num_free == engine.scheduler.pages.size
 
 
 @pytest.mark.parametrize("length", [1, 62, 63, 100])
@@ -173,7 +173,7 @@ def test_samples_share_the_prefill(small, length):
     greedy = Request(prompt, thinking, n=4)
     (same,) = complete_all(engine, [greedy])
     assert len({tuple(c.tokens) for c in same}) == 1
-    assert engine._pages.num_free == engine._pages.size
+    assert engine.scheduler.pages.num_free == engine.scheduler.pages.size
 
 
 def test_no_id_beyond_the_tokenizer(engine):
@@ -219,7 +219,10 @@ def test_devices_give_the_tokens_of_one(tiny, engine, parallel):
     assert len(parts) == parallel.get("replicas", 1)
     assert sum(map(len, devices)) == len(set.union(*devices)) == 2
     assert tokens_of(complete_all(several, requests)) == tokens_of(complete_all(engine, requests))
-    assert all(part._pages.num_free == part._pages.size and part.submitted for part in parts)
+    assert all(
+        part.scheduler.pages.num_free == part.scheduler.pages.size and part.submitted
+        for part in parts
+    )
 
 
 def test_pages_come_back(small):
@@ -229,8 +232,11 @@ def test_pages_come_back(small):
     requests[11] = Request(prompt_of(random.Random(0), 127), n=2)
     results = complete_all(small, requests)
     assert [i for i, r in enumerate(results) if r[0].error] == [3, 11]
-    assert small._pages.num_free == small._pages.size and not small._pages._holders
-    assert not small.busy and small._running == [None] * 2
+    assert (
+        small.scheduler.pages.num_free == small.scheduler.pages.size
+        and not small.scheduler.pages._holders
+    )
+    assert not small.busy and small.scheduler.rows == [None] * 2
 
 
 def test_errors_leave_the_others_whole(tiny, engine):
@@ -257,7 +263,7 @@ def test_errors_leave_the_others_whole(tiny, engine):
         assert "\n" not in done.error
         assert done.prompt_ids == list(request.prompt_ids) and done.tokens == []
     assert all(tokens_of([result]) == tokens_of([alone]) for result in results[::2])
-    assert engine._pages.num_free == engine._pages.size
+    assert engine.scheduler.pages.num_free == engine.scheduler.pages.size
     clamped = Request(ids, ThinkingParams(max=500, max_answer_tokens=2, min_answer_tokens=2))
     (done,) = complete_all(engine, [clamped])[0]
     assert done.note.startswith("thinking.max=500: clamped to 34") and done.error is None
