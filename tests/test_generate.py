@@ -147,7 +147,7 @@ def test_what_is_wrong_with_the_command(folder, tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"is not valid JSON \(.*\); give one object a line"),
+        ("{", r"is not valid JSON \(.*\); give one object per line"),
         ("[1]", r"is a list; give a JSON object"),
         ({"text": "a"}, r"has no prompt; give one of prompt, question, problem, or messages"),
         ({"prompt": 5}, r"has no prompt"),
@@ -156,11 +156,11 @@ def test_what_is_wrong_with_the_command(folder, tmp_path, arguments, message):
         ({"messages": [{"role": "user"}]}, r"messages: must be \[\{"),
         ({"prompt": "a", "n": 0}, r"n=0: must be at least 1"),
         ({"prompt": "a", "n": "four"}, r"n=four: must be int"),
-        ({"prompt": "a", "seed": None}, r"seed=None: must be int"),
-        ({"prompt": "a", "thinking": "long"}, r"thinking: must be an object, of fields as"),
+        ({"prompt": "a", "seed": None}, r"seed=null: must have a value; leave it out"),
+        ({"prompt": "a", "thinking": "long"}, r"thinking: must be an object of fields"),
         ({"prompt": "a", "thinking": {"maximum": 5}}, r"thinking.maximum: no such field; did you"),
         ({"prompt": "a", "thinking": {"max": "many"}}, r"thinking.max=many: must be int"),
-        ({"prompt": "a", "thinking": {"max": None}}, r"thinking.max=None: must be int"),
+        ({"prompt": "a", "thinking": {"max": None}}, r"thinking.max=null: must have a value"),
         ({"prompt": "a", "thinking": {"wait_strings": "Wait"}}, r"thinking.wait_strings=Wait: "),
         ({"prompt": "a", "thinking": {"preset": "s2"}}, r"thinking.preset='s2': unknown preset"),
         ({"prompt": "a", "sampling": {"temperature": "hot"}}, r"sampling.temperature=hot: must be"),
