@@ -188,7 +188,9 @@ def test_sequences_move_to_the_front_where_that_halves_the_rows():
 def test_a_request_that_can_never_fit_is_refused():
     scheduler = scheduler_of(num_pages=3)
     add(scheduler, 0, 100, answer=20)
-    with pytest.raises(UserError, match=r"limits.kv_cache_tokens=128: too small .* need 192; raise"):
+    with pytest.raises(
+        UserError, match=r"limits.kv_cache_tokens=128: too small .* need 192; raise"
+    ):
         add(scheduler, 1, 100, n=2, answer=20)  # the second sample copies a page
     add(scheduler, 2, 65, n=2, answer=20)  # none, where the prompt fills its pages
     with pytest.raises(UserError, match=r"prompt of 300 tokens: leaves 0 of the context's 256"):
