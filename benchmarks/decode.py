@@ -28,10 +28,10 @@ import torch
 import transformers
 
 from jaxs1.decoding.decode_state import table
-from jaxs1.decoding.engine import Engine, Limits
+from jaxs1.decoding.engine import Engine
 from jaxs1.decoding.loading import EngineConfig, load_engine
-from jaxs1.decoding.outputs import Request
-from jaxs1.decoding.params import Delimiters, ThinkingParams
+from jaxs1.decoding.params import Delimiters, Request, ThinkingParams
+from jaxs1.decoding.scheduler import Limits
 from jaxs1.model import decode
 
 PROMPT = 64
@@ -88,7 +88,7 @@ def our_generate(engine: Engine, prompts: Sequence[Ids], tokens: int, ends: Ids)
         mode="off",
         max_answer_tokens=tokens,
         min_answer_tokens=1,
-        delimiters=Delimiters(stops=stops),
+        delimiters=Delimiters(stop=stops),
     )
     out = dict(engine.run([Request(p, plain) for p in prompts]))
     return [out[i][0].tokens for i in range(len(prompts))]
@@ -139,7 +139,7 @@ def bare_loop(engine: Engine, tokens: int, rows: int) -> Callable[[], None]:
     pages = -(-(PROMPT + tokens) // 64)
     table_BM = table([list(range(1 + b * pages, 1 + (b + 1) * pages)) for b in range(rows)], rows,
                      1 << (pages - 1).bit_length())  # fmt: skip
-    vocabulary, impl = len(engine.tokenizer), engine.programs.impl
+    vocabulary, impl = len(engine.tokenizer), engine.compiled.impl
 
     def loop(params: Any, cache: Any) -> Any:
         def step(carry: Any) -> Any:

@@ -11,11 +11,11 @@ import numpy as np
 
 from jaxs1.config import ComputeConfig, MeshConfig
 from jaxs1.decoding import budget
+from jaxs1.decoding.controls import fit
 from jaxs1.decoding.decode_loop import ChunkOutput, CompiledFunctions
 from jaxs1.decoding.decode_state import NewSequence, rows_of, table
-from jaxs1.decoding.outputs import SamplingParams
 from jaxs1.decoding.page_allocator import pages_for
-from jaxs1.decoding.params import ThinkingParams
+from jaxs1.decoding.params import SamplingParams, ThinkingParams
 from jaxs1.decoding.sampling import SamplingFlags
 from jaxs1.decoding.tokenized_thinking import TokenizedThinking
 from jaxs1.model import decode, kv_cache, transformer
@@ -104,13 +104,20 @@ class Loop:
     def place(self, prompts: Sequence[Ids], asked: Sequence[TokenizedThinking]) -> Any:
         """Sequences at their start, on the device."""
         starts = [
-            NewSequence(script, prompt, held, SamplingParams(temperature=0), seed=0, sample=0)
+            NewSequence(
+                script,
+                prompt,
+                held,
+                fit(script, len(prompt), self.context),
+                SamplingParams(temperature=0),
+                seed=0,
+                sample=0,
+            )
             for prompt, script, held in zip(prompts, asked, self.held, strict=True)
         ]
         rows = rows_of(
             starts,
             self.rows,
-            context=self.context,
             max_pages=self.pages,
             is_newline_V=self.is_newline_V,
         )
@@ -120,8 +127,8 @@ class Loop:
         """One chunk; what it wrote, and what the host launched for it, by kind."""
         given = (self.params, self.cache, slots, self.is_newline_V)
         if (impl, steps) not in self._programs:
-            chunk: Any = CompiledFunctions(self.model, impl, steps).chunk
-            lowered = chunk.lower(*given, rows=self.rows, pages=self.pages, kinds=GREEDY)
+            chunk: Any = CompiledFunctions(self.model, impl, steps).decode_steps
+            lowered = chunk.lower(*given, rows=self.rows, pages=self.pages, flags=GREEDY)
             platform = self.rules.mesh.devices.flat[0].platform
             self._programs[impl, steps] = compile_program(lowered, platform)
         program = self._programs[impl, steps]
@@ -156,8 +163,8 @@ def regret(loop: Loop, prompts: Sequence[Ids], written: ChunkOutput) -> float:
         return ((logits.max(-1) - chosen) / logits.std(-1)).reshape(chosen_BN.shape)
 
     found_BN = jax.jit(differences)(loop.params, loop.cache, written.token_NB.T)
-    after_wait = np.pad(written.kind_NB[:-1] == budget.WAIT, ((1, 0), (0, 0)))
-    counts_NB = ~written.forced_NB & ~after_wait & (written.kind_NB != budget.PASSED)
+    after_wait = np.pad(written.kind_NB[:-1] == budget.TokenKind.WAIT, ((1, 0), (0, 0)))
+    counts_NB = ~written.forced_NB & ~after_wait & (written.kind_NB != budget.TokenKind.PAD)
     return float(np.asarray(found_BN).T[counts_NB].max())
 
 

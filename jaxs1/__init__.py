@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from jaxs1.config import UserError as UserError
     from jaxs1.curate import CurateConfig as CurateConfig
     from jaxs1.curate import curate as curate
-    from jaxs1.decoding.engine import Limits as Limits
     from jaxs1.decoding.loading import ParallelConfig as ParallelConfig
     from jaxs1.decoding.outputs import Completion as Completion
-    from jaxs1.decoding.outputs import SamplingParams as SamplingParams
     from jaxs1.decoding.params import Delimiters as Delimiters
+    from jaxs1.decoding.params import SamplingParams as SamplingParams
     from jaxs1.decoding.params import ThinkingParams as ThinkingParams
+    from jaxs1.decoding.scheduler import Limits as Limits
     from jaxs1.evaluate import EvaluateConfig as EvaluateConfig
     from jaxs1.evaluate import evaluate as evaluate
     from jaxs1.llm import LLM as LLM
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "LLM": "jaxs1.llm",
     "ThinkingParams": "jaxs1.decoding.params",
-    "SamplingParams": "jaxs1.decoding.outputs",
+    "SamplingParams": "jaxs1.decoding.params",
     "Delimiters": "jaxs1.decoding.params",
     "Completion": "jaxs1.decoding.outputs",
     "Piece": "jaxs1.llm",
-    "Limits": "jaxs1.decoding.engine",
+    "Limits": "jaxs1.decoding.scheduler",
     "ParallelConfig": "jaxs1.decoding.loading",
     "load_model": "jaxs1.llm",
     "train": "jaxs1.train",

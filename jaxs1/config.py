@@ -16,10 +16,11 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import jsonargparse
 import yaml
@@ -346,6 +347,51 @@ def as_typed(command: str) -> str:
     return command
 
 
+def override(config: T, changes: Mapping[str, Any], *, command: str) -> T:
+    """A copy of a dataclass with some fields replaced, e.g. by an object of a JSONL file.
+
+    Args:
+        config: the dataclass
+        changes: field -> value; for a field that is a dataclass, an object of its fields
+        command: how the user calls it, for error messages
+
+    Raises:
+        UserError: one line that names the field, its value, the constraint and the remedy.
+    """
+    schema: Any = type(config)
+    changes = current_names(dict(changes))
+    _check_null(schema, changes, command)
+    parser = _object_parser(schema)
+    try:
+        base = parser.parse_object(dataclasses.asdict(config))  # type: ignore[call-overload]
+        values = parser.parse_object(changes, namespace=base).as_dict()
+    except jsonargparse.ArgumentError as error:
+        raise UserError(_explain(str(error), schema, command)) from None
+    return _build(schema, values)
+
+
+@lru_cache
+def _object_parser(schema: type) -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(schema)
+    return parser
+
+
+def _check_null(schema: Any, changes: Mapping[str, Any], command: str, group: str = "") -> None:
+    """Check what `parse_object` does not: null where a field has no null, groups that are none."""
+    hints = get_type_hints(schema)
+    for name, value in changes.items():
+        hint = hints.get(name)
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{group}{name}: must be an object of fields; see {command} --help")
+            _check_null(hint, value, command, f"{group}{name}.")
+        elif value is None and hint is not None and type(None) not in get_args(hint):
+            raise UserError(
+                f"{group}{name}=null: must have a value; leave it out to keep the default"
+            )
+
+
 #: Fields of version 0.1 -> their names now. Recipes, flags and saved settings may still use them.
 RENAMED = {
     "accumulate": "gradient_accumulation_steps",
@@ -361,6 +407,7 @@ RENAMED = {
     "limits.chunk": "limits.decode_steps",
     "limits.prefill": "limits.prefill_chunk_tokens",
     "thinking.cue": "thinking.answer_prefix",
+    "thinking.delimiters.stops": "thinking.delimiters.stop",
     "thinking.max_answer": "thinking.max_answer_tokens",
     "thinking.min_answer": "thinking.min_answer_tokens",
     "sweep.max_thinking": "sweep.budget",

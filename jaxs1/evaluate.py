@@ -25,11 +25,11 @@ from typing import Any
 from jaxs1.config import UserError, parse, run_command
 from jaxs1.decoding.base_engine import BaseEngine
 from jaxs1.decoding.loading import EngineConfig, LoadedEngine, load_engine
-from jaxs1.decoding.outputs import Completion, Request, SamplingParams
-from jaxs1.decoding.params import ThinkingParams, delimiters_of
+from jaxs1.decoding.outputs import Completion
+from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams, delimiters_of
 from jaxs1.decoding.prompt import prompt_ids
 from jaxs1.decoding.sampling import seed_from_text
-from jaxs1.decoding.tokenized_thinking import resolve_auto, script
+from jaxs1.decoding.tokenized_thinking import resolve_auto, tokenize_thinking
 from jaxs1.evaluation import report
 from jaxs1.evaluation.aggregate import aggregate, chosen, fits
 from jaxs1.evaluation.methods import Point, SweepConfig, points_of, steps_in, with_instruction
@@ -176,7 +176,7 @@ def _resolved(point: Point, questions: Questions, tokenizer: Any) -> Point:
     thinking = point.thinking
     if thinking.max != "auto":
         return point
-    tokenized = script(thinking, tokenizer)
+    tokenized = tokenize_thinking(thinking, tokenizer)
     texts = [with_instruction(question.text, point) for question in questions.items]
     start = len(tokenized.start)
     lengths = [len(user_prompt(text, thinking, tokenizer)) + start for text in texts]

@@ -7,6 +7,7 @@ print(done.thinking, done.answer, done.usage, done.interventions)
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,27 +17,18 @@ import jax
 
 from convert.weights import load_params, open_weights
 from jaxs1.config import ComputeConfig, MeshConfig, UserError
-from jaxs1.decoding import budget
-from jaxs1.decoding.base_engine import StreamOutput
-from jaxs1.decoding.engine import Limits
+from jaxs1.decoding.budget import TokenKind
+from jaxs1.decoding.detokenizer import Detokenizer
 from jaxs1.decoding.loading import EngineConfig, ParallelConfig, load_engine
-from jaxs1.decoding.outputs import Completion, Request, SamplingParams
-from jaxs1.decoding.params import ThinkingParams
+from jaxs1.decoding.outputs import Completion, StreamOutput
+from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams
 from jaxs1.decoding.prompt import prompt_ids
+from jaxs1.decoding.scheduler import Limits
 from jaxs1.model import transformer
 from jaxs1.model.sharding import check_divisible, make_sharding_rules
 
 #: Messages with "role" and "content".
 Conversation = list[dict[str, str]]
-
-#: Kind of a token -> kind of a `Piece`.
-KINDS = {
-    budget.THINKING: "thinking",
-    budget.WAIT: "wait",
-    budget.CLOSE: "close",
-    budget.ANSWER_PREFIX: "answer_prefix",
-    budget.ANSWERING: "answer",
-}
 
 
 class Piece(NamedTuple):
@@ -221,16 +213,16 @@ class LLM:
         thinking = thinking or ThinkingParams()
         ids = self._render(messages, thinking)
         number = self._submit(Request(ids, thinking, sampling or SamplingParams(), seed=seed))
-        text = _Text(self.tokenizer)
+        pieces = _Pieces(self.tokenizer)
         try:
             for output in self._read(number):
-                yield from text.add(output)
+                yield from pieces.add(output)
                 if output.completion is not None:
                     _raise_error(output.completion)
                     yield Piece("", "end", completion=output.completion)
                     return
         finally:
-            del self._outputs[number]
+            self._drop(number)
 
     def _complete(
         self,
@@ -256,7 +248,7 @@ class LLM:
                         done[number].append(output.completion)
         finally:
             for number in numbers:
-                del self._outputs[number]
+                self._drop(number)
         samples = [sorted(done[number], key=lambda c: c.index) for number in numbers]
         if single:
             _raise_error(samples[0][0])
@@ -277,6 +269,11 @@ class LLM:
                     if output.request in self._outputs:
                         self._outputs[output.request].append(output)
             yield queue.popleft()
+
+    def _drop(self, number: int) -> None:
+        """Forget a request; one that is not finished (an abandoned stream) frees its memory."""
+        self.engine.cancel(number)
+        del self._outputs[number]
 
     def _render(self, prompt: Any, thinking: ThinkingParams) -> list[int]:
         """Token ids of a prompt in the chat template."""
@@ -306,40 +303,32 @@ class LLM:
         return list(prompt)
 
 
-class _Text:
-    """Tokens of one completion to text, piece by piece; half a character waits for its rest."""
+class _Pieces:
+    """Cuts the tokens of one completion into pieces of one kind each."""
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
-        self._source = (budget.PASSED, False)
-        self._start()
+        self._start(TokenKind.THINKING, False)
 
-    def _start(self) -> None:
-        self._ids: list[int] = []
-        self._prefix = self._read = 0  # decode from the last boundary: texts may depend on it
+    def _start(self, kind: int, forced: bool) -> None:
+        self._kind, self._forced = TokenKind(kind), forced
+        skip = kind == TokenKind.ANSWER
+        self._text = Detokenizer(self._tokenizer, skip_special_tokens=skip)
 
     def add(self, output: StreamOutput) -> Iterator[Piece]:
-        new = output.written
-        for token, forced, kind in zip(new.tokens, new.forced, new.kinds, strict=True):
-            if (kind, forced) != self._source:
-                yield from self._take(complete=True)
-                self._start()
-                self._source = kind, forced
-            self._ids.append(token)
-        yield from self._take(complete=output.completion is not None)
+        new = output.new_tokens
+        tokens = zip(new.kinds, new.forced, new.tokens, strict=True)
+        for (kind, forced), run in itertools.groupby(tokens, key=lambda token: token[:2]):
+            if (kind, forced) != (self._kind, self._forced):
+                yield from self._piece(self._text.flush())
+                self._start(kind, forced)
+            yield from self._piece(self._text.add([token for *_, token in run]))
+        if output.completion is not None:
+            yield from self._piece(self._text.flush())
 
-    def _take(self, *, complete: bool) -> Iterator[Piece]:
-        """The text that the last tokens add."""
-        kind, forced = self._source
-        shown = self._decode(self._ids[self._prefix : self._read])
-        text = self._decode(self._ids[self._prefix :])
-        if len(text) > len(shown) and (complete or not text.endswith("\ufffd")):
-            self._prefix, self._read = self._read, len(self._ids)
-            yield Piece(text[len(shown) :], KINDS[kind], forced)
-
-    def _decode(self, ids: list[int]) -> str:
-        skip = self._source[0] == budget.ANSWERING
-        return self._tokenizer.decode(ids, skip_special_tokens=skip)
+    def _piece(self, text: str) -> Iterator[Piece]:
+        if text:
+            yield Piece(text, self._kind.name.lower(), self._forced)
 
 
 def _listed(prompts: Any, part: type) -> tuple[Sequence[Any], bool]:

@@ -7,9 +7,8 @@ import pytest
 
 from jaxs1 import generate
 from jaxs1.config import UserError
-from jaxs1.decoding import budget
-from jaxs1.decoding.base_engine import StreamOutput
-from jaxs1.decoding.outputs import Completion, TokenLog
+from jaxs1.decoding.budget import TokenKind
+from jaxs1.decoding.outputs import Completion, StreamOutput, TokenLog
 from tests.decoding.engines import LIMITS, encode, tokenizer, write_model
 
 #: Of a completion, as the issue lists them.
@@ -96,7 +95,7 @@ def test_the_healthy_finish_beside_the_sick(folder, tmp_path, capsys):
     expected = {
         1: "prompt: is empty; give at least one token",
         2: "tokens: leaves 0 of the context's 64",
-        3: "thinking.wait_strings='': encodes to no token; give a text that does",
+        3: "thinking.wait_strings='': encodes to no token; set a non-empty text",
         4: "thinking.max=1000: clamped to",
         5: "thinking.min=60: does not fit",
     }
@@ -118,7 +117,7 @@ def test_the_healthy_finish_beside_the_sick(folder, tmp_path, capsys):
         (["--prompt=a", "--prompts=b"], r"prompt: give either"),
         (["--prompt", " "], r"prompt=' ': is empty; give a question"),
         (["--prompt=a", "--n=0"], r"n=0: must be at least 1"),
-        (["--prompt=a", "--thinking.preset=s2"], r"thinking.preset='s2': is unknown; give s1 or"),
+        (["--prompt=a", "--thinking.preset=s2"], r"thinking.preset='s2': unknown preset; choose"),
         (["--prompt=a", "--thinking.mode=lax"], r"thinking.mode=lax: must be .*strict.*s1_harness"),
         (["--prompt=a", "--thinking.wait=x"], r"thinking.wait: no such field; did you mean"),
         (["--prompt=a", "--limits.decode_steps=0"], r"limits.decode_steps=0: must be at least 1"),
@@ -148,7 +147,7 @@ def test_what_is_wrong_with_the_command(folder, tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"is not valid JSON \(.*\); give one object a line"),
+        ("{", r"is not valid JSON \(.*\); give one object per line"),
         ("[1]", r"is a list; give a JSON object"),
         ({"text": "a"}, r"has no prompt; give one of prompt, question, problem, or messages"),
         ({"prompt": 5}, r"has no prompt"),
@@ -157,13 +156,13 @@ def test_what_is_wrong_with_the_command(folder, tmp_path, arguments, message):
         ({"messages": [{"role": "user"}]}, r"messages: must be \[\{"),
         ({"prompt": "a", "n": 0}, r"n=0: must be at least 1"),
         ({"prompt": "a", "n": "four"}, r"n=four: must be int"),
-        ({"prompt": "a", "seed": None}, r"seed=None: must be int"),
-        ({"prompt": "a", "thinking": "long"}, r"thinking: must be an object, of fields as"),
+        ({"prompt": "a", "seed": None}, r"seed=null: must have a value; leave it out"),
+        ({"prompt": "a", "thinking": "long"}, r"thinking: must be an object of fields"),
         ({"prompt": "a", "thinking": {"maximum": 5}}, r"thinking.maximum: no such field; did you"),
         ({"prompt": "a", "thinking": {"max": "many"}}, r"thinking.max=many: must be int"),
-        ({"prompt": "a", "thinking": {"max": None}}, r"thinking.max=None: must be int"),
+        ({"prompt": "a", "thinking": {"max": None}}, r"thinking.max=null: must have a value"),
         ({"prompt": "a", "thinking": {"wait_strings": "Wait"}}, r"thinking.wait_strings=Wait: "),
-        ({"prompt": "a", "thinking": {"preset": "s2"}}, r"thinking.preset='s2': is unknown"),
+        ({"prompt": "a", "thinking": {"preset": "s2"}}, r"thinking.preset='s2': unknown preset"),
         ({"prompt": "a", "sampling": {"temperature": "hot"}}, r"sampling.temperature=hot: must be"),
         ({"prompt": "a", "sampling": {"top_p": 0}}, r"sampling.top_p=0.0: must be above 0"),
     ],
@@ -184,11 +183,11 @@ class Terminal(io.StringIO):
 def test_a_terminal_shows_thinking_dimmed_and_forced_tokens_marked():
     """Also text whose characters are spread over several tokens and events."""
     parts = [
-        ("a ü", budget.THINKING, False),
-        ("Wait", budget.WAIT, True),
-        ("€", budget.THINKING, False),
-        ("\n<|im_start|>answer", budget.CLOSE, True),
-        ("42€", budget.ANSWERING, False),
+        ("a ü", TokenKind.THINKING, False),
+        ("Wait", TokenKind.WAIT, True),
+        ("€", TokenKind.THINKING, False),
+        ("\n<|im_start|>answer", TokenKind.CLOSE, True),
+        ("42€", TokenKind.ANSWER, False),
     ]
     out = Terminal()
     printer = generate.Printer(tokenizer(), out)
@@ -206,5 +205,5 @@ def test_a_terminal_shows_thinking_dimmed_and_forced_tokens_marked():
 def test_a_process_ends_with_one_line(run_module):
     done = run_module("jaxs1.generate", "--model", "x", "--prompt", "a", "--thinking.preset", "s2")
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.splitlines()[-1].startswith("error: thinking.preset='s2': is unknown")
+    assert done.stderr.splitlines()[-1].startswith("error: thinking.preset='s2': unknown preset")
     assert "Traceback" not in done.stderr

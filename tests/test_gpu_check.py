@@ -93,7 +93,7 @@ def test_forcing_as_asked(loop):
     end = int(written.token_NB[4, 0])
     waiting = ask(thinking=20, waits=1, end=end)
     again, _ = loop.run("xla", PROMPTS, [waiting, ask()], steps=24)
-    assert (again.kind_NB[:, 0] == budget.WAIT).sum() == 1 and 19 in again.token_NB[:, 0]
+    assert (again.kind_NB[:, 0] == budget.TokenKind.WAIT).sum() == 1 and 19 in again.token_NB[:, 0]
     assert regret(loop, PROMPTS, again) <= 1e-3
 
 

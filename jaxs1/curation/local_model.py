@@ -7,24 +7,18 @@ the order nor on the number of questions.
 
 from __future__ import annotations
 
-import queue
-import threading
-from concurrent.futures import Future
 from typing import Any
 
 from convert.weights import open_weights
 from jaxs1.config import UserError, one_line
 from jaxs1.curation.labelers import ModelConfig, NoAnswer
+from jaxs1.decoding.async_engine import AsyncEngine, EngineClosed
 from jaxs1.decoding.base_engine import BaseEngine
-from jaxs1.decoding.engine import Limits
 from jaxs1.decoding.loading import EngineConfig, ParallelConfig, load_engine
-from jaxs1.decoding.outputs import Completion, Request, SamplingParams
-from jaxs1.decoding.params import ThinkingParams
+from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams
 from jaxs1.decoding.prompt import prompt_ids
 from jaxs1.decoding.sampling import seed_from_text
-
-#: Prompts and who waits for their answers; None ends the engine.
-_Questions = queue.SimpleQueue[tuple[str, "Future[str]"] | None]
+from jaxs1.decoding.scheduler import Limits
 
 
 class LocalModel:
@@ -45,46 +39,26 @@ class LocalModel:
         # as many again wait, so the batch stays full while answers are graded
         self.parallel = 2 * config.parallel * config.replicas
         self._config = config
-        self._start = threading.Lock()
-        self._questions: _Questions = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._engine = AsyncEngine(lambda: self._open())
 
     def answer(self, prompt: str) -> str:
         """See `labelers.Model`."""
-        answer: Future[str] = Future()
-        with self._start:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, daemon=True)
-                self._thread.start()
-        self._questions.put((prompt, answer))
-        return answer.result()
+        answer = self._engine.submit(lambda tokenizer: self._request(prompt, tokenizer))
+        try:
+            (completion,) = answer.result()
+        except UserError as error:
+            raise UserError(f"{self.where}: {error}") from None
+        except EngineClosed:
+            raise NoAnswer("interrupted") from None
+        except Exception as error:  # whatever the device says
+            raise NoAnswer(one_line(error)[:200] or type(error).__name__, fatal=True) from error
+        if not completion.answer:
+            raise NoAnswer(completion.error or "a completion without text", refused=True)
+        return completion.answer
 
     def close(self) -> None:
         """See `labelers.Model`."""
-        if self._thread is not None:
-            self._questions.put(None)
-            self._thread.join()
-
-    def _serve(self) -> None:
-        """Answer until the end is asked for; after a failure, tell its reason to all who ask."""
-        waiting: dict[int, Future[str]] = {}
-        failure: Exception = NoAnswer("interrupted")
-        ended = False
-        try:
-            engine = self._open()
-            while self._take(engine, waiting):
-                for event in engine.step():
-                    if event.completion is not None:
-                        _settle(waiting.pop(event.request), event.completion)
-            ended = True
-        except UserError as error:
-            failure = UserError(f"{self.where}: {error}")
-        except Exception as error:  # whatever the device says
-            failure = NoAnswer(one_line(error)[:200] or type(error).__name__, fatal=True)
-        for answer in waiting.values():
-            answer.set_exception(failure)
-        while not ended and (asked := self._questions.get()):
-            asked[1].set_exception(failure)
+        self._engine.close()
 
     def _open(self) -> BaseEngine:
         config = self._config
@@ -93,21 +67,9 @@ class LocalModel:
             limits=Limits(max_num_seqs=config.parallel),
             parallel=ParallelConfig(config.tensor, config.replicas),
         )
-        opened = load_engine(settings)
-        print(opened.description, flush=True)
-        return opened.engine
-
-    def _take(self, engine: BaseEngine, waiting: dict[int, Future[str]]) -> bool:
-        """Submit all questions, or wait for one where nothing is to be done; False at the end."""
-        while True:
-            try:
-                asked = self._questions.get(block=not engine.busy)
-            except queue.Empty:
-                return True
-            if asked is None:
-                return False
-            prompt, waiting[engine.submitted] = asked
-            engine.submit(self._request(prompt, engine.tokenizer))
+        loaded = load_engine(settings)
+        print(loaded.description, flush=True)
+        return loaded.engine
 
     def _request(self, prompt: str, tokenizer: Any) -> Request:
         # no tokenizer accepts half of a surrogate pair
@@ -116,12 +78,3 @@ class LocalModel:
         ids = prompt_ids([{"role": "user", "content": prompt}], thinking, tokenizer)
         sampling = SamplingParams(temperature=self._config.temperature)
         return Request(ids, thinking, sampling, seed=seed_from_text(prompt))
-
-
-def _settle(answer: Future[str], completion: Completion) -> None:
-    """Hand a completion to who waits for it."""
-    if completion.answer:
-        answer.set_result(completion.answer)
-    else:
-        reason = completion.error or "a completion without text"
-        answer.set_exception(NoAnswer(reason, refused=True))

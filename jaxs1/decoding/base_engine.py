@@ -1,79 +1,71 @@
-"""The face of an engine: requests in, completions out.
+"""The interface of an engine.
 
-`submit` queues a request, `step` runs one chunk and says what was written; `run` and `stream` are
-these two in a loop.
+`submit` queues a request, `step` runs the model for some steps and returns the new tokens; `run`
+and `stream` call these two in a loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-from jaxs1.decoding.outputs import Completion, Request, TokenLog
-
-
-class StreamOutput(NamedTuple):
-    """What a chunk added to one sequence.
-
-    request, sample: which one; written: the new tokens; completion: with the last event of a
-    sequence
-    """
-
-    request: int
-    sample: int
-    written: TokenLog
-    completion: Completion | None
+from jaxs1.decoding.outputs import Completion, StreamOutput
+from jaxs1.decoding.params import Request
 
 
 class BaseEngine:
-    """What completes requests: one engine, or several that share the work."""
+    """Completes requests: one engine, or several that share the work."""
 
     tokenizer: Any
     context: int
     submitted = 0
 
     def submit(self, request: Request, longest: int | None = None) -> int:
-        """Queue a request; returns its number. What is wrong with it comes as an event.
+        """Queue a request; returns its number. If it is invalid, its completion has an error.
 
         Args:
-            request: what is asked
-            longest: prompt [tokens] of the batch, for thinking.max auto; None: this request's
+            request: prompt and parameters
+            longest: longest prompt of the batch [tokens], for thinking.max auto; None: this one's
         """
         raise NotImplementedError
 
+    def cancel(self, number: int) -> None:
+        """Drop a request; it gives no more outputs. Unknown and finished requests are ignored."""
+        raise NotImplementedError
+
     def step(self) -> list[StreamOutput]:
-        """Admit what fits, run a part of its prefill and one chunk; returns what was written."""
+        """Admit requests, prefill part of their prompts, decode some steps; the new tokens."""
         raise NotImplementedError
 
     @property
     def busy(self) -> bool:
-        """Whether anything is left to do."""
+        """Whether any request is unfinished."""
         raise NotImplementedError
 
     def run(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Completion]]]:
         """Complete requests.
 
         Yields:
-            number of a request in the order given and its n completions, as they become whole;
-            what cannot run has finish_reason "error".
+            index of a request in the given order and its n completions, as requests finish;
+            a request that cannot run has completions with finish_reason "error"
         """
-        gathered: dict[int, list[Completion]] = {}
+        finished: dict[int, list[Completion]] = {}
         requests = list(requests)
-        for event in self.stream(requests):
-            if event.completion is not None:
-                whole = gathered.setdefault(event.request, [])
-                whole.append(event.completion)
-                if len(whole) == requests[event.request].n:
-                    whole = gathered.pop(event.request)
-                    yield event.request, sorted(whole, key=lambda c: c.index)
+        for output in self.stream(requests):
+            if output.completion is not None:
+                completions = finished.setdefault(output.request, [])
+                completions.append(output.completion)
+                if len(completions) == requests[output.request].n:
+                    del finished[output.request]
+                    yield output.request, sorted(completions, key=lambda c: c.index)
 
     def stream(self, requests: Iterable[Request]) -> Iterator[StreamOutput]:
-        """Complete requests; yields what each chunk wrote. Numbers count from 0 in this call."""
+        """Complete requests; yields their new tokens. Numbers start at 0 in every call."""
         first = self.submitted
         requests = list(requests)
         longest = max((len(r.prompt_ids) for r in requests), default=0)
         for request in requests:
             self.submit(request, longest)
         while self.busy:
-            for event in self.step():
-                yield event._replace(request=event.request - first)
+            for output in self.step():
+                yield output._replace(request=output.request - first)

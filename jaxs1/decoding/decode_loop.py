@@ -1,12 +1,12 @@
-"""The compiled part of decoding: prefill, and a chunk of steps with the controller inside.
+"""The compiled part of decoding: prefill, and decode steps with the controller inside.
 
-    [ model -> forbid -> choose -> budget.step ]*      one `lax.while_loop`
+    [ model -> forbid -> sample -> budget.step ]*      one `lax.while_loop`
 
-Everything that a sequence has lies in one row of `DecodeState`; its keys and values lie in the cache. A
-function is compiled once for each bucket of shapes (rows, pages, prompt tokens).
+All that belongs to a sequence is in one row of `DecodeState`; its keys and values are in the cache.
+Each function is compiled once per bucket of shapes (rows, pages, prompt tokens).
 
-Letters beside those of `architecture.py` and `kv_cache.py`: N steps of a chunk, R rows of a
-prefill.
+Letters in addition to those of `architecture.py` and `kv_cache.py`: N decode steps, R rows of a
+prefill or an insertion.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxs1.decoding import budget, sampling
+from jaxs1.decoding.budget import Phase, TokenKind
 from jaxs1.decoding.decode_state import DecodeState
 from jaxs1.decoding.sampling import SamplingFlags
 from jaxs1.model import decode, kv_cache
@@ -27,130 +28,177 @@ from jaxs1.model.transformer import Transformer
 
 
 class ChunkOutput(NamedTuple):
-    """What a chunk wrote. count: steps that were run, the other rows of [N, B] are empty."""
+    """The tokens of some decode steps.
 
-    count: Any
-    token_NB: Any
-    forced_NB: Any
-    kind_NB: Any
+    Args:
+        count: int32, steps that were run; later rows of the other arrays are unused
+        token_NB: int32, token ids
+        forced_NB: bool, whether the controller inserted the token
+        kind_NB: int32, `budget.TokenKind` of each token
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count
+    token_NB: jax.Array
+    forced_NB: jax.Array
+    kind_NB: jax.Array
+
+
+class _Carry(NamedTuple):
+    cache: KVCache
+    state: DecodeState
+    output: ChunkOutput
 
 
 def prefill(
     model: Transformer,
     params: Any,
     cache: KVCache,
-    tokens_RT: Any,
-    positions_RT: Any,
-    table_RM: Any,
+    tokens_RT: jax.Array,
+    positions_RT: jax.Array,
+    table_RM: jax.Array,
 ) -> KVCache:
-    """Bring tokens of prompts into the cache; positions of padding are kv_cache.PAD_POSITION."""
+    """Write the keys and values of prompt tokens; padding has position kv_cache.PAD_POSITION."""
     return decode.forward(model, params, cache, tokens_RT, positions_RT, table_RM)[1]
 
 
-def chunk(
+def decode_steps(
     model: Transformer,
     params: Any,
     cache: KVCache,
-    slots: DecodeState,
-    is_newline_V: Any,
+    decode_state: DecodeState,
+    is_newline_V: jax.Array,
     *,
-    steps: int,
+    num_steps: int,
     rows: int,
     pages: int,
-    kinds: SamplingFlags,
+    flags: SamplingFlags,
     impl: str,
 ) -> tuple[KVCache, DecodeState, ChunkOutput]:
-    """Up to `steps` tokens for the first `rows` slots; ends early where all are DONE.
+    """Up to `num_steps` tokens for each of the first `rows` rows; stops early once all are DONE.
 
     Args:
         model: abstract
         params: from `decode.unstack`
         cache: keys and values of all tokens but each sequence's newest
-        slots: all slots
-        is_newline_V: bool, as long as the tokenizer; ids beyond it are never chosen
-        steps, rows, pages, kinds, impl: static. `pages` must hold every position of the chunk
+        decode_state: all rows
+        is_newline_V: bool, as long as the tokenizer; ids beyond it are never sampled
+        num_steps: static, maximum number of steps
+        rows: static, number of rows that are decoded
+        pages: static, pages of a row; must cover every position that these steps can reach
+        flags: static, what any of the rows needs of `sampling.sample`
+        impl: static, a name in `decode.IMPLS`
     """
-    vocabulary = is_newline_V.shape[0]
-    active = jax.tree.map(lambda x: x[:rows], slots)
-    controls = active.controls._replace(is_newline_V=is_newline_V)
+    active = jax.tree.map(lambda x: x[:rows], decode_state)
     table_BM = active.table_BM[:, :pages]
-    row_B = jnp.arange(rows)
 
-    def step(carry: Any) -> Any:
-        i, cache, now, written = carry
-        over_B1 = (now.state.phase == budget.DONE)[:, None]
-        x_B1D, cache = decode.forward(
-            model,
-            params,
-            cache,
-            now.token[:, None],
-            # a sequence that has ended may have given its pages to another one
-            jnp.where(over_B1, 0, now.position[:, None]),
-            jnp.where(over_B1, kv_cache.NULL_PAGE, table_BM),
-            impl=impl,
-        )
-        logits_BV = decode.logits(model, params, x_B1D[:, 0], impl=impl)[:, :vocabulary]
-        ids_BE = budget.forbidden(controls, now.state)
-        logits_BV = logits_BV.at[row_B[:, None], ids_BE].set(-jnp.inf, mode="drop")
-        answering_B = now.state.phase == budget.ANSWER
-        choice_B = sampling.sample(logits_BV, now.draw, answering_B, now.state.position, kinds)
-        state, token_B, forced_B = budget.step(controls, now.state, choice_B)
-        wrote_B = state.kind != budget.PASSED
-        draw = now.draw
-        if kinds.penalised:
-            draw = draw._replace(seen_BV=draw.seen_BV.at[row_B, token_B].max(wrote_B))
-        now = now._replace(
-            state=state,
-            draw=draw,
-            token=jnp.where(wrote_B, token_B, now.token),
-            position=now.position + wrote_B,
-        )
-        new = (token_B, forced_B, state.kind)
-        written = jax.tree.map(lambda all_NB, x_B: all_NB.at[i].set(x_B), written, new)
-        return i + 1, cache, now, written
+    def step(carry: _Carry) -> _Carry:
+        logits_BV, cache = _logits(model, params, carry.cache, carry.state, table_BM, impl)
+        logits_BV = logits_BV[:, : is_newline_V.shape[0]]
+        state, new = _next_tokens(active.controls, is_newline_V, carry.state, logits_BV, flags)
+        i, *arrays = carry.output
+        arrays = jax.tree.map(lambda all_NB, x_B: all_NB.at[i].set(x_B), tuple(arrays), new)
+        return _Carry(cache, state, ChunkOutput(i + 1, *arrays))
 
-    def go_on(carry: Any) -> jax.Array:
-        i, _, now, _ = carry
-        return (i < steps) & jnp.any(now.state.phase != budget.DONE)
+    def is_unfinished(carry: _Carry) -> jax.Array:
+        running_B = carry.state.state.phase != Phase.DONE
+        return (carry.output.count < num_steps) & jnp.any(running_B)
 
-    empty = jnp.zeros((steps, rows), jnp.int32)
-    start = (jnp.int32(0), cache, active, (empty, empty.astype(bool), empty))
-    count, cache, active, written = lax.while_loop(go_on, step, start)
-    slots = jax.tree.map(lambda x, new: x.at[:rows].set(new), slots, active)
-    return cache, slots, ChunkOutput(count, *written)
+    empty = jnp.zeros((num_steps, rows), jnp.int32)
+    start = _Carry(cache, active, ChunkOutput(jnp.int32(0), empty, empty.astype(bool), empty))
+    cache, active, output = lax.while_loop(is_unfinished, step, start)
+    decode_state = jax.tree.map(lambda x, new: x.at[:rows].set(new), decode_state, active)
+    return cache, decode_state, output
 
 
-def place(slots: DecodeState, new: DecodeState, rows_R: Any) -> DecodeState:
-    """Put new sequences into their slots; a row out of bounds is dropped."""
-    return jax.tree.map(lambda x, row: x.at[rows_R].set(row, mode="drop"), slots, new)
+def _logits(
+    model: Transformer,
+    params: Any,
+    cache: KVCache,
+    rows: DecodeState,
+    table_BM: jax.Array,
+    impl: str,
+) -> tuple[jax.Array, KVCache]:
+    """Run the model on each row's newest token."""
+    over_B1 = (rows.state.phase == Phase.DONE)[:, None]
+    x_B1D, cache = decode.forward(
+        model,
+        params,
+        cache,
+        rows.token[:, None],
+        # the pages of a finished sequence may belong to another one by now
+        jnp.where(over_B1, 0, rows.position[:, None]),
+        jnp.where(over_B1, kv_cache.NULL_PAGE, table_BM),
+        impl=impl,
+    )
+    return decode.logits(model, params, x_B1D[:, 0], impl=impl), cache
 
 
-def reorder(slots: DecodeState, rows_B: Any) -> DecodeState:
-    """Row i becomes what row `rows_B[i]` was."""
-    return jax.tree.map(lambda x: x[rows_B], slots)
+def _next_tokens(
+    controls: budget.Controls,
+    is_newline_V: jax.Array,
+    rows: DecodeState,
+    logits_BV: jax.Array,
+    flags: SamplingFlags,
+) -> tuple[DecodeState, tuple[jax.Array, jax.Array, jax.Array]]:
+    """Sample, let the controller decide, advance; also tokens, forced and kinds of this step."""
+    row_B = jnp.arange(logits_BV.shape[0])
+    ids_BE = budget.forbidden(controls, rows.state)
+    logits_BV = logits_BV.at[row_B[:, None], ids_BE].set(-jnp.inf, mode="drop")
+    answering_B = rows.state.phase == Phase.ANSWER
+    sampled_B = sampling.sample(logits_BV, rows.sampling, answering_B, rows.state.position, flags)
+    state, token_B, forced_B = budget.step(controls, is_newline_V, rows.state, sampled_B)
+    is_new_B = state.kind != TokenKind.PAD
+    settings = rows.sampling
+    if flags.penalised:
+        seen_BV = settings.seen_BV.at[row_B, token_B].max(is_new_B)
+        settings = settings._replace(seen_BV=seen_BV)
+    rows = rows._replace(
+        state=state,
+        sampling=settings,
+        token=jnp.where(is_new_B, token_B, rows.token),
+        position=rows.position + is_new_B,
+    )
+    return rows, (token_B, forced_B, state.kind)
+
+
+def insert(decode_state: DecodeState, new: DecodeState, rows_R: jax.Array) -> DecodeState:
+    """Write new sequences into rows; a row number out of bounds is dropped."""
+    return jax.tree.map(lambda x, row: x.at[rows_R].set(row, mode="drop"), decode_state, new)
+
+
+def reorder(decode_state: DecodeState, rows_B: jax.Array) -> DecodeState:
+    """Move row `rows_B[i]` to row i."""
+    return jax.tree.map(lambda x: x[rows_B], decode_state)
+
+
+def halt(decode_state: DecodeState, rows_R: jax.Array) -> DecodeState:
+    """Set rows to DONE: from now on they use no page. A row number out of bounds is dropped."""
+    phase = decode_state.state.phase.at[rows_R].set(Phase.DONE, mode="drop")
+    return decode_state._replace(state=decode_state.state._replace(phase=phase))
 
 
 class CompiledFunctions:
-    """The functions above, compiled for one model; each shape bucket once.
+    """The functions above, jitted for one model.
 
     Args:
         model: abstract
-        impl: of the decode step, a name in `decode.IMPLS`
-        steps: of a chunk
+        impl: implementation of the decode step, a name in `decode.IMPLS`
+        num_steps: decode steps per call
     """
 
-    def __init__(self, model: Transformer, impl: str, steps: int):
+    def __init__(self, model: Transformer, impl: str, num_steps: int):
         self.impl = impl
-        whole = model.rules.sharding(())
+        replicated = model.rules.sharding(())
         cache = model.rules.sharding(kv_cache.AXES)
         self.prefill = jax.jit(partial(prefill, model), donate_argnums=1, out_shardings=cache)
-        self.chunk = jax.jit(
-            partial(chunk, model, steps=steps, impl=impl),
-            static_argnames=("rows", "pages", "kinds"),
+        self.decode_steps = jax.jit(
+            partial(decode_steps, model, num_steps=num_steps, impl=impl),
+            static_argnames=("rows", "pages", "flags"),
             donate_argnums=1,
-            out_shardings=(cache, whole, whole),
+            out_shardings=(cache, replicated, replicated),
             compiler_options=decode.IMPLS[impl].options(),
         )
         self.copy_page = jax.jit(kv_cache.copy_page, donate_argnums=0, out_shardings=cache)
-        self.place = jax.jit(place, out_shardings=whole)
-        self.reorder = jax.jit(reorder, out_shardings=whole)
+        self.insert = jax.jit(insert, out_shardings=replicated)
+        self.halt = jax.jit(halt, out_shardings=replicated)
+        self.reorder = jax.jit(reorder, out_shardings=replicated)

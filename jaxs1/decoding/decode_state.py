@@ -1,4 +1,4 @@
-"""The rows of a batch: all that the compiled loop needs to know of a sequence, made on the host."""
+"""The rows of a batch: all that the compiled loop needs of each sequence, prepared on the host."""
 
 from __future__ import annotations
 
@@ -9,78 +9,94 @@ import jax
 import numpy as np
 
 from jaxs1.decoding import budget
-from jaxs1.decoding.outputs import SamplingParams
+from jaxs1.decoding.controls import SequenceLimits, build_controls
+from jaxs1.decoding.params import SamplingParams, ThinkingParams
 from jaxs1.decoding.sampling import SamplingFlags, SamplingState
-from jaxs1.decoding.tokenized_thinking import SIZES, TokenizedThinking, build_controls
-from jaxs1.model.kv_cache import NULL_PAGE, PAGE
+from jaxs1.decoding.tokenized_thinking import TokenizedThinking
+from jaxs1.model.kv_cache import NULL_PAGE
 
 
 class DecodeState(NamedTuple):
-    """Where each sequence stands; a pytree of arrays whose rows are sequences.
+    """State of the sequences of a batch; a pytree of arrays whose rows are sequences.
 
-    controls: what was asked, `is_newline_V` left out (None): one table serves all
-    state: of the controller
-    draw: how tokens are drawn
-    token: int32, the newest token, not yet in the cache
-    position: int32, where it stands, from 0 at the prompt's first token
-    table_BM: int32, pages
+    Args:
+        controls: settings of the controller
+        state: state of the controller
+        sampling: sampling parameters and random keys
+        token: int32 [B], newest token, not yet in the cache
+        position: int32 [B], its position, counted from the prompt's first token
+        table_BM: int32, pages of each sequence
     """
 
     controls: budget.Controls
     state: budget.State
-    draw: SamplingState
-    token: Any
-    position: Any
-    table_BM: Any
+    sampling: SamplingState
+    token: jax.Array
+    position: jax.Array
+    table_BM: jax.Array
 
 
 class NewSequence(NamedTuple):
-    """A sequence whose prompt is in the cache, all but the last token.
+    """A sequence whose prompt is in the cache, except for the last token.
 
-    asked: what is asked of its thinking; prompt: ids; pages: of the cache; sampling: how it draws;
-    seed, sample: its randomness
+    Args:
+        thinking: thinking parameters in token ids
+        prompt: token ids, start of thinking included
+        pages: pages of the cache
+        limits: budget and maximum length, from `controls.fit`
+        sampling: sampling parameters
+        seed: random seed of the request
+        sample: index among the request's completions
     """
 
-    asked: TokenizedThinking
+    thinking: TokenizedThinking
     prompt: list[int]
     pages: list[int]
+    limits: SequenceLimits
     sampling: SamplingParams
     seed: int
     sample: int
 
 
 def rows_of(
-    starts: Sequence[NewSequence], rows: int, *, context: int, max_pages: int, is_newline_V: Any
+    sequences: Sequence[NewSequence], rows: int, *, max_pages: int, is_newline_V: Any
 ) -> DecodeState:
-    """Rows for sequences at their start; the last one is repeated to fill up.
+    """The first state of some sequences; the last one is repeated to fill up the rows.
 
     Args:
-        starts: at most `rows`, at least one
+        sequences: at least one, at most `rows`
         rows: number of rows
-        context: longest sequence [tokens]
-        max_pages: width of the table
-        is_newline_V: from `script.newline_table`
+        max_pages: width of the page table
+        is_newline_V: from `controls.newline_table`
     """
-    starts = [*starts, *[starts[-1]] * (rows - len(starts))]
-    prompts = [s.prompt for s in starts]
-    controls, _ = build_controls([s.asked for s in starts], prompts, context, is_newline_V, SIZES)
-    # no more max_new_tokens than there are pages: a row without pages is an empty slot
-    held = np.asarray([len(s.pages) * PAGE - len(s.prompt) for s in starts], np.int32)
-    controls = controls._replace(
-        max_new_tokens=np.clip(controls.max_new_tokens, 0, np.maximum(held, 0))
+    sequences = [*sequences, *[sequences[-1]] * (rows - len(sequences))]
+    prompts = [s.prompt for s in sequences]
+    controls = build_controls(
+        [s.thinking for s in sequences], prompts, [s.limits for s in sequences]
     )
+    token: Any = np.asarray([p[-1] for p in prompts], np.int32)
+    position: Any = np.asarray([len(p) - 1 for p in prompts], np.int32)
     return DecodeState(
-        controls=controls._replace(is_newline_V=None),
-        state=_init(controls),
-        draw=_draw(starts, len(is_newline_V)),
-        token=np.asarray([p[-1] for p in prompts], np.int32),
-        position=np.asarray([len(p) - 1 for p in prompts], np.int32),
-        table_BM=table([s.pages for s in starts], rows, max_pages),
+        controls=controls,
+        state=_init(controls, is_newline_V),
+        sampling=_sampling(sequences, len(is_newline_V)),
+        token=token,
+        position=position,
+        table_BM=table([s.pages for s in sequences], rows, max_pages),
     )
 
 
-def table(pages: Sequence[list[int]], rows: int, max_pages: int) -> np.ndarray:
-    """The page table of some sequences, int32 [rows, max_pages]; the rest is NULL_PAGE."""
+def empty_rows(rows: int, *, max_pages: int, is_newline_V: Any) -> DecodeState:
+    """Rows without a sequence: DONE from the start."""
+    params = ThinkingParams(mode="off", min_answer_tokens=1)
+    thinking = TokenizedThinking(params, (), (), (), (), (), (), (), (), ())
+    nothing = SequenceLimits(budget=0, max_new_tokens=0, num_pages=0)
+    sequence = NewSequence(thinking, [0], [], nothing, SamplingParams(), seed=0, sample=0)
+    return rows_of([sequence], rows, max_pages=max_pages, is_newline_V=is_newline_V)
+
+
+def table(pages: Sequence[list[int]], rows: int, max_pages: int) -> Any:
+    """The page table of some sequences, int32 [rows, max_pages], padded with NULL_PAGE."""
     table_BM = np.full((rows, max_pages), NULL_PAGE, np.int32)
     for row_M, held in zip(table_BM, pages, strict=False):
         row_M[: len(held)] = held[:max_pages]
@@ -89,29 +105,29 @@ def table(pages: Sequence[list[int]], rows: int, max_pages: int) -> np.ndarray:
 
 def sampling_flags(sampling: Sequence[SamplingParams]) -> SamplingFlags:
     """What these settings need of the compiled loop."""
-    drawn = [s for s in sampling if not s.is_greedy]
+    sampled = [s for s in sampling if not s.is_greedy]
     return SamplingFlags(
-        sampled=bool(drawn),
-        filtered=any(s.top_k or s.top_p < 1 or s.min_p for s in drawn),
+        sampled=bool(sampled),
+        filtered=any(s.top_k or s.top_p < 1 or s.min_p for s in sampled),
         penalised=any(s.repetition_penalty != 1 for s in sampling),
     )
 
 
-def _draw(starts: Sequence[NewSequence], vocabulary: int) -> SamplingState:
-    asked = [s.sampling for s in starts]
-    seen_BV = np.zeros((len(starts), vocabulary), bool)
-    for row_V, s in zip(seen_BV, starts, strict=True):
+def _sampling(sequences: Sequence[NewSequence], vocabulary: int) -> SamplingState:
+    params = [s.sampling for s in sequences]
+    seen_BV = np.zeros((len(sequences), vocabulary), bool)
+    for row_V, s in zip(seen_BV, sequences, strict=True):
         if s.sampling.repetition_penalty != 1:
             row_V[s.prompt] = True
 
     def column(name: str, dtype: Any = np.float32) -> np.ndarray:
-        return np.asarray([getattr(s, name) for s in asked], dtype)
+        return np.asarray([getattr(p, name) for p in params], dtype)
 
     answer = [
-        s.temperature if s.answer_temperature is None else s.answer_temperature for s in asked
+        p.temperature if p.answer_temperature is None else p.answer_temperature for p in params
     ]
-    seed_B = np.asarray([s.seed & 0xFFFFFFFF for s in starts], np.uint32)
-    sample_B = np.asarray([s.sample for s in starts], np.uint32)
+    seed_B = np.asarray([s.seed & 0xFFFFFFFF for s in sequences], np.uint32)
+    sample_B = np.asarray([s.sample for s in sequences], np.uint32)
     return SamplingState(
         temperature=column("temperature"),
         answer_temperature=np.asarray(answer, np.float32),
@@ -124,7 +140,7 @@ def _draw(starts: Sequence[NewSequence], vocabulary: int) -> SamplingState:
     )
 
 
-#: One program: on its own, every operation would be a call to the device.
+#: Jitted, or every operation would be a launch of its own.
 _init = jax.jit(budget.init)
 
 

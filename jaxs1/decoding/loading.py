@@ -16,8 +16,9 @@ from jaxs1.config import ComputeConfig, MeshConfig, UserError
 from jaxs1.data.tokenizer import load_tokenizer
 from jaxs1.decoding.base_engine import BaseEngine
 from jaxs1.decoding.data_parallel import DataParallelEngine
-from jaxs1.decoding.engine import Engine, Limits
+from jaxs1.decoding.engine import Engine
 from jaxs1.decoding.page_allocator import pages_for
+from jaxs1.decoding.scheduler import Limits
 from jaxs1.model import decode, transformer
 from jaxs1.model.architecture import Architecture
 from jaxs1.model.kv_cache import PAGE, token_bytes

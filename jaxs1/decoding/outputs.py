@@ -1,112 +1,54 @@
-"""What is asked of the engine and what comes back: `Request` and `Completion`."""
+"""What an engine returns: `Completion` at the end, a `StreamOutput` after every run of steps."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from jaxs1.config import UserError
-from jaxs1.decoding import budget
-from jaxs1.decoding.budget import Intervention
-from jaxs1.decoding.params import ThinkingParams, delimiters_of
+from jaxs1.decoding.budget import EndedBy, Finish, TokenKind
+from jaxs1.decoding.params import Request, delimiters_of
 from jaxs1.decoding.tokenized_thinking import Ids, TokenizedThinking
 
-#: Names of `budget.OPEN` and so on, and of `budget.RUNNING` and so on.
-ENDED_BY = ("open", "model", "budget", "context")
-FINISH = ("running", "stop", "length")
 
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How a token is drawn from the model's distribution.
+class Intervention(NamedTuple):
+    """A text that the controller inserted.
 
     Args:
-        temperature: 0 takes the likeliest token
-        answer_temperature: temperature after thinking; null: the same
-        top_k: draw from the k likeliest tokens; 0: from all
-        top_p: draw from the fewest tokens whose probabilities reach this sum
-        min_p: draw from tokens at least this share as likely as the likeliest
-        repetition_penalty: divides positive and multiplies negative logits of tokens that have
-            occurred in prompt or completion (Keskar et al. 2019); 1: none
+        position: position of its first forced token, counted from the first token after the prompt
+        kind: wait, close or answer_prefix
+        string: index of the wait string; None for the other kinds
     """
 
-    temperature: float = 0.0
-    answer_temperature: float | None = None
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuse what is no distribution."""
-        for name in ("temperature", "answer_temperature", "top_k"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise UserError(f"sampling.{name}={value}: must be 0 or more")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"sampling.top_p={self.top_p}: must be above 0, and at most 1")
-        if not 0 <= self.min_p <= 1:
-            raise UserError(f"sampling.min_p={self.min_p}: must be 0 to 1")
-        if not self.repetition_penalty > 0:
-            raise UserError(
-                f"sampling.repetition_penalty={self.repetition_penalty}: must be above 0; 1 is none"
-            )
-
-    @property
-    def is_greedy(self) -> bool:
-        """Whether every token is the likeliest one, so that samples would be equal."""
-        return self.temperature == 0 and not self.answer_temperature
-
-
-@dataclass(frozen=True)
-class Request:
-    """One prompt, to be completed `n` times.
-
-    Args:
-        prompt_ids: token ids, without the start of thinking, which the engine appends
-        thinking: budgets, Waits, delimiters
-        sampling: how tokens are drawn
-        n: completions, which share the prompt's prefill
-        seed: of the draws; completion i of the n has randomness of its own
-    """
-
-    prompt_ids: Sequence[int]
-    thinking: ThinkingParams = field(default_factory=ThinkingParams)
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-    n: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what asks for nothing."""
-        if self.n < 1:
-            raise UserError(f"n={self.n}: must be at least 1")
+    position: int
+    kind: str
+    string: int | None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What became of one sequence.
+    """One completion of a prompt.
 
     Args:
-        prompt_ids: the prompt with the start of thinking
-        thinking_ids: tokens of the thinking, Waits included, without what closed it
-        answer_ids: tokens of the answer, without close, answer_prefix and stop
+        prompt_ids: prompt, with the start of thinking
+        thinking_ids: tokens of the thinking, inserted wait strings included, without the close
+        answer_ids: tokens of the answer, without close, answer prefix and stop
         thinking: text of the thinking
         answer: text of the answer
-        interventions: what the controller wrote; positions count from the first token
-            behind the prompt
-        thinking_ended_by: model, budget, context, or open where it never ended
+        interventions: texts that the controller inserted; positions count from the first token
+            after the prompt
+        thinking_ended_by: model, budget or context; open if it never ended
         finish_reason: stop, length, or error
-        usage: prompt_tokens, thinking_tokens, answer_tokens; forced_tokens counts every token that
-            the controller wrote, wherever it stands
-        settings: thinking and sampling of the request, to ask for the same again
-        seed: of the request
-        index: which of the request's n completions
-        tokens: all ids behind the prompt as they stand in the context, delimiters included
-        forced: for each of `tokens`, whether the controller wrote it
-        note: what was done differently from what was asked, in words
-        error: why there is no completion, in words
+        usage: prompt_tokens, thinking_tokens, answer_tokens, forced_tokens (all tokens that the
+            controller inserted) and completion_tokens
+        settings: thinking and sampling parameters of the request
+        seed: random seed of the request
+        index: index among the request's n completions
+        tokens: all token ids after the prompt, delimiters included
+        forced: for each of `tokens`, whether the controller inserted it
+        note: human-readable remark if a setting could not be honoured as requested
+        error: human-readable reason if there is no completion
     """
 
     prompt_ids: list[int]
@@ -136,85 +78,135 @@ class Completion:
 
 @dataclass
 class TokenLog:
-    """All that was written behind a prompt; of each token, was it forced, and what kind it is."""
+    """Tokens generated after a prompt.
+
+    Args:
+        tokens: token ids
+        forced: for each token, whether the controller inserted it
+        kinds: for each token, its `budget.TokenKind`
+    """
 
     tokens: list[int] = field(default_factory=list)
     forced: list[bool] = field(default_factory=list)
     kinds: list[int] = field(default_factory=list)
 
     def extend(self, new: TokenLog) -> None:
-        """Append what was written next."""
+        """Append newer tokens."""
         self.tokens += new.tokens
         self.forced += new.forced
         self.kinds += new.kinds
 
-    def ids(self, *kinds: int) -> list[int]:
-        """The tokens of some kinds."""
+    def of_kind(self, *kinds: int) -> list[int]:
+        """The ids of the tokens of some kinds."""
         return [t for t, kind in zip(self.tokens, self.kinds, strict=True) if kind in kinds]
+
+
+class StreamOutput(NamedTuple):
+    """The newest tokens of one sequence.
+
+    Args:
+        request: number of the request
+        sample: index among the request's n completions
+        new_tokens: tokens generated since the previous output
+        completion: set in the last output of a sequence
+    """
+
+    request: int
+    sample: int
+    new_tokens: TokenLog
+    completion: Completion | None
 
 
 def complete(
     request: Request,
     index: int,
-    asked: TokenizedThinking,
+    thinking: TokenizedThinking,
     tokenizer: Any,
     prompt: list[int],
-    written: TokenLog,
+    log: TokenLog,
     *,
     ended_by: int,
     finish: int,
     note: str | None,
 ) -> Completion:
-    """Take a finished sequence apart.
+    """Make a completion from the tokens of a finished sequence.
 
     Args:
-        request, index: what it belongs to
-        asked: the request in ids
-        tokenizer: for the texts
-        prompt: ids, with the start of thinking
-        written: what followed
-        ended_by, finish: of the last `budget.State`
+        request: request that it belongs to
+        index: index among the request's n completions
+        thinking: the request's thinking parameters in token ids
+        tokenizer: tokenizer of the model
+        prompt: prompt, with the start of thinking
+        log: all tokens after the prompt
+        ended_by: why thinking ended, from the last `budget.State`
+        finish: why the sequence ended, from the last `budget.State`
         note: see `Completion`
     """
-    thinking_ids = written.ids(budget.THINKING, budget.WAIT)
-    answer_ids = written.ids(budget.ANSWERING)
-    if finish == budget.STOP:
-        answer_ids = _without_end(answer_ids, asked.stops)
-    begun = answer_ids
+    thinking_ids = log.of_kind(TokenKind.THINKING, TokenKind.WAIT)
+    answer_ids = log.of_kind(TokenKind.ANSWER)
+    if finish == Finish.STOP:
+        answer_ids = _without_stop(answer_ids, thinking.stops)
+    visible_ids = answer_ids
     if request.thinking.mode == "s1_readme":
-        # the end of thinking is left to the model: ids of the answer, but not of its text
+        # this mode leaves the close to the model: part of the answer's ids, not of its text
         text = delimiters_of(request.thinking).close
         close = tokenizer(text, add_special_tokens=False)["input_ids"]
-        begun = answer_ids[len(close) :] if answer_ids[: len(close)] == close else answer_ids
+        if answer_ids[: len(close)] == close:
+            visible_ids = answer_ids[len(close) :]
     return Completion(
         prompt_ids=prompt,
         thinking_ids=thinking_ids,
         answer_ids=answer_ids,
         thinking=tokenizer.decode(thinking_ids).strip(),
-        answer=tokenizer.decode(begun, skip_special_tokens=True).strip(),
-        interventions=budget.interventions(
-            written.kinds, written.forced, [len(ids) for ids in asked.waits]
-        ),
-        thinking_ended_by=ENDED_BY[ended_by],
-        finish_reason=FINISH[finish],
+        answer=tokenizer.decode(visible_ids, skip_special_tokens=True).strip(),
+        interventions=interventions(log.kinds, log.forced, [len(ids) for ids in thinking.waits]),
+        thinking_ended_by=EndedBy(ended_by).name.lower(),
+        finish_reason=Finish(finish).name.lower(),
         usage={
             "prompt_tokens": len(prompt),
             "thinking_tokens": len(thinking_ids),
             "answer_tokens": len(answer_ids),
-            "forced_tokens": sum(written.forced),
-            "completion_tokens": len(written.tokens),
+            "forced_tokens": sum(log.forced),
+            "completion_tokens": len(log.tokens),
         },
         settings=settings_of(request),
         seed=request.seed,
         index=index,
-        tokens=written.tokens,
-        forced=written.forced,
+        tokens=log.tokens,
+        forced=log.forced,
         note=note,
     )
 
 
+def interventions(
+    kind_N: Sequence[int], forced_N: Sequence[bool], wait_lengths: Sequence[int]
+) -> list[Intervention]:
+    """The interventions in one sequence; runs on the host.
+
+    Args:
+        kind_N: `state.kind` after each step
+        forced_N: `forced_B` of each step
+        wait_lengths: tokens of each wait string
+    """
+    log: list[Intervention] = []
+    waits = 0
+    wait_ends = 0
+    before: int = TokenKind.PAD
+    for position, (kind, forced) in enumerate(zip(kind_N, forced_N, strict=True)):
+        if kind == TokenKind.WAIT and (before != TokenKind.WAIT or position == wait_ends):
+            string = waits % len(wait_lengths)
+            wait_ends = position + wait_lengths[string]
+            waits += 1
+            log.append(Intervention(position, "wait", string))
+        elif kind in (TokenKind.CLOSE, TokenKind.ANSWER_PREFIX) and forced and before != kind:
+            log.append(Intervention(position, TokenKind(kind).name.lower(), None))
+        # a close that the model began is logged where the controller takes over
+        before = kind if forced else TokenKind.PAD
+    return log
+
+
 def failed(request: Request, index: int, error: str) -> Completion:
-    """A completion that could not be."""
+    """The completion of a request that cannot run."""
     return Completion(
         prompt_ids=list(request.prompt_ids),
         settings=settings_of(request),
@@ -225,14 +217,14 @@ def failed(request: Request, index: int, error: str) -> Completion:
 
 
 def settings_of(request: Request) -> dict[str, Any]:
-    """What a completion keeps of its request."""
+    """The settings that a completion keeps of its request."""
     return {
         "thinking": dataclasses.asdict(request.thinking),
         "sampling": dataclasses.asdict(request.sampling),
     }
 
 
-def _without_end(ids: list[int], stops: Sequence[Ids]) -> list[int]:
-    """The ids without the stop that they end with, the longest that fits."""
+def _without_stop(ids: list[int], stops: Sequence[Ids]) -> list[int]:
+    """The ids without the longest stop sequence at their end."""
     ending = [stop for stop in stops if tuple(ids[-len(stop) :]) == stop]
     return ids[: -max(map(len, ending))] if ending else ids

@@ -25,11 +25,11 @@ class PageAllocator:
         self._holders: dict[int, int] = {}
 
     @property
-    def free(self) -> int:
+    def num_free(self) -> int:
         """Number of free pages."""
         return len(self._free)
 
-    def take(self, count: int) -> list[int]:
+    def allocate(self, count: int) -> list[int]:
         """Pages for one holder; there must be as many free ones."""
         taken = [self._free.pop() for _ in range(count)]
         self._holders.update(dict.fromkeys(taken, 1))
@@ -40,7 +40,7 @@ class PageAllocator:
         for page in pages:
             self._holders[page] += 1
 
-    def release(self, pages: Iterable[int]) -> None:
+    def free(self, pages: Iterable[int]) -> None:
         """One holder less; a page without one is free again."""
         for page in pages:
             self._holders[page] -= 1

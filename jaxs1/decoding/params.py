@@ -1,12 +1,13 @@
-"""What a user asks of thinking, in words: budgets, wait strings, and delimiters by name.
+"""The parameters of a request: thinking budget, delimiters, sampling.
 
-`ThinkingParams` holds the fields of a request; what no tokenizer and no context could make sense of is a
-`UserError` of one line. `jaxs1.decoding.tokenized_thinking` turns it into token ids.
+Everything is checked that can be checked without a tokenizer; `tokenized_thinking` turns the texts
+into token ids.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -15,57 +16,59 @@ from jaxs1.data.chat import ANSWER, END_OF_TEXT, THINK
 
 Mode = Literal["strict", "s1_readme", "s1_harness", "off"]
 
-#: s1's harness leaves this for the answer when it chooses the budget itself.
+#: Tokens that s1's harness reserves for the answer when it derives the budget itself.
 AUTO_ANSWER = 100
 
 
 @dataclass(frozen=True)
 class Delimiters:
-    """The texts around thinking. Null takes the text of the preset.
+    """Delimiters of thinking; null takes the preset's.
 
     Args:
-        start: begins thinking; written at the end of the prompt
-        ends: what the model may end its thinking with, in all its spellings
-        close: written to end thinking; tokens of it that the model wrote itself stay
-        stops: end the answer, and thinking as well; the tokenizer's end of text always does
-        line_break: comes before a close that cuts thinking short, unless the text ends in one
+        start: text that begins thinking; appended to the prompt
+        ends: texts with which the model may end its thinking, in all spellings
+        close: text inserted to end thinking; tokens of it that the model generated itself are kept
+        stop: texts that end the answer, and thinking too; the tokenizer's EOS always does
+        line_break: text inserted before `close` when thinking is cut short, unless the thinking
+            already ends in a line break
     """
 
     start: str | None = None
     ends: tuple[str, ...] | None = None
     close: str | None = None
-    stops: tuple[str, ...] | None = None
+    stop: tuple[str, ...] | None = None
     line_break: str | None = None
 
 
-STOPS = ("<|im_end|>", END_OF_TEXT)
+STOP = ("<|im_end|>", END_OF_TEXT)
 PRESETS = {
-    "s1": Delimiters(THINK, ("<|im_start|>",), ANSWER, STOPS, "\n"),
-    # where </think> is several tokens, what follows melts into the last of them
+    "s1": Delimiters(THINK, ("<|im_start|>",), ANSWER, STOP, "\n"),
+    # where </think> is several tokens, BPE merges its last one with the line breaks behind it
     "think_tags": Delimiters(
-        "<think>\n", ("</think>", "</think>\n", "</think>\n\n"), "</think>", STOPS, "\n"
+        "<think>\n", ("</think>", "</think>\n", "</think>\n\n"), "</think>", STOP, "\n"
     ),
 }
 
 
 @dataclass(frozen=True)
 class ThinkingParams:
-    """How long a model thinks, and what it is told when it should stop or go on.
+    """Thinking budget and budget forcing.
 
     Args:
-        max: thinking budget [tokens]; -1: what the context holds, 0: close at once, auto: what
-            s1_harness leaves over from max_answer_tokens
-        min: thinking may not end before so many tokens
-        num_waits: how many times an end of thinking is replaced by a wait string
-        wait_strings: what is written instead of the end, used in turn
-        mode: strict holds max over all rounds exactly; s1_readme and s1_harness repeat s1's own
-            loops token by token (a budget that leaves Waits out; one per round); off does not think
-        preset: delimiters by name: s1, or think_tags (R1 distills, QwQ, Qwen3)
-        delimiters: texts that differ from the preset's
-        answer_prefix: written behind a close that cuts thinking short, e.g. "\\nFinal Answer:"; null: that
-            for s1_harness, nothing for the others
-        max_answer_tokens: longest answer [tokens]; -1: what the context holds
-        min_answer_tokens: kept free for the answer inside the context [tokens]
+        max: maximum thinking tokens, inserted wait strings included; -1: limited only by the
+            context, 0: no thinking, auto: derived from max_answer_tokens as s1_harness does
+        min: minimum thinking tokens; the end of thinking is suppressed before
+        num_waits: number of times to suppress the end of thinking and insert a wait string
+        wait_strings: strings inserted in place of the end of thinking, used in turn
+        mode: strict enforces max exactly over all rounds; s1_readme and s1_harness reproduce s1's
+            own loops token by token (a budget that excludes wait strings; one budget per round);
+            off disables thinking
+        preset: named delimiters: s1, or think_tags (R1 distills, QwQ, Qwen3)
+        delimiters: texts that replace the preset's
+        answer_prefix: text inserted after `close` when thinking is cut short, e.g.
+            "\\nFinal Answer:"; null: that for s1_harness, none for the other modes
+        max_answer_tokens: maximum answer tokens; -1: limited only by the context
+        min_answer_tokens: tokens of the context reserved for the answer
     """
 
     max: int | Literal["auto"] = -1
@@ -80,50 +83,121 @@ class ThinkingParams:
     min_answer_tokens: int = AUTO_ANSWER
 
     def __post_init__(self) -> None:
-        """Refuse what no tokenizer and no context could make sense of."""
-        if self.preset not in PRESETS:
-            raise UserError(
-                f"thinking.preset={self.preset!r}: is unknown; give {' or '.join(PRESETS)}, "
-                "and your own texts in thinking.delimiters"
-            )
-        if self.mode not in get_args(Mode):
-            raise UserError(
-                f"thinking.mode={self.mode!r}: is unknown; give {', '.join(get_args(Mode))}"
-            )
+        """Check every field on its own, then against the others."""
+        for name, value, known in (
+            ("preset", self.preset, tuple(PRESETS)),
+            ("mode", self.mode, get_args(Mode)),
+        ):
+            if value not in known:
+                own = "; for your own texts set thinking.delimiters" if name == "preset" else ""
+                raise UserError(
+                    f"thinking.{name}={value!r}: unknown {name}; choose one of "
+                    f"{', '.join(known)}{own}"
+                )
+        for name, minimum in _MINIMUM.items():
+            value = getattr(self, name)
+            if value != "auto" and value < minimum:
+                unlimited = " (-1: no limit)" if minimum == -1 else ""
+                raise UserError(
+                    f"thinking.{name}={value}: must be {minimum} or more{unlimited}; raise it"
+                )
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
         if self.max == "auto" and (self.mode != "s1_harness" or self.max_answer_tokens < 0):
             raise UserError(
-                "thinking.max=auto: is what s1_harness leaves over from an answer's length; "
-                "give thinking.mode s1_harness and thinking.max_answer_tokens N"
+                "thinking.max=auto: requires thinking.mode=s1_harness and "
+                "thinking.max_answer_tokens; set both, or give a number"
             )
-        least = {
-            "max": -1,
-            "min": 0,
-            "num_waits": 0,
-            "max_answer_tokens": -1,
-            "min_answer_tokens": 1,
-        }
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value != "auto" and value < bound:
-                unlimited = " (-1: no limit)" if bound == -1 else ""
-                raise UserError(
-                    f"thinking.{name}={value}: must be {bound} or more{unlimited}; raise it"
-                )
         if self.max_answer_tokens == 0:
-            raise UserError("thinking.max_answer_tokens=0: leaves no answer; give 1 or more, or -1")
+            raise UserError(
+                "thinking.max_answer_tokens=0: leaves no answer; set 1 or more, or -1 for no limit"
+            )
         if self.max != "auto" and 0 <= self.max < self.min:
             raise UserError(
-                f"thinking.min={self.min}: must not be above thinking.max={self.max}; "
+                f"thinking.min={self.min}: must not exceed thinking.max={self.max}; "
                 "lower one or raise the other"
             )
         if self.num_waits and not self.wait_strings:
             raise UserError(
-                f"thinking.num_waits={self.num_waits}: has nothing to write; "
-                "give thinking.wait_strings '[\"Wait\"]'"
+                f"thinking.num_waits={self.num_waits}: needs at least one string to insert; "
+                "set thinking.wait_strings, e.g. '[\"Wait\"]'"
             )
 
 
+_MINIMUM = {"max": -1, "min": 0, "num_waits": 0, "max_answer_tokens": -1, "min_answer_tokens": 1}
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """Sampling of the next token.
+
+    Args:
+        temperature: softmax temperature; 0 is greedy decoding
+        answer_temperature: temperature of the answer; null: same as `temperature`
+        top_k: keep only the k most likely tokens; 0 keeps all
+        top_p: keep the smallest set of tokens whose probabilities sum to this
+        min_p: keep only tokens at least this fraction as likely as the most likely one
+        repetition_penalty: divisor of positive logits and factor of negative ones for tokens that
+            have occurred in prompt or completion (Keskar et al. 2019); 1 disables it
+    """
+
+    temperature: float = 0.0
+    answer_temperature: float | None = None
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the range of every field."""
+        for name in ("temperature", "answer_temperature", "top_k"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise UserError(f"sampling.{name}={value}: must be 0 or more; raise it")
+        if not 0 < self.top_p <= 1:
+            raise UserError(
+                f"sampling.top_p={self.top_p}: must be above 0, and at most 1 (no filter)"
+            )
+        if not 0 <= self.min_p <= 1:
+            raise UserError(f"sampling.min_p={self.min_p}: must be between 0 (no filter) and 1")
+        if not self.repetition_penalty > 0:
+            raise UserError(
+                f"sampling.repetition_penalty={self.repetition_penalty}: must be above 0; "
+                "1 disables it"
+            )
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether decoding is greedy, in thinking and in the answer: all samples would be equal."""
+        return self.temperature == 0 and not self.answer_temperature
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt, to be completed `n` times.
+
+    Args:
+        prompt_ids: token ids, without the start of thinking, which the engine appends
+        thinking: thinking budget, Waits, delimiters
+        sampling: sampling parameters
+        n: number of completions; they share the prompt's prefill
+        seed: random seed; each of the n completions has its own random key
+    """
+
+    prompt_ids: Sequence[int]
+    thinking: ThinkingParams = field(default_factory=ThinkingParams)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    n: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the number of completions."""
+        if self.n < 1:
+            raise UserError(f"n={self.n}: must be at least 1")
+
+
 def delimiters_of(thinking: ThinkingParams) -> Delimiters:
-    """The preset, with the user's own texts in place of its."""
+    """The delimiters of the preset, with the user's own texts in their place."""
     own = {name: value for name, value in vars(thinking.delimiters).items() if value is not None}
     return dataclasses.replace(PRESETS[thinking.preset], **own)

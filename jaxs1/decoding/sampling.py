@@ -50,31 +50,31 @@ class SamplingState(NamedTuple):
 
 def sample(
     logits_BV: jax.Array,
-    draw: SamplingState,
+    sampling: SamplingState,
     answering_B: jax.Array,
     position_B: jax.Array,
-    kinds: SamplingFlags,
+    flags: SamplingFlags,
 ) -> jax.Array:
     """The next token of every sequence, int32 [B].
 
     Args:
         logits_BV: float32; -inf for what is forbidden
-        draw: settings
+        sampling: settings
         answering_B: bool, whether `answer_temperature` holds
         position_B: int32, tokens behind the prompt: names the random number
-        kinds: static; what `draw` asks for beyond it is not done
+        flags: static; what `sampling` asks for beyond it is not done
     """
-    if kinds.penalised:
-        logits_BV = penalise(logits_BV, draw.seen_BV, draw.penalty)
+    if flags.penalised:
+        logits_BV = penalise(logits_BV, sampling.seen_BV, sampling.penalty)
     likeliest_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    if not kinds.sampled:
+    if not flags.sampled:
         return likeliest_B
-    temperature_B = jnp.where(answering_B, draw.answer_temperature, draw.temperature)
+    temperature_B = jnp.where(answering_B, sampling.answer_temperature, sampling.temperature)
     greedy_B = temperature_B == 0
     scaled_BV = logits_BV / jnp.where(greedy_B, 1, temperature_B)[:, None]
-    if kinds.filtered:
-        scaled_BV = keep_likely(scaled_BV, draw.top_k, draw.top_p, draw.min_p)
-    uniform_B = jax.vmap(_uniform)(draw.key_B, position_B)
+    if flags.filtered:
+        scaled_BV = keep_likely(scaled_BV, sampling.top_k, sampling.top_p, sampling.min_p)
+    uniform_B = jax.vmap(_uniform)(sampling.key_B, position_B)
     drawn_B = draw_from(jax.nn.softmax(scaled_BV, axis=-1), uniform_B)
     return jnp.where(greedy_B, likeliest_B, drawn_B)
 

@@ -11,12 +11,9 @@ import numpy as np
 
 from jaxs1.config import ComputeConfig, MeshConfig
 from jaxs1.decoding.decode_loop import CompiledFunctions
-from jaxs1.decoding.decode_state import NewSequence, rows_of
-from jaxs1.decoding.outputs import SamplingParams
+from jaxs1.decoding.decode_state import empty_rows
 from jaxs1.decoding.page_allocator import pages_for
-from jaxs1.decoding.params import ThinkingParams
 from jaxs1.decoding.sampling import SamplingFlags
-from jaxs1.decoding.tokenized_thinking import TokenizedThinking
 from jaxs1.model import decode, kv_cache, transformer
 from jaxs1.model.architecture import Architecture
 from jaxs1.model.sharding import check_divisible, make_sharding_rules
@@ -109,19 +106,19 @@ def compile_decoding(
     cache = kv_cache.KVCache([layer] * a.num_layers, [layer] * a.num_layers)
     params = abstract_params(model)
     replicated = rules.sharding(())
-    state, is_newline_V = jax.tree.map(
+    decode_state, is_newline_V = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=replicated),
-        _abstract_state(a, sequences, context, pages),
+        _rows(a, sequences, pages),
     )
-    chunk: Any = CompiledFunctions(model, impl, steps).chunk
-    lowered = chunk.lower(
+    decode_steps: Any = CompiledFunctions(model, impl, steps).decode_steps
+    lowered = decode_steps.lower(
         params,
         cache,
-        state,
+        decode_state,
         is_newline_V,
         rows=sequences,
         pages=pages,
-        kinds=SamplingFlags(sampled=False, filtered=False, penalised=False),
+        flags=SamplingFlags(sampled=False, filtered=False, penalised=False),
     )
     program = compile_program(lowered, target.accelerator.platform)
     memory = program.executable.memory_analysis()
@@ -159,16 +156,8 @@ def abstract_params(model: transformer.Transformer) -> Any:
     )
 
 
-def _abstract_state(a: Architecture, sequences: int, context: int, pages: int) -> Any:
-    """A decode state of the right shapes, made without a tokenizer, and the newline table."""
+def _rows(a: Architecture, sequences: int, pages: int) -> Any:
+    """A state of the right shapes, and the table of line breaks."""
     is_newline_V = np.zeros(a.vocab_size, bool)
-    thinking = ThinkingParams(max=0, max_answer_tokens=1, min_answer_tokens=1)
-    thinking_ids = TokenizedThinking(
-        thinking, start=(), ends=((0,),), resume=(1,), stops=((0,),), reopen=(), line_break=(),
-        close=(0,), answer_prefix=(), waits=((0,),),
-    )  # fmt: skip
-    start = NewSequence(thinking_ids, [0], [1], SamplingParams(), seed=0, sample=0)
-    rows = rows_of(
-        [start], sequences, context=max(context, 8), max_pages=pages, is_newline_V=is_newline_V
-    )
+    rows = empty_rows(sequences, max_pages=pages, is_newline_V=is_newline_V)
     return rows, is_newline_V

@@ -76,6 +76,7 @@ class Broken:
     def submit(self, request):
         self.submitted += 1
         self.busy = True
+        return self.submitted - 1
 
     def step(self):
         self.steps += 1
@@ -155,7 +156,7 @@ def test_command_with_our_own_engine(model, tmp_path, subjects, monkeypatch):
     ]
     assert [line["value"] for line in lines] == [False] * 5
     # nothing is computed twice: the engine is not even opened
-    monkeypatch.delattr(LocalModel, "_serve")
+    monkeypatch.delattr(LocalModel, "_open")
     pool.write_text("".join(json.dumps(row) + "\n" for i, row in enumerate(rows) if i != 1))
     assert curate(pool, tmp_path / "again", *more) == 0
 

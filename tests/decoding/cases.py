@@ -4,20 +4,20 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxs1.decoding import budget
+from jaxs1.decoding.controls import SIZES, build_controls, fit
 from jaxs1.decoding.params import ThinkingParams
-from jaxs1.decoding.tokenized_thinking import Sizes, TokenizedThinking, build_controls
+from jaxs1.decoding.tokenized_thinking import TokenizedThinking
 from tests.decoding.oracle import Case, Oracle
 
 VOCAB = 16
 NEWLINES = {5}
-SIZES = Sizes(ends=6, stops=4, longest=3, texts=6, text=8)
 KINDS = ["passed", "thinking", "wait", "close", "answer_prefix", "answer"]
 ENDED = [None, "model", "budget", "context"]
 FINISH = [None, "stop", "length"]
 #: name -> delimiters in ids, shaped like the presets'; the last two have ends of several tokens.
+IS_NEWLINE = jnp.asarray([i in NEWLINES for i in range(VOCAB)])
 DELIMITERS = {
     "s1": {"ends": [[6]], "close": [6, 7], "reopen": [6, 8]},
     "think_tags": {"ends": [[9]], "close": [9], "reopen": [10]},
@@ -80,7 +80,7 @@ def random_stream(case, rng, length):
     return stream[:length]
 
 
-def as_script(case):
+def tokenized(case):
     """The same request for the code under test."""
     tuples = functools.partial(map, tuple)
     resume = []
@@ -113,15 +113,13 @@ def as_script(case):
 
 
 def controls_of(cases):
-    """All cases in one batch: the same context, prompts as long as their rooms leave."""
+    """All cases in one batch: the same context, prompts as long as their limits allow."""
     context = max(case.max_new_tokens for case in cases) + 1
     prompts = [[0] * (context - case.max_new_tokens - 1) + [case.last] for case in cases]
-    is_newline = np.asarray([i in NEWLINES for i in range(VOCAB)])
-    controls, notes = build_controls(
-        [as_script(c) for c in cases], prompts, context, is_newline, SIZES
-    )
-    assert not any(notes)
-    return controls
+    thinking = [tokenized(case) for case in cases]
+    limits = [fit(t, len(p), context) for t, p in zip(thinking, prompts, strict=True)]
+    assert not any(limit.note for limit in limits)
+    return build_controls(thinking, prompts, limits)
 
 
 @functools.partial(jax.jit, static_argnames="obey")
@@ -134,10 +132,10 @@ def run(controls, stream_TB, obey=True):
         for _ in range(SIZES.ends + 1 if obey else 0):
             banned = (ids_BE == sampled_B[:, None]).any(1)
             sampled_B = jnp.where(banned, (sampled_B + 1) % VOCAB, sampled_B)
-        state, token_B, forced_B = budget.step(controls, state, sampled_B)
+        state, token_B, forced_B = budget.step(controls, IS_NEWLINE, state, sampled_B)
         return state, (ids_BE, token_B, forced_B, state.kind)
 
-    return jax.lax.scan(one, budget.init(controls), stream_TB)
+    return jax.lax.scan(one, budget.init(controls, IS_NEWLINE), stream_TB)
 
 
 def play(case, stream, obey=True):

@@ -12,9 +12,9 @@ import jax
 import torch
 
 from jaxs1.data.tokenizer import load_tokenizer, train_tokenizer
-from jaxs1.decoding.engine import Limits
 from jaxs1.decoding.loading import EngineConfig, ParallelConfig, load_engine
-from jaxs1.decoding.outputs import SamplingParams
+from jaxs1.decoding.params import SamplingParams
+from jaxs1.decoding.scheduler import Limits
 from tests.tiny_models import hf_model
 
 TEXTS = [

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from jaxs1.decoding import budget
+from jaxs1.decoding.budget import Phase
+from jaxs1.decoding.outputs import interventions
 from tests.decoding.cases import (
     ENDED,
     FINISH,
+    IS_NEWLINE,
     KINDS,
     VOCAB,
     controls_of,
@@ -52,9 +55,9 @@ def compare(case, stream, outcome, b, obey):
         assert set(ids_TBE[t, b].tolist()) - {budget.NEVER} == expected, f"step {t}, {what}"
     assert ENDED[state.ended_by[b]] == oracle.ended_by, what
     assert FINISH[state.finish[b]] == oracle.finish, what
-    assert (state.phase[b] == budget.DONE) == oracle.over, what
+    assert (state.phase[b] == Phase.DONE) == oracle.over, what
     lengths = [len(w) for w in case.waits]
-    log = budget.interventions(kind_BT[b].tolist(), forced_BT[b].tolist(), lengths)
+    log = interventions(kind_BT[b].tolist(), forced_BT[b].tolist(), lengths)
     assert log == oracle.log, what
     return oracle
 
@@ -177,17 +180,17 @@ def test_neighbours_and_slots_do_not_matter():
 def test_an_empty_slot_is_done():
     controls = controls_of([random_case(random.Random(0))])
     empty = jax.tree.map(lambda x: x * 0, controls)
-    state = jax.jit(budget.init)(empty)
-    assert state.phase.tolist() == [budget.DONE]
-    state, token, forced = jax.jit(budget.step)(empty, state, np.asarray([7], np.int32))
-    assert (state.phase.tolist(), token.tolist(), forced.tolist()) == ([budget.DONE], [7], [False])
+    state = jax.jit(budget.init)(empty, IS_NEWLINE)
+    assert state.phase.tolist() == [Phase.DONE]
+    state, token, forced = jax.jit(budget.step)(empty, IS_NEWLINE, state, np.asarray([7], np.int32))
+    assert (state.phase.tolist(), token.tolist(), forced.tolist()) == ([Phase.DONE], [7], [False])
 
 
 def test_init_and_step_agree_on_types_so_that_nothing_compiles_twice():
     controls = controls_of([random_case(random.Random(seed)) for seed in range(3)])
-    state = jax.jit(budget.init)(controls)
+    state = jax.jit(budget.init)(controls, IS_NEWLINE)
     sampled = jax.numpy.zeros(3, np.int32)
-    after, token, forced = jax.jit(budget.step)(controls, state, sampled)
+    after, token, forced = jax.jit(budget.step)(controls, IS_NEWLINE, state, sampled)
     assert (token.dtype, forced.dtype) == (np.int32, bool)
 
     def kinds(tree):
@@ -201,7 +204,7 @@ def test_forbidden_ids_are_out_of_bounds_where_nothing_is_forbidden():
     """The line of its docstring masks what it should and no other id, the last one above all."""
     cases = [random_case(random.Random(seed)) for seed in range(64)]
     controls = controls_of(cases)
-    ids_BE = jax.jit(lambda c: budget.forbidden(c, budget.init(c)))(controls)
+    ids_BE = jax.jit(lambda c: budget.forbidden(c, budget.init(c, IS_NEWLINE)))(controls)
     logits_BV = jax.numpy.zeros((64, VOCAB))
     masked_BV = logits_BV.at[np.arange(64)[:, None], ids_BE].set(-np.inf, mode="drop")
     for row, ids in zip(np.asarray(masked_BV), np.asarray(ids_BE), strict=True):

@@ -10,8 +10,7 @@ import pytest
 from jaxs1.config import UserError
 from jaxs1.decoding.data_parallel import DataParallelEngine
 from jaxs1.decoding.engine import Engine
-from jaxs1.decoding.outputs import Request, SamplingParams
-from jaxs1.decoding.params import ThinkingParams
+from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams
 from jaxs1.model.kv_cache import PAD_POSITION
 from tests.decoding.engines import (
     HOT,
@@ -63,6 +62,11 @@ def small(tiny):
     return open_tiny(tiny[0], **SMALL)
 
 
+@pytest.fixture
+def engine_of(request):
+    return request.getfixturevalue
+
+
 def prompt_of(rng, length):
     return [rng.randrange(4, len(tokenizer()) - 2) for _ in range(length)]
 
@@ -92,20 +96,20 @@ def tokens_of(results):
 
 
 @pytest.mark.parametrize(("size", "lengths"), [("engine", SHORT), ("small", LENGTHS)])
-def test_greedy_is_transformers(tiny, size, lengths, request):
+def test_greedy_is_transformers(tiny, size, lengths, engine_of):
     _, model = tiny
     rng = random.Random(1)
     thinking = ThinkingParams(mode="off", max_answer_tokens=20, min_answer_tokens=1)
     requests = [Request(prompt_of(rng, n), thinking) for n in lengths]
-    engine = request.getfixturevalue(size)
+    engine = engine_of(size)
     ends = [encode(text)[0] for text in ENDS]
     finished = collections.Counter()
-    for asked, (mine,) in zip(requests, complete_all(engine, requests), strict=True):
-        expected = new_tokens(model, asked.prompt_ids, ends=ends, max_tokens=20)
+    for request, (mine,) in zip(requests, complete_all(engine, requests), strict=True):
+        expected = new_tokens(model, request.prompt_ids, ends=ends, max_tokens=20)
         assert mine.tokens == expected
         finished[mine.finish_reason] += 1
     assert finished["stop"] > 1 and finished["length"] > 1, finished
-    assert engine._pool.free == engine._pool.size
+    assert engine.scheduler.pages.num_free == engine.scheduler.pages.size
 
 
 def test_alone_in_a_batch_or_late(engine, small):
@@ -136,7 +140,7 @@ def test_alone_in_a_batch_or_late(engine, small):
     assert len(bounded) > 8
     few = complete_all(small, [requests[i] for i in bounded])
     assert tokens_of(few) == [tokens_of(together)[i] for i in bounded]
-    assert engine._pool.free == engine._pool.size
+    assert engine.scheduler.pages.num_free == engine.scheduler.pages.size
 
 
 @pytest.mark.parametrize("length", [1, 62, 63, 100])
@@ -147,17 +151,17 @@ def test_samples_share_the_prefill(small, length):
     prompt = prompt_of(rng, length)
     request = Request(prompt, thinking, HOT, seed=5)
     prefilled = []
-    run = engine.programs.prefill
+    run = engine.compiled.prefill
 
     def counting(params, cache, tokens, positions, table):
         prefilled.append(int((positions != PAD_POSITION).sum()))
         return run(params, cache, tokens, positions, table)
 
-    engine.programs.prefill = counting
+    engine.compiled.prefill = counting
     try:
         (five,) = complete_all(engine, [Request(prompt, thinking, request.sampling, 5, 5)])
     finally:
-        engine.programs.prefill = run
+        engine.compiled.prefill = run
     assert sum(prefilled) == len(five[0].prompt_ids) - 1
     assert [c.index for c in five] == list(range(5))
     assert len({tuple(c.tokens) for c in five}) == 5
@@ -169,7 +173,7 @@ def test_samples_share_the_prefill(small, length):
     greedy = Request(prompt, thinking, n=4)
     (same,) = complete_all(engine, [greedy])
     assert len({tuple(c.tokens) for c in same}) == 1
-    assert engine._pool.free == engine._pool.size
+    assert engine.scheduler.pages.num_free == engine.scheduler.pages.size
 
 
 def test_no_id_beyond_the_tokenizer(engine):
@@ -215,7 +219,10 @@ def test_devices_give_the_tokens_of_one(tiny, engine, parallel):
     assert len(parts) == parallel.get("replicas", 1)
     assert sum(map(len, devices)) == len(set.union(*devices)) == 2
     assert tokens_of(complete_all(several, requests)) == tokens_of(complete_all(engine, requests))
-    assert all(part._pool.free == part._pool.size and part.submitted for part in parts)
+    assert all(
+        part.scheduler.pages.num_free == part.scheduler.pages.size and part.submitted
+        for part in parts
+    )
 
 
 def test_pages_come_back(small):
@@ -225,8 +232,11 @@ def test_pages_come_back(small):
     requests[11] = Request(prompt_of(random.Random(0), 127), n=2)
     results = complete_all(small, requests)
     assert [i for i, r in enumerate(results) if r[0].error] == [3, 11]
-    assert small._pool.free == small._pool.size and not small._pool._holders
-    assert not small.busy and small._slots == [None] * 2
+    assert (
+        small.scheduler.pages.num_free == small.scheduler.pages.size
+        and not small.scheduler.pages._holders
+    )
+    assert not small.busy and small.scheduler.rows == [None] * 2
 
 
 def test_errors_leave_the_others_whole(tiny, engine):
@@ -253,7 +263,7 @@ def test_errors_leave_the_others_whole(tiny, engine):
         assert "\n" not in done.error
         assert done.prompt_ids == list(request.prompt_ids) and done.tokens == []
     assert all(tokens_of([result]) == tokens_of([alone]) for result in results[::2])
-    assert engine._pool.free == engine._pool.size
+    assert engine.scheduler.pages.num_free == engine.scheduler.pages.size
     clamped = Request(ids, ThinkingParams(max=500, max_answer_tokens=2, min_answer_tokens=2))
     (done,) = complete_all(engine, [clamped])[0]
     assert done.note.startswith("thinking.max=500: clamped to 34") and done.error is None
@@ -277,7 +287,7 @@ def test_a_tokenizer_without_the_texts_of_s1(engine):
     assert not tagged._refused
     tagged.submit(Request([8], ThinkingParams(min_answer_tokens=1)))
     ((number, _, _, done),) = tagged._refused
-    assert number == 2 and "has no token <|im_start|>; give thinking.preset" in done.error
+    assert number == 2 and "has no token <|im_start|>; set thinking.preset" in done.error
 
 
 def test_too_little_memory_for_several_samples(tiny):

@@ -1,4 +1,4 @@
-"""Mixed batches through a real engine keep to what was asked: every request, every token.
+"""Mixed batches through a real engine do what was requested: every request, every token.
 
 Greedy requests are replayed: one run of the model over the finished ids gives its choice at every
 step, the overwritten ones too, and the plain-Python oracle must make the same completion of them.
@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from convert.weights import load_params, open_weights
-from jaxs1.decoding import budget
-from jaxs1.decoding.outputs import Request, SamplingParams, TokenLog
-from jaxs1.decoding.params import Delimiters, ThinkingParams
-from jaxs1.decoding.tokenized_thinking import capacity, fit, script
+from jaxs1.decoding.budget import TokenKind
+from jaxs1.decoding.controls import capacity, fit
+from jaxs1.decoding.outputs import TokenLog
+from jaxs1.decoding.params import Delimiters, Request, SamplingParams, ThinkingParams
+from jaxs1.decoding.tokenized_thinking import tokenize_thinking
 from jaxs1.model import transformer
 from jaxs1.model.kv_cache import PAGE
 from tests.decoding.cases import KINDS
@@ -63,7 +64,7 @@ def random_request(rng):
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """(request, script, completion, transcript) of every sequence, and the model."""
+    """(request, tokenized thinking, completion, token log) of every sequence, and the model."""
     folder = tmp_path_factory.mktemp("forcing")
     texts = {"<|im_start|>": 3.0, "</think>": 3.0, "<|im_end|>": 2.4, "<|endoftext|>": 2.0}
     texts |= {"\n": 2.5, "<think>": 2.2, SPELLED[0]: 3.2, SPELLED[1]: 3.2}
@@ -73,24 +74,24 @@ def ran(tmp_path_factory):
     requests = [random_request(rng) for _ in range(REQUESTS)]
     written, done = collections.defaultdict(TokenLog), {}
     for event in engine.stream(requests):
-        written[event.request, event.sample].extend(event.written)
+        written[event.request, event.sample].extend(event.new_tokens)
         if event.completion is not None:
             done[event.request, event.sample] = event.completion
     assert len(done) == sum(r.n for r in requests)
     runs = []
     for (i, sample), completion in sorted(done.items()):
         assert completion.error is None and completion.index == sample
-        asked = script(requests[i].thinking, tokenizer())
-        runs.append((requests[i], asked, completion, written[i, sample]))
+        tokenized = tokenize_thinking(requests[i].thinking, tokenizer())
+        runs.append((requests[i], tokenized, completion, written[i, sample]))
     weights = open_weights(str(folder))
     shape = transformer.abstract(weights.architecture, FLOAT32, one_device())
     return runs, transformer.with_parameters(shape, load_params(weights, shape))
 
 
-def room_of(asked, prompt_length):
+def limits_of(tokenized, prompt_length):
     """Tokens behind the prompt that context and pages hold, and the clamped budget."""
-    limit, _ = fit(asked, prompt_length, CONTEXT)
-    pages = -(-min(CONTEXT, prompt_length + capacity(asked, limit, CONTEXT)) // PAGE)
+    limit = fit(tokenized, prompt_length, CONTEXT).budget
+    pages = -(-min(CONTEXT, prompt_length + capacity(tokenized, limit, CONTEXT)) // PAGE)
     return min(CONTEXT, pages * PAGE) - prompt_length, limit
 
 
@@ -102,12 +103,12 @@ def test_thinking_keeps_to_its_budget_and_reaches_its_minimum(ran):
     runs = strict(ran[0])
     assert len(runs) > 700
     ends = collections.Counter()
-    for request, asked, done, _ in runs:
+    for request, tokenized, done, _ in runs:
         used = len(done.thinking_ids)
-        max_new_tokens, limit = room_of(asked, len(done.prompt_ids))
+        max_new_tokens, limit = limits_of(tokenized, len(done.prompt_ids))
         assert limit < 0 or used <= limit
         assert used >= request.thinking.min
-        assert used + asked.reserved_tokens <= max_new_tokens
+        assert used + tokenized.reserved_tokens <= max_new_tokens
         clamped = limit != request.thinking.max
         assert clamped == (done.note is not None)
         if clamped:
@@ -119,45 +120,45 @@ def test_thinking_keeps_to_its_budget_and_reaches_its_minimum(ran):
     assert ends["budget", True] > 20, ends
 
 
-def test_waits_are_what_was_asked_or_did_not_fit(ran):
+def test_waits_are_as_requested_or_did_not_fit(ran):
     seen = collections.Counter()
-    for request, asked, done, written in strict(ran[0]):
+    for request, tokenized, done, written in strict(ran[0]):
         thinking = request.thinking
-        max_new_tokens, limit = room_of(asked, len(done.prompt_ids))
+        max_new_tokens, limit = limits_of(tokenized, len(done.prompt_ids))
         waits = [entry for entry in done.interventions if entry.kind == "wait"]
         assert len(waits) <= thinking.num_waits
-        assert [w.string for w in waits] == [i % len(asked.waits) for i in range(len(waits))]
+        assert [w.string for w in waits] == [i % len(tokenized.waits) for i in range(len(waits))]
         used = 0
         for position, kind in enumerate(written.kinds):
-            closed = kind == budget.CLOSE and written.kinds[position - 1] != budget.CLOSE
+            closed = kind == TokenKind.CLOSE and written.kinds[position - 1] != TokenKind.CLOSE
             said = sum(w.position < position for w in waits)
             if (closed or position == 0 == kind) and said < thinking.num_waits:
-                text = asked.waits[said % len(asked.waits)]
-                bf16x3 = position + len(text) + 1 > max_new_tokens - asked.reserved_tokens
+                text = tokenized.waits[said % len(tokenized.waits)]
+                no_context = position + len(text) + 1 > max_new_tokens - tokenized.reserved_tokens
                 short = 0 <= limit < used + len(text) + 1
-                assert bf16x3 or short or used == limit, (request, done)
-                seen["no max_new_tokens" if bf16x3 else "no budget"] += 1
-            used += kind in (budget.THINKING, budget.WAIT)
+                assert no_context or short or used == limit, (request, done)
+                seen["no context" if no_context else "no budget"] += 1
+            used += kind in (TokenKind.THINKING, TokenKind.WAIT)
         seen["all" if len(waits) == thinking.num_waits else "fewer"] += thinking.num_waits > 0
-    assert min(seen[x] for x in ("no max_new_tokens", "no budget", "all", "fewer")) > 20, seen
+    assert min(seen[x] for x in ("no context", "no budget", "all", "fewer")) > 20, seen
 
 
 def test_what_a_completion_says_is_in_its_tokens(ran):
-    for request, asked, done, written in ran[0]:
+    for request, tokenized, done, written in ran[0]:
         parts = collections.Counter(written.kinds)
         assert (done.tokens, done.forced) == (written.tokens, written.forced)
-        assert budget.PASSED not in parts
-        assert done.prompt_ids == [*request.prompt_ids, *asked.start]
+        assert TokenKind.PAD not in parts
+        assert done.prompt_ids == [*request.prompt_ids, *tokenized.start]
         assert len(done.prompt_ids) + len(done.tokens) <= CONTEXT
         assert max(done.tokens) < len(tokenizer())
         usage = done.usage
         assert usage["prompt_tokens"] == len(done.prompt_ids)
         assert usage["completion_tokens"] == len(done.tokens)
         assert usage["thinking_tokens"] == len(done.thinking_ids)
-        assert usage["thinking_tokens"] == parts[budget.THINKING] + parts[budget.WAIT]
+        assert usage["thinking_tokens"] == parts[TokenKind.THINKING] + parts[TokenKind.WAIT]
         assert usage["answer_tokens"] == len(done.answer_ids)
         stopped = done.finish_reason == "stop"
-        assert parts[budget.ANSWERING] - usage["answer_tokens"] == stopped
+        assert parts[TokenKind.ANSWER] - usage["answer_tokens"] == stopped
         assert usage["forced_tokens"] == sum(done.forced)
         assert done.thinking == tokenizer().decode(done.thinking_ids).strip()
         answer = tokenizer().decode(done.answer_ids, skip_special_tokens=True)
@@ -167,20 +168,20 @@ def test_what_a_completion_says_is_in_its_tokens(ran):
         assert done.settings["thinking"] == dataclasses.asdict(request.thinking)
         assert (done.seed, done.finish_reason in ("stop", "length")) == (request.seed, True)
         if request.thinking.max_answer_tokens >= 0:
-            assert parts[budget.ANSWERING] <= request.thinking.max_answer_tokens
+            assert parts[TokenKind.ANSWER] <= request.thinking.max_answer_tokens
 
 
 def test_interventions_point_at_what_was_written(ran):
     """From each entry's position stand its text's tokens, forced; together they are all forced."""
-    for _, asked, done, written in ran[0]:
+    for _, tokenized, done, written in ran[0]:
         explained = 0
         for position, kind, string in done.interventions:
             if kind == "wait":
-                texts = [asked.waits[string]]
+                texts = [tokenized.waits[string]]
             elif kind == "answer_prefix":
-                texts = [asked.answer_prefix]
+                texts = [tokenized.answer_prefix]
             else:  # whole, without its line break, or the rest of what the model began
-                whole = asked.line_break + asked.close
+                whole = tokenized.line_break + tokenized.close
                 texts = [whole[i:] for i in range(len(whole))]
             length = 0
             while done.forced[position + length : position + length + 1] == [True] and (
@@ -193,21 +194,21 @@ def test_interventions_point_at_what_was_written(ran):
             cut = position + length == len(done.tokens) or kind == "wait"
             assert any(found == text or (cut and text[:length] == found) for text in texts)
             assert not done.forced[position - 1] or position == 0 or kind != "wait" or (
-                written.kinds[position - 1] != budget.THINKING
+                written.kinds[position - 1] != TokenKind.THINKING
             )  # fmt: skip
             explained += length
         assert explained == sum(done.forced)
 
 
-def case_of(request, asked, done):
+def case_of(request, tokenized, done):
     """The request for the oracle."""
-    max_new_tokens, limit = room_of(asked, len(done.prompt_ids))
+    max_new_tokens, limit = limits_of(tokenized, len(done.prompt_ids))
     thinking = request.thinking
     lists = functools.partial(map, list)
     whole = [
         list(ids)
-        for ids, follows in zip(asked.ends, asked.resume, strict=True)
-        if follows == len(asked.close) and asked.close[: len(ids)] != ids
+        for ids, follows in zip(tokenized.ends, tokenized.resume, strict=True)
+        if follows == len(tokenized.close) and tokenized.close[: len(ids)] != ids
     ]
     harness = thinking.mode == "s1_harness"
     return Case(
@@ -216,17 +217,17 @@ def case_of(request, asked, done):
         min_thinking=max(thinking.min, int(harness and thinking.num_waits > 0)),
         num_waits=thinking.num_waits,
         max_answer_tokens=thinking.max_answer_tokens,
-        min_answer_tokens=asked.reserved_tokens - len(asked.cut),
+        min_answer_tokens=tokenized.reserved_tokens - len(tokenized.cut),
         max_new_tokens=max_new_tokens,
         last=done.prompt_ids[-1],
-        ends=[*lists(e for e in asked.ends if e not in asked.stops)],
+        ends=[*lists(e for e in tokenized.ends if e not in tokenized.stops)],
         whole=whole,
-        stops=[*lists(asked.stops)],
-        reopen=list(asked.reopen),
-        close=list(asked.close),
-        lead=list(asked.line_break),
-        answer_prefix=list(asked.answer_prefix),
-        waits=[*lists(asked.waits)],
+        stops=[*lists(tokenized.stops)],
+        reopen=list(tokenized.reopen),
+        close=list(tokenized.close),
+        lead=list(tokenized.line_break),
+        answer_prefix=list(tokenized.answer_prefix),
+        waits=[*lists(tokenized.waits)],
         newlines=newlines(),
     )
 
@@ -251,14 +252,14 @@ def test_greedy_completions_are_the_oracles(ran):
         positions = np.broadcast_to(np.arange(CONTEXT), tokens.shape)
         logits = np.array(forward(model, tokens, positions, np.ones_like(tokens)))
         logits = logits[:, :, : len(tokenizer())]
-        for logits_TV, (request, asked, done, written) in zip(logits, batch, strict=False):
-            oracle = Oracle(case_of(request, asked, done))
+        for logits_TV, (request, tokenized, done, written) in zip(logits, batch, strict=False):
+            oracle = Oracle(case_of(request, tokenized, done))
             at = len(done.prompt_ids) - 1
             while not oracle.over:
                 now = logits_TV[at + len(oracle.tokens)].copy()
                 now[list(oracle.banned)] = -np.inf
                 oracle.choose(int(now.argmax()))
-            assert oracle.tokens == done.tokens, (request, asked)
+            assert oracle.tokens == done.tokens, (request, tokenized)
             assert oracle.forced == done.forced
             assert oracle.kinds == [KINDS[kind] for kind in written.kinds]
             assert oracle.log == [tuple(entry) for entry in done.interventions]

@@ -7,8 +7,7 @@ from convert.weights import open_weights
 from jaxs1.config import UserError
 from jaxs1.decoding import loading
 from jaxs1.decoding.loading import EngineConfig, ParallelConfig, load_engine, resolve_impl
-from jaxs1.decoding.outputs import Request, SamplingParams
-from jaxs1.decoding.params import ThinkingParams
+from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams
 from tests.decoding.engines import HOT, LIMITS, complete_all, write_model
 
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxs1.decoding import budget
-from tests.decoding.cases import DELIMITERS, NEWLINES, VOCAB, controls_of
+from jaxs1.decoding.budget import Phase, TokenKind
+from tests.decoding.cases import DELIMITERS, IS_NEWLINE, NEWLINES, VOCAB, controls_of
 from tests.decoding.oracle import Case
 from tests.decoding.outside import STATES, Engine, Toy, harness, readme
 
@@ -27,11 +28,11 @@ def run_toy(controls, table_NV, number_B):
         state, number_B = carry
         ids_BE = budget.forbidden(controls, state)
         logits_BV = table_NV[number_B].at[rows[:, None], ids_BE].set(-jnp.inf, mode="drop")
-        state, token_B, forced_B = budget.step(controls, state, logits_BV.argmax(-1))
+        state, token_B, forced_B = budget.step(controls, IS_NEWLINE, state, logits_BV.argmax(-1))
         number_B = (number_B * 31 + token_B + 1) % STATES
         return (state, number_B), (token_B, forced_B, state.kind)
 
-    return jax.lax.scan(one, (budget.init(controls), number_B), length=STEPS)
+    return jax.lax.scan(one, (budget.init(controls, IS_NEWLINE), number_B), length=STEPS)
 
 
 def requests(mode, seed):
@@ -58,9 +59,9 @@ def run_inside(toy, cases, prompts):
     """Tokens and kinds of every sequence, without what follows its end."""
     numbers = np.asarray([Toy.fold(p) for p in prompts], np.int32)
     (state, _), steps = run_toy(controls_of(cases), jnp.asarray(toy.table_NV), numbers)
-    assert (np.asarray(state.phase) == budget.DONE).all()
+    assert (np.asarray(state.phase) == Phase.DONE).all()
     token_TB, forced_TB, kind_TB = map(np.asarray, steps)
-    real_TB = kind_TB != budget.PASSED
+    real_TB = kind_TB != TokenKind.PAD
     return [
         (token_TB[real, b].tolist(), forced_TB[real, b], kind_TB[real, b])
         for b, real in enumerate(real_TB.T)
@@ -86,10 +87,10 @@ def test_readme():
             max_answer_tokens=case.max_answer_tokens,
         )
         assert tokens == expected, (case, prompt)
-        waits = int((kinds == budget.WAIT).sum()) // len(case.waits[0])
+        waits = int((kinds == TokenKind.WAIT).sum()) // len(case.waits[0])
         assert forced.sum() == waits * len(case.waits[0])
         seen[f"waits {waits}"] += 1
-        seen[f"answer begins with {tokens[list(kinds).index(budget.ANSWERING)]}"] += 1
+        seen[f"answer begins with {tokens[list(kinds).index(TokenKind.ANSWER)]}"] += 1
         seen["wait given up"] += waits < case.num_waits
     assert min(seen[f"waits {n}"] for n in range(5)) > 3, seen
     assert min(seen[f"answer begins with {n}"] for n in (IM_START, IM_END, END_OF_TEXT, 0)) > 3
@@ -118,19 +119,19 @@ def test_harness():
             answer_stops=[IM_END],
             max_answer_tokens=case.max_answer_tokens,
         )
-        waits = int((kinds == budget.WAIT).sum())
-        seen["answer_prefix" if budget.ANSWER_PREFIX in kinds else "plain close"] += 1
+        waits = int((kinds == TokenKind.WAIT).sum())
+        seen["answer_prefix" if TokenKind.ANSWER_PREFIX in kinds else "plain close"] += 1
         seen["wait"] += waits > 0
         seen["part of a wait"] += waits % len(case.waits[0]) > 0
         seen["line break left out"] += (
-            budget.ANSWER_PREFIX in kinds and expected[thought] == IM_START
+            TokenKind.ANSWER_PREFIX in kinds and expected[thought] == IM_START
         )
         if surplus and tokens != expected:
             # the original chose the close by how the surplus ended; here it is a cut
             seen["other close"] += 1
             assert tokens[:thought] == expected[:thought]
-            assert budget.ANSWER_PREFIX in kinds
-            assert kinds[thought] == budget.CLOSE
+            assert TokenKind.ANSWER_PREFIX in kinds
+            assert kinds[thought] == TokenKind.CLOSE
         else:
             seen["surplus"] += bool(surplus)
             assert tokens == expected, (case, prompt)

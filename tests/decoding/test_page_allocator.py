@@ -1,4 +1,4 @@
-"""Pages are counted right: against sets of holders, over random takes, shares and releases."""
+"""Pages are counted right: against sets of holders, over random allocations, shares and frees."""
 
 import random
 
@@ -15,38 +15,38 @@ def test_pages_for():
 @pytest.mark.parametrize("seed", range(3))
 def test_random_holders(seed):
     rng = random.Random(seed)
-    pool, holders = PageAllocator(20), []
-    assert pool.size == pool.free == 19
+    allocator, holders = PageAllocator(20), []
+    assert allocator.size == allocator.num_free == 19
     for _ in range(3000):
-        action = rng.choice(["take", "share", "release"])
-        if action == "take":
+        action = rng.choice(["allocate", "share", "free"])
+        if action == "allocate":
             count = rng.randrange(4)
-            if count <= pool.free:
-                new = pool.take(count)
+            if count <= allocator.num_free:
+                new = allocator.allocate(count)
                 taken = {page for held in holders for page in held}
                 assert len(set(new)) == count and not taken & set(new)
                 holders.append(new)
         elif holders and action == "share":
             shared = [page for page in rng.choice(holders) if rng.random() < 0.5]
-            pool.share(shared)
+            allocator.share(shared)
             holders.append(shared)
         elif holders:
-            pool.release(holders.pop(rng.randrange(len(holders))))
+            allocator.free(holders.pop(rng.randrange(len(holders))))
         used = {page for held in holders for page in held}
-        assert pool.free == pool.size - len(used)
+        assert allocator.num_free == allocator.size - len(used)
         assert NULL_PAGE not in used and used <= set(range(20))
     for held in holders:
-        pool.release(held)
-    assert pool.free == pool.size
-    assert sorted(pool.take(19)) == list(range(1, 20))
+        allocator.free(held)
+    assert allocator.num_free == allocator.size
+    assert sorted(allocator.allocate(19)) == list(range(1, 20))
 
 
-def test_what_nobody_holds_cannot_be_shared_or_released():
-    pool = PageAllocator(4)
-    (page,) = pool.take(1)
-    pool.release([page])
-    for wrong in (pool.share, pool.release):
+def test_an_unallocated_page_can_be_neither_shared_nor_freed():
+    allocator = PageAllocator(4)
+    (page,) = allocator.allocate(1)
+    allocator.free([page])
+    for wrong in (allocator.share, allocator.free):
         with pytest.raises(KeyError):
             wrong([page])
     with pytest.raises(KeyError):
-        pool.release([NULL_PAGE])
+        allocator.free([NULL_PAGE])

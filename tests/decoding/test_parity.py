@@ -9,8 +9,7 @@ import random
 
 import pytest
 
-from jaxs1.decoding.outputs import Request
-from jaxs1.decoding.params import ThinkingParams
+from jaxs1.decoding.params import Request, ThinkingParams
 from tests.decoding import outside
 from tests.decoding.engines import (
     complete_all,
@@ -26,7 +25,7 @@ CLOSE, ANSWER_PREFIX = "<|im_start|>answer", "\nFinal Answer:"
 
 
 class Outside:
-    """transformers behind the face that the reference drivers expect."""
+    """transformers behind the interface that the reference drivers expect."""
 
     def __init__(self, model, eos):
         self.model, self.eos = model, set(eos)
@@ -54,7 +53,7 @@ def special_ids():
 
 def requests(mode, seed):
     rng = random.Random(seed)
-    asked = []
+    made = []
     for _ in range(PROMPTS):
         prompt = [rng.randrange(4, len(tokenizer()) - 2) for _ in range(rng.randrange(1, 20))]
         thinking = ThinkingParams(
@@ -64,8 +63,8 @@ def requests(mode, seed):
             wait_strings=rng.choice([("Wait",), ("Hmm",)]),
             max_answer_tokens=rng.choice([1, 2, 6]),
         )
-        asked.append(Request(prompt, thinking))
-    return asked
+        made.append(Request(prompt, thinking))
+    return made
 
 
 def waits_of(completion):
@@ -76,8 +75,8 @@ def test_readme(tiny):
     engine, driver = tiny
     start, end, eos, _ = special_ids()
     seen = collections.Counter()
-    asked = requests("s1_readme", seed=1)
-    for request, (mine,) in zip(asked, complete_all(engine, asked), strict=True):
+    batch = requests("s1_readme", seed=1)
+    for request, (mine,) in zip(batch, complete_all(engine, batch), strict=True):
         thinking = request.thinking
         expected = outside.readme(
             driver,
@@ -106,8 +105,8 @@ def test_harness(tiny):
     newlines = {i for i in range(len(tokenizer())) if tokenizer().decode([i]).endswith("\n")}
     close = encode(CLOSE)
     seen = collections.Counter()
-    asked = requests("s1_harness", seed=2)
-    for request, (mine,) in zip(asked, complete_all(engine, asked), strict=True):
+    batch = requests("s1_harness", seed=2)
+    for request, (mine,) in zip(batch, complete_all(engine, batch), strict=True):
         thinking = request.thinking
         expected, thought, surplus = outside.harness(
             driver,

@@ -25,7 +25,7 @@ from jaxs1.decoding.sampling import (
 
 ROWS, VOCAB = 24, 1300
 ALL = SamplingFlags(sampled=True, filtered=True, penalised=True)
-draw_from_jit, choose_jit = jax.jit(draw_from), jax.jit(sample, static_argnames="kinds")
+draw_from_jit, sample_jit = jax.jit(draw_from), jax.jit(sample, static_argnames="flags")
 
 
 def random_logits(rng, rows=ROWS, vocab=VOCAB):
@@ -34,10 +34,10 @@ def random_logits(rng, rows=ROWS, vocab=VOCAB):
     return logits_BV
 
 
-def draw_of(rng, rows, **fields):
+def sampling_of(rng, rows, **fields):
     """Settings of every kind, each row its own; `fields` are the same for all rows."""
     pick = lambda *values: rng.choice(values, rows)  # noqa: E731
-    draw = SamplingState(
+    sampling = SamplingState(
         temperature=pick(0, 0.3, 0.7, 1, 2).astype(np.float32),
         answer_temperature=pick(0, 0.5, 1).astype(np.float32),
         top_k=pick(0, 1, 2, 10, 700, 5000).astype(np.int32),
@@ -47,23 +47,25 @@ def draw_of(rng, rows, **fields):
         seen_BV=rng.random((rows, VOCAB)) < 0.2,
         key_B=rng.integers(0, 2**32, (rows, 2), dtype=np.uint32),
     )
-    return draw._replace(**fields)
+    return sampling._replace(**fields)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_survivors_are_those_of_transformers(seed):
     rng = np.random.default_rng(seed)
-    logits_BV, draw = random_logits(rng), draw_of(rng, ROWS)
-    heat_B = np.where(draw.temperature == 0, 1, draw.temperature)
-    warm = jax.jit(lambda x: penalise(x, draw.seen_BV, draw.penalty) / heat_B[:, None])(logits_BV)
-    kept_BV = jax.jit(keep_likely)(warm, draw.top_k, draw.top_p, draw.min_p)
+    logits_BV, sampling = random_logits(rng), sampling_of(rng, ROWS)
+    heat_B = np.where(sampling.temperature == 0, 1, sampling.temperature)
+    warm = jax.jit(lambda x: penalise(x, sampling.seen_BV, sampling.penalty) / heat_B[:, None])(
+        logits_BV
+    )
+    kept_BV = jax.jit(keep_likely)(warm, sampling.top_k, sampling.top_p, sampling.min_p)
     for b, (logits_V, kept_V) in enumerate(zip(logits_BV, kept_BV, strict=True)):
-        ids = torch.tensor(np.nonzero(draw.seen_BV[b])[0])[None]
-        steps = [RepetitionPenaltyLogitsProcessor(float(draw.penalty[b]))]
+        ids = torch.tensor(np.nonzero(sampling.seen_BV[b])[0])[None]
+        steps = [RepetitionPenaltyLogitsProcessor(float(sampling.penalty[b]))]
         steps += [TemperatureLogitsWarper(float(heat_B[b]))]
-        steps += [TopKLogitsWarper(int(draw.top_k[b]))] if draw.top_k[b] else []
-        steps += [TopPLogitsWarper(float(draw.top_p[b]))] if draw.top_p[b] < 1 else []
-        steps += [MinPLogitsWarper(float(draw.min_p[b]))]
+        steps += [TopKLogitsWarper(int(sampling.top_k[b]))] if sampling.top_k[b] else []
+        steps += [TopPLogitsWarper(float(sampling.top_p[b]))] if sampling.top_p[b] < 1 else []
+        steps += [MinPLogitsWarper(float(sampling.min_p[b]))]
         scores = torch.tensor(logits_V)[None]
         for step in steps:
             scores = step(ids, scores)
@@ -140,11 +142,11 @@ def test_frequencies(seed):
     logits_V = rng.normal(scale=1.0, size=V).astype(np.float32)
     zeros, ones = np.zeros(N, np.float32), np.ones(N, np.float32)
     key_B = np.tile(np.uint32([1, seed]), (N, 1))
-    draw = SamplingState(
+    sampling = SamplingState(
         ones, ones, zeros.astype(int), ones, zeros, ones, np.zeros((N, 1), bool), key_B
     )
-    kinds = SamplingFlags(sampled=True, filtered=False, penalised=False)
-    drawn_B = choose_jit(np.tile(logits_V, (N, 1)), draw, zeros > 0, np.arange(N), kinds)
+    flags = SamplingFlags(sampled=True, filtered=False, penalised=False)
+    drawn_B = sample_jit(np.tile(logits_V, (N, 1)), sampling, zeros > 0, np.arange(N), flags)
     p_V = np.exp(logits_V.astype(np.float64))
     expected_V = N * p_V / p_V.sum()
     counted_V = np.bincount(drawn_B, minlength=V)
@@ -158,16 +160,18 @@ def test_frequencies(seed):
 
 def test_a_row_does_not_depend_on_the_others():
     rng = np.random.default_rng(8)
-    logits_BV, draw = random_logits(rng), draw_of(rng, ROWS)
+    logits_BV, sampling = random_logits(rng), sampling_of(rng, ROWS)
     answering_B, position_B = rng.random(ROWS) < 0.5, rng.integers(0, 500, ROWS)
-    together_B = np.asarray(choose_jit(logits_BV, draw, answering_B, position_B, ALL))
+    together_B = np.asarray(sample_jit(logits_BV, sampling, answering_B, position_B, ALL))
     assert np.isfinite(logits_BV[np.arange(ROWS), together_B]).all()
     order = rng.permutation(ROWS)
-    moved = jax.tree.map(lambda x: x[order], (logits_BV, draw, answering_B, position_B))
-    np.testing.assert_array_equal(choose_jit(*moved, ALL), together_B[order])
+    moved = jax.tree.map(lambda x: x[order], (logits_BV, sampling, answering_B, position_B))
+    np.testing.assert_array_equal(sample_jit(*moved, ALL), together_B[order])
     for b in range(ROWS):
-        row = jax.tree.map(lambda x, b=b: x[b : b + 1], (logits_BV, draw, answering_B, position_B))
-        assert choose_jit(*row, ALL)[0] == together_B[b]
+        row = jax.tree.map(
+            lambda x, b=b: x[b : b + 1], (logits_BV, sampling, answering_B, position_B)
+        )
+        assert sample_jit(*row, ALL)[0] == together_B[b]
 
 
 def test_what_a_row_does_not_ask_for_changes_nothing():
@@ -175,28 +179,28 @@ def test_what_a_row_does_not_ask_for_changes_nothing():
     rng = np.random.default_rng(9)
     ones, zeros = np.ones(ROWS, np.float32), np.zeros(ROWS, np.float32)
     neutral = {"top_k": zeros.astype(int), "top_p": ones, "min_p": zeros, "penalty": ones}
-    logits_BV, draw = random_logits(rng), draw_of(rng, ROWS, **neutral)
+    logits_BV, sampling = random_logits(rng), sampling_of(rng, ROWS, **neutral)
     rest = (zeros > 0, np.arange(ROWS))
     plain = SamplingFlags(sampled=True, filtered=False, penalised=False)
     np.testing.assert_array_equal(
-        choose_jit(logits_BV, draw, *rest, ALL), choose_jit(logits_BV, draw, *rest, plain)
+        sample_jit(logits_BV, sampling, *rest, ALL), sample_jit(logits_BV, sampling, *rest, plain)
     )
-    greedy = draw._replace(temperature=zeros)
+    greedy = sampling._replace(temperature=zeros)
     likeliest_B = logits_BV.argmax(1)
-    for kinds in (ALL, plain, SamplingFlags(False, False, False)):
-        np.testing.assert_array_equal(choose_jit(logits_BV, greedy, *rest, kinds), likeliest_B)
+    for flags in (ALL, plain, SamplingFlags(False, False, False)):
+        np.testing.assert_array_equal(sample_jit(logits_BV, greedy, *rest, flags), likeliest_B)
 
 
 def test_thinking_and_answer_have_their_temperatures():
     rng = np.random.default_rng(10)
     ones, zeros = np.ones(ROWS, np.float32), np.zeros(ROWS, np.float32)
     logits_BV = random_logits(rng)
-    draw = draw_of(rng, ROWS, temperature=5 * ones, answer_temperature=zeros, penalty=ones,
+    sampling = sampling_of(rng, ROWS, temperature=5 * ones, answer_temperature=zeros, penalty=ones,
                    top_k=zeros.astype(int), top_p=ones, min_p=zeros)  # fmt: skip
     answering_B = np.arange(ROWS) % 2 == 0
-    chosen_B = np.asarray(choose_jit(logits_BV, draw, answering_B, np.arange(ROWS), ALL))
+    chosen_B = np.asarray(sample_jit(logits_BV, sampling, answering_B, np.arange(ROWS), ALL))
     likeliest_B = logits_BV.argmax(1)
     assert (chosen_B == likeliest_B)[answering_B].all()
     assert (chosen_B != likeliest_B)[~answering_B].all()
-    later_B = np.asarray(choose_jit(logits_BV, draw, answering_B, np.arange(ROWS) + 1, ALL))
+    later_B = np.asarray(sample_jit(logits_BV, sampling, answering_B, np.arange(ROWS) + 1, ALL))
     assert (later_B != chosen_B)[~answering_B].mean() > 0.8  # every position has its own number

@@ -9,15 +9,10 @@ import pytest
 from jaxs1.config import UserError, parse, to_yaml
 from jaxs1.data.tokenizer import load_tokenizer
 from jaxs1.decoding import budget
+from jaxs1.decoding.budget import EndedBy, Finish, Phase, TokenKind
+from jaxs1.decoding.controls import build_controls, check_sizes, fit, newline_table
 from jaxs1.decoding.params import PRESETS, Delimiters, ThinkingParams
-from jaxs1.decoding.tokenized_thinking import (
-    build_controls,
-    fit,
-    newline_table,
-    resolve_auto,
-    script,
-    sizes_of,
-)
+from jaxs1.decoding.tokenized_thinking import resolve_auto, tokenize_thinking
 
 IM_START, IM_END, END_OF_TEXT, ANSWER = 151644, 151645, 151643, 9217
 
@@ -65,65 +60,67 @@ def tag_tokenizer():
 
 
 def test_s1_in_ids_of_qwen(qwen):
-    asked = script(
+    thinking = tokenize_thinking(
         ThinkingParams(num_waits=2, wait_strings=("Wait", "Hmm"), answer_prefix="\nFinal Answer:"),
         qwen,
     )
-    assert qwen.decode(asked.start) == "<|im_start|>think" and asked.start[0] == IM_START
-    assert asked.close == (IM_START, ANSWER)
-    assert dict(zip(asked.ends, asked.resume, strict=True)) == {
+    assert qwen.decode(thinking.start) == "<|im_start|>think" and thinking.start[0] == IM_START
+    assert thinking.close == (IM_START, ANSWER)
+    assert dict(zip(thinking.ends, thinking.resume, strict=True)) == {
         (IM_START,): 1,
         (IM_END,): budget.NONE,
         (END_OF_TEXT,): budget.NONE,
     }
-    assert set(asked.stops) == {(IM_END,), (END_OF_TEXT,)}
-    assert asked.reopen == asked.start
-    assert qwen.decode(asked.cut) == "\n<|im_start|>answer\nFinal Answer:"
-    assert asked.close + asked.answer_prefix == tuple(
+    assert set(thinking.stops) == {(IM_END,), (END_OF_TEXT,)}
+    assert thinking.reopen == thinking.start
+    assert qwen.decode(thinking.cut) == "\n<|im_start|>answer\nFinal Answer:"
+    assert thinking.close + thinking.answer_prefix == tuple(
         qwen("<|im_start|>answer\nFinal Answer:")["input_ids"]
     )
-    assert [qwen.decode(w) for w in asked.waits] == ["Wait", "Hmm"]
+    assert [qwen.decode(w) for w in thinking.waits] == ["Wait", "Hmm"]
 
 
 def test_think_tags_where_the_end_is_several_tokens(qwen):
-    asked = script(ThinkingParams(preset="think_tags"), qwen)
-    assert len(asked.close) > 1
-    spelled = [qwen.decode(ids) for ids in asked.ends]
+    thinking = tokenize_thinking(ThinkingParams(preset="think_tags"), qwen)
+    assert len(thinking.close) > 1
+    spelled = [qwen.decode(ids) for ids in thinking.ends]
     assert spelled[:3] == ["</think>", "</think>\n", "</think>\n\n"]
-    assert asked.resume[:3] == (len(asked.close),) * 3
-    assert qwen.decode(asked.start) == "<think>\n" and qwen.decode(asked.reopen) == "<think>"
+    assert thinking.resume[:3] == (len(thinking.close),) * 3
+    assert qwen.decode(thinking.start) == "<think>\n" and qwen.decode(thinking.reopen) == "<think>"
     for mode in ("s1_readme", "s1_harness"):
-        with pytest.raises(UserError, match=r"thinking.mode=.*</think>.*thinking.mode strict"):
-            script(ThinkingParams(preset="think_tags", mode=mode), qwen)
+        with pytest.raises(UserError, match=r"thinking.mode=.*</think>.*thinking.mode=strict"):
+            tokenize_thinking(ThinkingParams(preset="think_tags", mode=mode), qwen)
 
 
 def test_think_tags_where_the_end_is_one_token():
     """Spellings that would never be reached are dropped, and s1's modes accept it."""
     tokenizer = tag_tokenizer()
     end = len(tokenizer) - 1
-    asked = script(ThinkingParams(preset="think_tags", mode="s1_harness"), tokenizer)
-    assert asked.close == (end,) and asked.ends[0] == (end,)
-    assert asked.resume[0] == 1
-    assert [ids for ids in asked.ends if ids[0] == end] == [(end,)]
+    thinking = tokenize_thinking(ThinkingParams(preset="think_tags", mode="s1_harness"), tokenizer)
+    assert thinking.close == (end,) and thinking.ends[0] == (end,)
+    assert thinking.resume[0] == 1
+    assert [ids for ids in thinking.ends if ids[0] == end] == [(end,)]
 
 
 @pytest.mark.parametrize("mode", ["strict", "s1_readme", "s1_harness", "off"])
 def test_what_the_modes_write(mode):
-    asked = script(ThinkingParams(mode=mode), Words())
+    thinking = tokenize_thinking(ThinkingParams(mode=mode), Words())
     silent = mode in ("s1_readme", "off")
-    assert (asked.cut == ()) == silent
-    assert bool(asked.answer_prefix) == (mode == "s1_harness")
-    assert (asked.start == ()) == (mode == "off")
-    assert (asked.reopen != ()) == (mode == "strict")
-    assert asked.reserved_tokens == len(asked.cut) + 100
+    assert (thinking.cut == ()) == silent
+    assert bool(thinking.answer_prefix) == (mode == "s1_harness")
+    assert (thinking.start == ()) == (mode == "off")
+    assert (thinking.reopen != ()) == (mode == "strict")
+    assert thinking.reserved_tokens == len(thinking.cut) + 100
 
 
-def test_delimiters_of_ones_own():
+def test_custom_delimiters():
     own = Delimiters(start="<think>", close="</think>\n", line_break="")
-    asked = script(ThinkingParams(preset="think_tags", delimiters=own), tag_tokenizer())
+    thinking = tokenize_thinking(
+        ThinkingParams(preset="think_tags", delimiters=own), tag_tokenizer()
+    )
     end = len(tag_tokenizer()) - 1
-    assert asked.close == asked.cut == (end, 6)
-    assert asked.resume[0] == 1  # behind the model's own </think> the line break is written
+    assert thinking.close == thinking.cut == (end, 6)
+    assert thinking.resume[0] == 1  # behind the model's own </think> the line break is written
 
 
 def test_newlines(qwen):
@@ -136,86 +133,111 @@ def test_newlines(qwen):
 
 def one(thinking, prompt_length, context=400, tokenizer=None):
     tokenizer = tokenizer or Words()
-    asked = script(thinking, tokenizer)
-    prompt = [8] * prompt_length + list(asked.start)
-    return build_controls([asked], [prompt], context, newline_table(tokenizer))
+    thinking = tokenize_thinking(thinking, tokenizer)
+    prompt = [8] * prompt_length + list(thinking.start)
+    limits = fit(thinking, len(prompt), context)
+    return build_controls([thinking], [prompt], [limits]), limits.note
 
 
 @pytest.mark.parametrize("prompt_length", [1, 10, 200])
 def test_a_budget_is_clamped_to_the_context_with_a_note(prompt_length):
-    controls, (note,) = one(ThinkingParams(max=10_000), prompt_length)
+    controls, note = one(ThinkingParams(max=10_000), prompt_length)
     left = 400 - prompt_length - 2 - 3 - 100
     assert controls.thinking_budget.tolist() == [left]
     assert note.startswith(f"thinking.max=10000: clamped to {left}")
-    controls, (note,) = one(ThinkingParams(max=left), prompt_length)
+    controls, note = one(ThinkingParams(max=left), prompt_length)
     assert controls.thinking_budget.tolist() == [left] and note is None
-    controls, (note,) = one(ThinkingParams(), prompt_length)
+    controls, note = one(ThinkingParams(), prompt_length)
     assert controls.thinking_budget.tolist() == [-1] and note is None
 
 
 def test_a_run_ends_inside_the_context_with_a_whole_close():
     """A model that never stops: thinking to the reserved_tokens, close, answer to the last token."""
     controls, _ = one(ThinkingParams(min_answer_tokens=20, answer_prefix="\n"), 30, context=100)
-    state = jax.jit(budget.init)(controls)
+    is_newline_V = newline_table(Words())
+    state = jax.jit(budget.init)(controls, is_newline_V)
     step = jax.jit(budget.step)
     tokens, kinds = [], []
-    while state.phase[0] != budget.DONE:
-        state, token, _ = step(controls, state, np.asarray([8], np.int32))
+    while state.phase[0] != Phase.DONE:
+        state, token, _ = step(controls, is_newline_V, state, np.asarray([8], np.int32))
         tokens.append(int(token[0]))
         kinds.append(int(state.kind[0]))
     assert 32 + len(tokens) == 100
-    assert kinds.count(budget.ANSWERING) == 20
+    assert kinds.count(TokenKind.ANSWER) == 20
     assert tokens[44:48] == [6, 2, 5, 6]
-    assert state.ended_by.tolist() == [budget.BY_CONTEXT]
-    assert state.finish.tolist() == [budget.LENGTH]
+    assert state.ended_by.tolist() == [EndedBy.CONTEXT]
+    assert state.finish.tolist() == [Finish.LENGTH]
 
 
 def test_off_is_all_answer_and_the_rest_of_the_batch_thinks():
-    asked = [script(ThinkingParams(mode=m, max=7), Words()) for m in ("off", "strict")]
-    controls, _ = build_controls(asked, [[8], [8, 2, 4]], 400, newline_table(Words()))
-    assert jax.jit(budget.init)(controls).phase.tolist() == [budget.ANSWER, budget.THINK]
+    thinking = [
+        tokenize_thinking(ThinkingParams(mode=m, max=7), Words()) for m in ("off", "strict")
+    ]
+    prompts = [[8], [8, 2, 4]]
+    limits = [fit(t, len(p), 400) for t, p in zip(thinking, prompts, strict=True)]
+    controls = build_controls(thinking, prompts, limits)
+    assert jax.jit(budget.init)(controls, newline_table(Words())).phase.tolist() == [
+        Phase.ANSWER,
+        Phase.THINK,
+    ]
 
 
 def test_auto_is_what_the_harness_chooses():
-    asked = script(ThinkingParams(max="auto", mode="s1_harness", max_answer_tokens=1000), Words())
-    chosen = resolve_auto(asked, [50, 70]).thinking.max
-    assert chosen == 1000 - 70 - len(asked.close + asked.answer_prefix) - 100
+    thinking = tokenize_thinking(
+        ThinkingParams(max="auto", mode="s1_harness", max_answer_tokens=1000), Words()
+    )
+    chosen = resolve_auto(thinking, [50, 70]).thinking.max
+    assert chosen == 1000 - 70 - len(thinking.close + thinking.answer_prefix) - 100
     with pytest.raises(UserError, match=r"thinking.max=auto: .*raise thinking.max_answer_tokens"):
-        resolve_auto(asked, [900])
+        resolve_auto(thinking, [900])
     with pytest.raises(UserError, match="call resolve_auto"):
-        fit(asked, 10, 100_000)
-    plain = script(ThinkingParams(max=5), Words())
+        fit(thinking, 10, 100_000)
+    plain = tokenize_thinking(ThinkingParams(max=5), Words())
     assert resolve_auto(plain, [3]) is plain
 
 
-def test_scripts_of_different_shapes_share_sizes():
+def test_thinking_of_different_shapes_share_sizes():
     tokenizer = tag_tokenizer()
-    small = script(ThinkingParams(), tokenizer)
-    large = script(
+    small = tokenize_thinking(ThinkingParams(), tokenizer)
+    large = tokenize_thinking(
         ThinkingParams(preset="think_tags", wait_strings=("Wait", "xxx", "x")), tokenizer
     )
-    sizes = sizes_of([small, large])
-    rows = [
-        build_controls([s], [[8]], 400, newline_table(tokenizer), sizes)[0] for s in (small, large)
-    ]
+    rows = [build_controls([s], [[8]], [fit(s, 1, 400)]) for s in (small, large)]
     assert jax.tree.map(np.shape, rows[0]) == jax.tree.map(np.shape, rows[1])
-    with pytest.raises(UserError, match=r"sizes.texts=3: too small .* give 5"):
-        build_controls([large], [[8]], 400, newline_table(tokenizer), sizes_of([small]))
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"preset": "s2"}, r"thinking.preset='s2': is unknown; give s1 or think_tags"),
-        ({"mode": "lax"}, r"thinking.mode='lax': is unknown; give strict, s1_readme"),
+        ({"wait_strings": ("x",) * 17}, r"number of strings is 17: must be at most 16"),
+        ({"wait_strings": ("x" * 65,)}, r"wait_strings: tokens of a wait string.* is 65: .* 64"),
+        ({"delimiters": Delimiters(stop=(*"xW\n", "xx", "xxx", "Wait", "think", "answer"))},
+         r"number of ends and stops is \d+: must be at most 8; use fewer"),
+        ({"delimiters": Delimiters(ends=("x" * 17,))}, r"tokens of an end or a stop is 17: .* 16"),
+    ],
+)  # fmt: skip
+def test_texts_that_exceed_the_arrays(fields, message):
+    with pytest.raises(UserError, match=message):
+        check_sizes(tokenize_thinking(ThinkingParams(**fields), Words()))
+    check_sizes(tokenize_thinking(ThinkingParams(wait_strings=("x",) * 16), Words()))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"preset": "s2"}, r"thinking.preset='s2': unknown preset; choose one of s1, think_tags"),
+        ({"mode": "lax"}, r"thinking.mode='lax': unknown mode; choose one of strict, s1_readme"),
         ({"max": -2}, r"thinking.max=-2: must be -1 or more \(-1: no limit\)"),
         ({"min": -1}, r"thinking.min=-1: must be 0 or more"),
         ({"num_waits": -1}, r"thinking.num_waits=-1: must be 0 or more"),
         ({"max_answer_tokens": 0}, r"thinking.max_answer_tokens=0: leaves no answer"),
         ({"min_answer_tokens": 0}, r"thinking.min_answer_tokens=0: must be 1 or more"),
-        ({"min": 9, "max": 8}, r"thinking.min=9: must not be above thinking.max=8"),
-        ({"num_waits": 1, "wait_strings": ()}, r"thinking.num_waits=1: has nothing to write"),
-        ({"max": "auto"}, r"thinking.max=auto: .* give thinking.mode s1_harness"),
+        ({"min": 9, "max": 8}, r"thinking.min=9: must not exceed thinking.max=8"),
+        (
+            {"num_waits": 1, "wait_strings": ()},
+            r"thinking.num_waits=1: needs at least one string to insert",
+        ),
+        ({"max": "auto"}, r"thinking.max=auto: requires thinking.mode=s1_harness"),
     ],
 )
 def test_what_is_wrong_in_itself(fields, message):
@@ -226,16 +248,16 @@ def test_what_is_wrong_in_itself(fields, message):
 
 def test_what_is_wrong_with_this_tokenizer():
     with pytest.raises(UserError, match=r"thinking.wait_strings='': encodes to no token"):
-        script(ThinkingParams(wait_strings=("Wait", "")), Words())
+        tokenize_thinking(ThinkingParams(wait_strings=("Wait", "")), Words())
     with pytest.raises(UserError, match=r"thinking.delimiters.close='': encodes to no token"):
-        script(ThinkingParams(delimiters=Delimiters(close="")), Words())
-    own = Delimiters(stops=("<|im_end|>", "<|eot|>"))
-    with pytest.raises(UserError, match=r"delimiters.stops: the tokenizer has no token <\|eot\|>"):
-        script(ThinkingParams(delimiters=own), Words())
+        tokenize_thinking(ThinkingParams(delimiters=Delimiters(close="")), Words())
+    own = Delimiters(stop=("<|im_end|>", "<|eot|>"))
+    with pytest.raises(UserError, match=r"delimiters.stop: the tokenizer has no token <\|eot\|>"):
+        tokenize_thinking(ThinkingParams(delimiters=own), Words())
     tokenizer = Words()
     tokenizer.words = tuple("xx" if w == "<|im_start|>" else w for w in tokenizer.words)
-    with pytest.raises(UserError, match=r"has no token <\|im_start\|>.*preset think_tags"):
-        script(ThinkingParams(), tokenizer)
+    with pytest.raises(UserError, match=r"has no token <\|im_start\|>.*preset=think_tags"):
+        tokenize_thinking(ThinkingParams(), tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +265,7 @@ def test_what_is_wrong_with_this_tokenizer():
     [
         ({}, 399, r"prompt of 401 tokens: leaves 0 of the context's 400"),
         ({}, 296, r"prompt of 298 tokens: leaves 102 .* need 103; shorten it or lower"),
-        ({"min": 200}, 200, r"thinking.min=200: does not fit, .* leaves 95 behind a prompt of 202"),
+        ({"min": 200}, 200, r"thinking.min=200: does not fit, .* leaves 95 after a prompt of 202"),
         ({"mode": "off"}, 0, r"prompt: is empty"),
     ],
 )
@@ -287,7 +309,7 @@ def test_fields_on_the_command_line_and_in_yaml(tmp_path):
     for wrong, message in {
         ("--thinking.max", "many"): r"thinking.max",
         ("--thinking.waits", "2"): r"thinking.waits: no such field; did you mean thinking.\w+",
-        ("--thinking.preset", "s2"): r"thinking.preset='s2': is unknown",
+        ("--thinking.preset", "s2"): r"thinking.preset='s2': unknown preset",
     }.items():
         with pytest.raises(UserError, match=message) as caught:
             parse(Command, list(wrong), command="x")
@@ -300,8 +322,8 @@ def test_help_explains_every_field(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for field in dataclasses.fields(ThinkingParams):
         assert f"--thinking.{field.name}" in text
-    assert "how many times an end of thinking is replaced" in text
-    assert "begins thinking; written at the end of the prompt" in text
+    assert "number of times to suppress the end of thinking" in text
+    assert "text that begins thinking; appended to the prompt" in text
 
 
 def test_every_preset_is_complete():

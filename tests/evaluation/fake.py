@@ -13,9 +13,8 @@ from importlib import import_module
 
 from jaxs1.config import parse, run_command
 from jaxs1.decoding.base_engine import BaseEngine
-from jaxs1.decoding.budget import Intervention
 from jaxs1.decoding.loading import LoadedEngine
-from jaxs1.decoding.outputs import Completion, settings_of
+from jaxs1.decoding.outputs import Completion, Intervention, settings_of
 from tests.curation.pools import write_jsonl
 
 command = import_module("jaxs1.evaluate")

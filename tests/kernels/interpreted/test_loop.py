@@ -4,10 +4,9 @@ import dataclasses
 
 import pytest
 
-from jaxs1.decoding.engine import Limits
 from jaxs1.decoding.loading import EngineConfig, load_engine
-from jaxs1.decoding.outputs import Request
-from jaxs1.decoding.params import ThinkingParams
+from jaxs1.decoding.params import Request, ThinkingParams
+from jaxs1.decoding.scheduler import Limits
 from tests.decoding.engines import VOCAB, encode, tokenizer, write_model
 from tests.tiny_models import hf_model
 

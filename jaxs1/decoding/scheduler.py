@@ -1,0 +1,299 @@
+"""Which sequences run: admission, pages, rows of the batch. Plain Python on the host, no device.
+
+A sequence is waiting, then prefilling, then ready, then running in a row of the batch. All pages
+that it might need are allocated at admission, so sequences are never preempted.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from jaxs1.config import UserError
+from jaxs1.decoding.controls import SequenceLimits, fit
+from jaxs1.decoding.outputs import TokenLog
+from jaxs1.decoding.page_allocator import PageAllocator, pages_for
+from jaxs1.decoding.params import Request
+from jaxs1.decoding.tokenized_thinking import TokenizedThinking
+from jaxs1.model.kv_cache import PAGE
+
+#: Minimum width of a prefill batch [tokens]: shorter prompts share one compiled shape.
+MIN_PREFILL = 16
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of the engine.
+
+    Args:
+        max_num_seqs: maximum number of sequences decoded at the same time
+        kv_cache_tokens: tokens in the KV cache, all sequences together; null: 2 GiB worth of them
+            on a CPU, 90 % of the memory that the weights leave free on other devices
+        max_seq_len: maximum length of a sequence, prompt included [tokens]; null: the maximum of
+            model and cache
+        decode_steps: decode steps between two checks for finished and waiting sequences
+        prefill_chunk_tokens: prompt tokens that are prefilled at a time
+    """
+
+    max_num_seqs: int = 16
+    kv_cache_tokens: int | None = None
+    max_seq_len: int | None = None
+    decode_steps: int = 32
+    prefill_chunk_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        """Check that every limit is positive."""
+        for name, value in vars(self).items():
+            if value is not None and value < 1:
+                raise UserError(f"limits.{name}={value}: must be at least 1")
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One completion in progress.
+
+    Args:
+        number: number of its request
+        sample: index among the request's completions
+        request: prompt and parameters
+        thinking: thinking parameters in token ids
+        prompt: token ids, start of thinking included
+        limits: budget and maximum length
+        first: the request's first sequence, whose pages of the prompt this one shares; None: itself
+        siblings: of a first sequence, the others that have not been admitted yet
+        pages: pages of the cache
+        shared_pages: of a first sequence, the prompt's pages, held until all siblings are admitted
+        num_prefilled: tokens of the prompt that are in the cache
+        log: tokens generated so far
+    """
+
+    number: int
+    sample: int
+    request: Request
+    thinking: TokenizedThinking
+    prompt: list[int]
+    limits: SequenceLimits
+    first: Sequence | None = None
+    siblings: int = 0
+    pages: list[int] = field(default_factory=list)
+    shared_pages: list[int] = field(default_factory=list)
+    num_prefilled: int = 0
+    log: TokenLog = field(default_factory=TokenLog)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the prompt is cached, except for the last token, which decoding begins with."""
+        return self.num_prefilled >= len(self.prompt) - 1
+
+
+class PrefillBatch(NamedTuple):
+    """Parts of prompts that are prefilled together.
+
+    Args:
+        parts: sequence, first and last position (exclusive) of each part
+        width: length of the longest part, rounded up [tokens]
+    """
+
+    parts: list[tuple[Sequence, int, int]]
+    width: int
+
+
+class Schedule(NamedTuple):
+    """The work of one step, in this order.
+
+    Args:
+        page_copies: source and target pages
+        prefills: batches
+        inserts: row and sequence whose decoding begins
+        order: new order of the rows; None: unchanged
+        num_rows: rows to decode; 0: none
+        num_pages: pages of the longest row, after decoding
+    """
+
+    page_copies: list[tuple[int, int]]
+    prefills: list[PrefillBatch]
+    inserts: list[tuple[int, Sequence]]
+    order: list[int] | None
+    num_rows: int
+    num_pages: int
+
+
+class Scheduler:
+    """Sequences of one engine, from submission to their last token.
+
+    Args:
+        limits: limits of the engine
+        context: maximum length of a sequence [tokens]
+        num_pages: pages of the cache, page 0 included
+    """
+
+    def __init__(self, limits: Limits, *, context: int, num_pages: int):
+        self.limits, self.context = limits, context
+        self.max_pages = bucket(pages_for(context))
+        self.pages = PageAllocator(num_pages)
+        self.waiting: deque[Sequence] = deque()
+        self.prefilling: list[Sequence] = []
+        self.ready: deque[Sequence] = deque()
+        self.rows: list[Sequence | None] = [None] * limits.max_num_seqs
+
+    @property
+    def running(self) -> list[tuple[int, Sequence]]:
+        """Rows in use and their sequences."""
+        return [(row, s) for row, s in enumerate(self.rows) if s is not None]
+
+    @property
+    def busy(self) -> bool:
+        """Whether any sequence is unfinished."""
+        return bool(self.waiting or self.prefilling or self.ready or any(self.rows))
+
+    def add(
+        self, number: int, request: Request, thinking: TokenizedThinking, prompt: list[int]
+    ) -> None:
+        """Queue the n sequences of a request.
+
+        Raises:
+            UserError: the prompt does not fit into the context, or the request into the cache
+        """
+        limits = fit(thinking, len(prompt), self.context)
+        # a second sample needs its own copy of the page in which the prompt ends
+        copies = request.n > 1 and (len(prompt) - 1) % PAGE > 0
+        if limits.num_pages + copies > self.pages.size:
+            raise UserError(
+                f"limits.kv_cache_tokens={self.pages.size * PAGE}: too small for this request, "
+                f"which can need {(limits.num_pages + copies) * PAGE}; raise it, or lower "
+                "thinking.max and thinking.max_answer_tokens"
+            )
+        first = Sequence(number, 0, request, thinking, prompt, limits, siblings=request.n - 1)
+        self.waiting.append(first)
+        for sample in range(1, request.n):
+            self.waiting.append(Sequence(number, sample, request, thinking, prompt, limits, first))
+
+    def schedule(self) -> Schedule:
+        """Decide what the device does next; assumes that it will be done."""
+        page_copies = self._admit()
+        prefills = self._prefill()
+        inserts = self._insert()
+        order = self._compact()
+        running = self.running
+        if not running:
+            return Schedule(page_copies, prefills, inserts, order, 0, 0)
+        longest = max(len(s.prompt) + len(s.log.tokens) for _, s in running)
+        num_pages = bucket(pages_for(longest + self.limits.decode_steps))
+        num_rows = min(bucket(running[-1][0] + 1), len(self.rows))
+        return Schedule(
+            page_copies, prefills, inserts, order, num_rows, min(num_pages, self.max_pages)
+        )
+
+    def finish(self, row: int) -> None:
+        """Free a row and its pages."""
+        sequence = self.rows[row]
+        assert sequence is not None
+        self.rows[row] = None
+        self.pages.free(sequence.pages)
+
+    def cancel(self, number: int) -> list[int]:
+        """Drop all sequences of a request; returns the rows that must not be decoded further."""
+        held = [s for s in (*self.prefilling, *self.ready) if s.number == number]
+        rows = [row for row, s in self.running if s.number == number]
+        waiting = [s for s in self.waiting if s.number == number]
+        owners = {s.first for s in waiting if s.first}  # pages held for their siblings
+        for s in held:
+            self.pages.free(s.pages)
+        for row in rows:
+            self.finish(row)
+        for owner in owners:
+            self.pages.free(owner.shared_pages)
+        self.waiting = deque(s for s in self.waiting if s.number != number)
+        self.prefilling = [s for s in self.prefilling if s.number != number]
+        self.ready = deque(s for s in self.ready if s.number != number)
+        return rows
+
+    def _admit(self) -> list[tuple[int, int]]:
+        """Allocate pages to waiting sequences, in order, while pages and rows last."""
+        copies: list[tuple[int, int]] = []
+        free_rows = self.rows.count(None) - len(self.prefilling) - len(self.ready)
+        while self.waiting and free_rows > 0:
+            sequence = self.waiting[0]
+            if sequence.first is None:
+                if self.pages.num_free < sequence.limits.num_pages:
+                    break
+                self._allocate(sequence)
+                self.prefilling.append(sequence)
+            else:
+                shared = self._share_prompt(sequence, sequence.first)
+                if shared is None:
+                    break
+                copies += shared
+                self.ready.append(sequence)
+            self.waiting.popleft()
+            free_rows -= 1
+        return copies
+
+    def _allocate(self, sequence: Sequence) -> None:
+        sequence.pages = self.pages.allocate(sequence.limits.num_pages)
+        if sequence.siblings:  # keep the prompt's pages until they are admitted
+            sequence.shared_pages = sequence.pages[: pages_for(len(sequence.prompt) - 1)]
+            self.pages.share(sequence.shared_pages)
+
+    def _share_prompt(self, sequence: Sequence, first: Sequence) -> list[tuple[int, int]] | None:
+        """Share the first sample's full pages of the prompt and copy the last; None: not yet."""
+        full = (len(sequence.prompt) - 1) // PAGE
+        needed = sequence.limits.num_pages - full
+        if not first.ready or self.pages.num_free < needed:
+            return None
+        self.pages.share(first.shared_pages[:full])
+        sequence.pages = first.shared_pages[:full] + self.pages.allocate(needed)
+        # the copy also has tokens that the first sample generated; they are overwritten unread
+        copies = [(page, sequence.pages[full]) for page in first.shared_pages[full:]]
+        first.siblings -= 1
+        if not first.siblings:
+            self.pages.free(first.shared_pages)
+        return copies
+
+    def _prefill(self) -> list[PrefillBatch]:
+        """One batch of prompt tokens; all of them if nothing else could run meanwhile."""
+        batches: list[PrefillBatch] = []
+        self._move_ready()
+        while self.prefilling and not (batches and any(self.rows)):
+            batches.append(self._next_batch())
+            self._move_ready()
+        return batches
+
+    def _next_batch(self) -> PrefillBatch:
+        size = self.limits.prefill_chunk_tokens
+        first = self.prefilling[0]
+        left = len(first.prompt) - 1 - first.num_prefilled
+        width = min(size, max(MIN_PREFILL, bucket(left)))
+        parts = []
+        for s in self.prefilling[: max(1, size // width)]:
+            end = min(s.num_prefilled + width, len(s.prompt) - 1)
+            parts.append((s, s.num_prefilled, end))
+            s.num_prefilled = end
+        return PrefillBatch(parts, width)
+
+    def _move_ready(self) -> None:
+        self.ready.extend(s for s in self.prefilling if s.ready)
+        self.prefilling = [s for s in self.prefilling if not s.ready]
+
+    def _insert(self) -> list[tuple[int, Sequence]]:
+        """Give free rows to sequences whose prompt is cached."""
+        free = [row for row, s in enumerate(self.rows) if s is None]
+        inserts = [(row, self.ready.popleft()) for row in free[: len(self.ready)]]
+        for row, sequence in inserts:
+            self.rows[row] = sequence
+        return inserts
+
+    def _compact(self) -> list[int] | None:
+        """Move sequences to the front if that reduces the rows to decode; the new order."""
+        used = [row for row, _ in self.running]
+        if not used or bucket(len(used)) >= bucket(used[-1] + 1):
+            return None
+        order = used + [row for row, s in enumerate(self.rows) if s is None]
+        self.rows = [self.rows[row] for row in order]
+        return order
+
+
+def bucket(n: int) -> int:
+    """The next power of two."""
+    return 1 << max(0, n - 1).bit_length()
