@@ -26,7 +26,7 @@ from convert.adapter import Adapter, MergedWeights, peft_config
 from convert.in_memory import InMemoryWeights, on_host
 from convert.interface import Weights
 from convert.to_hf import to_hf
-from convert.transfer import copy_side_files
+from convert.transfer import copy_aux_files
 from convert.weights import load_params, open_weights
 from jaxs1.config import TrainConfig, UserError, parse, run_command, to_yaml
 from jaxs1.data import chat
@@ -257,10 +257,10 @@ def _write_side_files(job: Job, run: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (run / "config.yaml").write_text(to_yaml(job.config))
     if job.weights is not None and job.weights.aux_files is not None:
-        copy_side_files(job.weights.aux_files, folder)
+        copy_aux_files(job.weights.aux_files, folder)
     if job.config.tokenizer is not None:
         if Path(job.config.tokenizer).is_dir():
-            copy_side_files(Path(job.config.tokenizer), folder)
+            copy_aux_files(Path(job.config.tokenizer), folder)
         else:
             job.tokenizer.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(job.hf_config, indent=2) + "\n")
