@@ -33,6 +33,7 @@ from jaxs1.data import chat
 from jaxs1.data.batches import Batches, BatchStats, fit_to_block
 from jaxs1.data.records import load_records
 from jaxs1.data.tokenizer import load_tokenizer, padding_id
+from jaxs1.devices import compute_capability
 from jaxs1.model import ops, transformer
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.model.sharding import ShardingRules, check_divisible, make_sharding_rules
@@ -171,12 +172,11 @@ def prepare(config: TrainConfig) -> Job:
     _check_batch(config, rules)
     batches = _read_data(config, tokenizer, architecture, rules)
     device = jax.devices()[0]
-    major, minor = getattr(device, "compute_capability", "9.0").split(".")  # of a GPU
     impl: Any = ops.resolve_attention(
         config.compute.attention,
         device.platform,
         config.compute.dtype,
-        (int(major), int(minor)),
+        compute_capability(device),
     )
     compute = dataclasses.replace(config.compute, attention=impl)
     model = transformer.abstract(

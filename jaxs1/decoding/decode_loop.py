@@ -22,6 +22,7 @@ from jaxs1.decoding import budget, sampling
 from jaxs1.decoding.decode_state import DecodeState
 from jaxs1.decoding.sampling import SamplingFlags
 from jaxs1.model import decode, kv_cache
+from jaxs1.model.backends import BACKENDS
 from jaxs1.model.kv_cache import KVCache
 from jaxs1.model.transformer import Transformer
 
@@ -64,7 +65,7 @@ def chunk(
 
     Args:
         model: abstract
-        params: from `decode.unstack`
+        params: see `model.decode_params`
         cache: keys and values of all tokens but each sequence's newest
         slots: all slots
         is_newline_V: bool, as long as the tokenizer; ids beyond it are never chosen
@@ -135,7 +136,7 @@ class CompiledFunctions:
 
     Args:
         model: abstract
-        impl: of the decode step, a name in `decode.IMPLS`
+        impl: of the decode step, a name in `BACKENDS`
         steps: of a chunk
     """
 
@@ -149,7 +150,7 @@ class CompiledFunctions:
             static_argnames=("rows", "pages", "kinds"),
             donate_argnums=1,
             out_shardings=(cache, whole, whole),
-            compiler_options=decode.IMPLS[impl].options(),
+            compiler_options=BACKENDS[impl].compiler_options(),
         )
         self.copy_page = jax.jit(kv_cache.copy_page, donate_argnums=0, out_shardings=cache)
         self.place = jax.jit(place, out_shardings=whole)

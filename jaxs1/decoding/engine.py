@@ -95,12 +95,12 @@ class Engine(BaseEngine):
 
     Args:
         model: abstract
-        params: from `decode.unstack`
+        params: see `model.decode_params`
         tokenizer: the model's
         limits: what may be used
         num_pages: of the KV cache, page 0 included
         cache_dtype: of keys and values
-        impl: of the decode step, a name in `decode.IMPLS`
+        impl: of the decode step, a name in `backends.BACKENDS`
     """
 
     def __init__(

@@ -150,8 +150,9 @@ def make_case(
             length=sequences.length,
         )
     device = target.accelerator
+    major, minor = device.capability
     impl: Any = ops.resolve_attention(
-        config.compute.attention, device.platform, config.compute.dtype, device.capability
+        config.compute.attention, device.platform, config.compute.dtype, 10 * major + minor
     )
     model = transformer.abstract(
         architecture,

@@ -27,8 +27,9 @@ from jaxs1.decoding.page_allocator import pages_for
 from jaxs1.decoding.params import ThinkingParams
 from jaxs1.decoding.sampling import SamplingFlags
 from jaxs1.decoding.tokenized_thinking import TokenizedThinking
-from jaxs1.model import decode, kv_cache, transformer
+from jaxs1.model import backends, kv_cache, transformer
 from jaxs1.model.architecture import Architecture, read_config
+from jaxs1.model.decode_params import abstract_params
 from jaxs1.model.sharding import check_divisible, make_sharding_rules
 from jaxs1.planning.estimate import local_bytes
 from jaxs1.planning.hlo import Collective, collectives
@@ -116,7 +117,7 @@ def compile_chunk(
     dtype: Any = "float32" if cpu else "bfloat16"
     rules = make_sharding_rules(MeshConfig(fsdp=1, tensor=len(devices)), devices)
     check_divisible(a, rules)
-    decode.check(plan.impl, a, rules, dtype=dtype, sequences=plan.sequences)
+    backends.check(plan.impl, a, rules, dtype=dtype, sequences=plan.sequences)
     compute = ComputeConfig(dtype=dtype, param_dtype=dtype, remat="none", attention="xla")
     model = transformer.abstract(a, compute, rules)
     pages = pages_for(plan.context)
@@ -239,16 +240,6 @@ def _listed(copies: list[str]) -> str:
 
 def _in_place(program: DecodeProgram) -> float:
     return min(1.0, program.in_place / program.cache)
-
-
-def abstract_params(model: transformer.Transformer) -> Any:
-    """Shapes and layouts of `decode.unstack`'s result."""
-    stacked, layouts = transformer.parameters(model), decode.shardings(model)
-    layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked["layers"])
-    tree = {**stacked, "layers": [layer] * model.architecture.num_layers}
-    return jax.tree.map(
-        lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), tree, layouts
-    )
 
 
 def _slots(a: Architecture, plan: DecodePlan, pages: int) -> Any:
