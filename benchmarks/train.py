@@ -90,7 +90,7 @@ def torch_model(architecture, params):
     names = dict(model.named_parameters())
     for piece in pieces(architecture):
         value = params
-        for key in piece.ours.split("."):
+        for key in piece.param.split("."):
             value = value[key]
         block = piece.to_hf(np.asarray(value)[piece.index])
         with torch.no_grad():

@@ -1,1 +1,1 @@
-"""Hugging Face checkpoints to ours and back, bit by bit."""
+"""Bit-exact conversion between Hugging Face weights and Orbax checkpoints."""

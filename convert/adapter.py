@@ -1,10 +1,10 @@
-"""Low-rank adapters on disk and on the host, and merged with the weights that they go with.
+"""Low-rank adapters: in PEFT's format, in host memory, and merged into their base weights.
 
-    ADAPTER/adapter_config.json         PEFT's: rank, alpha, targets, where the base is
-    ADAPTER/adapter_model.safetensors   PEFT's: lora_A [rank, in] and lora_B [out, rank] of each map
+    ADAPTER/adapter_config.json         rank, alpha, target modules, location of the base weights
+    ADAPTER/adapter_model.safetensors   lora_A [rank, in] and lora_B [out, rank] of each module
 
-In a step of a run they lie as Orbax saved them, `adapter/<path>.adapter.a` [L, in..., rank] and
-`.b` [L, rank, out...], with PEFT's adapter_config.json in the run's model/.
+A step of a training run stores them with Orbax as `adapter/<path>.adapter.a` [L, in..., rank] and
+`.b` [L, rank, out...]; PEFT's adapter_config.json is in the run's model/ folder.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from jaxs1.model.architecture import Architecture, read_config
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
-#: Hugging Face tensor of each linear map that may have an adapter, by our path without "kernel".
-MAPS = {
-    row.ours.removesuffix(".kernel"): row.hf
-    for row in TABLE
-    if row.ours.startswith("layers.") and row.ours.endswith(".kernel")
+#: Path of each linear layer that can have an adapter -> name of its Hugging Face tensor.
+LINEAR_LAYERS = {
+    spec.param.removesuffix(".kernel"): spec.hf
+    for spec in TABLE
+    if spec.param.startswith("layers.") and spec.param.endswith(".kernel")
 }
 
 
@@ -41,16 +41,16 @@ def peft_config(lora: LoraConfig, base: str) -> dict[str, Any]:
     """PEFT's adapter_config.json.
 
     Args:
-        lora: rank, alpha, targets
-        base: the weights that the adapter goes with: a folder, then given in full, or a hub id
+        lora: rank, alpha, target modules
+        base: folder or hub id of the base weights; a folder is written as an absolute path
     """
-    whole = int(lora.alpha) == lora.alpha
+    is_integer = int(lora.alpha) == lora.alpha
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": str(Path(base).resolve()) if Path(base).exists() else base,
         "r": lora.rank,
-        "lora_alpha": int(lora.alpha) if whole else lora.alpha,
+        "lora_alpha": int(lora.alpha) if is_integer else lora.alpha,
         "lora_dropout": 0.0,
         "target_modules": list(lora.target_modules),
         "bias": "none",
@@ -65,8 +65,8 @@ class Adapter:
     """An adapter in host memory.
 
     Args:
-        config: PEFT's adapter_config.json
-        pairs: for each adapted map, by our path, A [L, in, rank] and B [L, rank, out]
+        config: content of PEFT's adapter_config.json
+        pairs: A [L, in, rank] and B [L, rank, out] of each adapted linear layer, by its path
     """
 
     config: dict[str, Any]
@@ -74,10 +74,10 @@ class Adapter:
 
     @classmethod
     def from_arrays(cls, config: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Adapter:
-        """From our parameters by dotted path; every axis of inputs or outputs becomes one."""
+        """From parameters by dotted path; input axes are flattened to one, and so are outputs."""
         rank = config["r"]
         pairs = {}
-        for path in MAPS:
+        for path in LINEAR_LAYERS:
             if f"{path}.adapter.a" in arrays:
                 a, b = (arrays[f"{path}.adapter.{end}"] for end in "ab")
                 layers = a.shape[0]
@@ -86,13 +86,13 @@ class Adapter:
 
     @classmethod
     def from_step(cls, step: Path, model: Path) -> Adapter:
-        """From a step of a training run and the run's model/; raises `UserError`."""
-        arrays = orbax_io.read_arrays(step / "adapter")
-        whole = {
+        """Read a step of a training run, whose model/ folder is `model`; raises `UserError`."""
+        stored = orbax_io.read_arrays(step / "adapter")
+        arrays = {
             path: array.read(tuple(slice(0, n) for n in array.shape))
-            for path, array in arrays.items()
+            for path, array in stored.items()
         }
-        return cls.from_arrays(read_config(model / CONFIG), whole)
+        return cls.from_arrays(read_config(model / CONFIG), arrays)
 
     def product(self, path: str, layer: int) -> np.ndarray:
         """A B alpha / rank of one layer, float32 [in, out]."""
@@ -100,7 +100,7 @@ class Adapter:
         return (a * np.float32(self.config["lora_alpha"] / self.config["r"])) @ b
 
     def write(self, dst: Path) -> None:
-        """Write the folder that PEFT's `PeftModel.from_pretrained` loads; whole or not at all."""
+        """Write a folder that PEFT's `PeftModel.from_pretrained` loads; it appears complete."""
         partial = dst.with_name(dst.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -109,26 +109,31 @@ class Adapter:
         for path, pair in self.pairs.items():
             for name, stacked in zip("AB", pair, strict=True):
                 for layer, matrix in enumerate(stacked):
-                    module = MAPS[path].format(i=layer).removesuffix(".weight")
+                    module = LINEAR_LAYERS[path].format(i=layer).removesuffix(".weight")
                     key = f"base_model.model.{module}.lora_{name}.weight"
                     tensors[key] = np.ascontiguousarray(matrix.T)
         save_file(tensors, partial / TENSORS, metadata={"format": "pt"})
         os.rename(partial, dst)
 
     def fingerprint(self) -> str:
-        """Differs where the content differs."""
-        stamp = hashlib.sha256(json.dumps(self.config).encode())
+        """Hash of the content."""
+        digest = hashlib.sha256(json.dumps(self.config).encode())
         for pair in self.pairs.values():
             for array in pair:
-                stamp.update(np.ascontiguousarray(array).view(np.uint8).data)
-        return stamp.hexdigest()
+                digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+        return digest.hexdigest()
 
 
 class MergedWeights:
-    """Weights with an adapter added in, piece by piece, in float32; see `weights.Weights`."""
+    """`Weights` plus an adapter, added piece by piece in float32.
+
+    Args:
+        base: weights that the adapter was trained on
+        adapter: what is added to them
+        aux_files: folder of the tokenizer files; None takes those of `base`
+    """
 
     def __init__(self, base: Weights, adapter: Adapter, aux_files: Path | None = None):
-        """`aux_files` where the tokenizer is not the base's."""
         self.name = f"{base.name} with an adapter"
         self.config: dict[str, Any] = base.config
         self.architecture: Architecture = base.architecture
@@ -136,13 +141,13 @@ class MergedWeights:
         self._base, self._adapter = base, adapter
 
     def dtype(self, path: str) -> np.dtype:
-        """See `Weights`: the sum is not rounded to the base's dtype."""
+        """See `Weights`; float32, because the sum is not rounded to the dtype of the base."""
         return np.dtype(np.float32)
 
     def read(self, piece: Piece) -> np.ndarray:
         """See `Weights`."""
         block = self._base.read(piece)
-        path = piece.ours.removesuffix(".kernel")
+        path = piece.param.removesuffix(".kernel")
         if path not in self._adapter.pairs:
             return block.astype(np.float32)
         total = self._adapter.product(path, piece.index[0].start).reshape(piece.shape)

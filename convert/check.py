@@ -1,8 +1,8 @@
-"""Do two checkpoints compute the same? python -m convert.check A B.
+"""Compare the logits of two checkpoints: python -m convert.check A B.
 
-Prints the largest difference of the logits, relative to the largest logit, on random or given
-prompts; exit status 1 where it is over the tolerance. Both sides run through our model, or, with
-`--against transformers`, B through transformers and torch. One model is in memory at a time, on
+Prints the largest difference of the logits relative to the largest logit, on random or given
+prompts; the exit status is 1 if it exceeds the tolerance. Both checkpoints run in jaxs1 or, with
+`--against transformers`, B runs in transformers and torch. One model is in memory at a time, on
 one device.
 """
 
@@ -23,21 +23,23 @@ from jaxs1.config import ComputeConfig, MeshConfig, UserError, one_line, parse, 
 from jaxs1.model import transformer
 from jaxs1.model.sharding import make_sharding_rules
 
+Dtype = Literal["float32", "bfloat16"]
+
 
 @dataclass(frozen=True)
 class Check:
     """Compare the logits of two checkpoints.
 
     Args:
-        a: a Hugging Face folder or hub id, a checkpoint of ours or a training run
-        b: what it is compared with, likewise
-        prompts: text file, one prompt a line, read with the tokenizer of a; null: random ids
+        a: Hugging Face folder or hub id, Orbax checkpoint, training run or one of its steps
+        b: checkpoint to compare with a
+        prompts: text file with one prompt per line, tokenized for a; null uses random token ids
         num_prompts: number of random prompts
-        length: of a random prompt [tokens]
-        seed: of random prompts
-        tolerance: largest difference that passes, as a share of the largest logit
-        dtype: of weights and computation
-        against: what computes b
+        length: length of each random prompt [tokens]
+        seed: random seed for the prompts
+        tolerance: maximum difference, relative to the largest logit
+        dtype: dtype of weights and computation
+        against: library that computes the logits of b
     """
 
     a: str
@@ -47,28 +49,28 @@ class Check:
     length: int = 64
     seed: int = 0
     tolerance: float = 1e-4
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    against: Literal["ours", "transformers"] = "ours"
+    dtype: Dtype = "float32"
+    against: Literal["jaxs1", "transformers"] = "jaxs1"
 
     def __post_init__(self) -> None:
-        """Refuse what compares nothing."""
+        """Check that there is something to compare."""
         for name in ("num_prompts", "length"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
 
 
-def our_logits(weights: Weights, prompts: list[np.ndarray], dtype: Any) -> list[np.ndarray]:
-    """Logits [T, V] of each prompt [T], float32, by our model."""
+def jaxs1_logits(weights: Weights, prompts: list[np.ndarray], dtype: Dtype) -> list[np.ndarray]:
+    """Logits of each prompt [T] computed by jaxs1, float32 [T, V]."""
     compute = ComputeConfig(dtype=dtype, param_dtype=dtype, remat="none", attention="xla")
     rules = make_sharding_rules(MeshConfig(), jax.devices()[:1])
     model = transformer.abstract(weights.architecture, compute, rules)
     params = load_params(weights, model)
 
     @jax.jit
-    def run(params: Any, tokens: Any, segments: Any) -> Any:
-        whole = transformer.with_parameters(model, params)
+    def run(params: dict[str, Any], tokens: jax.Array, segments: jax.Array) -> jax.Array:
+        filled = transformer.with_parameters(model, params)
         positions = jnp.arange(longest, dtype=jnp.int32)[None]
-        return whole.logits(whole(tokens, positions, segments))[0]
+        return filled.logits(filled(tokens, positions, segments))[0]
 
     longest = max(len(prompt) for prompt in prompts)
     logits = []
@@ -80,8 +82,12 @@ def our_logits(weights: Weights, prompts: list[np.ndarray], dtype: Any) -> list[
     return logits
 
 
-def transformers_logits(folder: str, prompts: list[np.ndarray], dtype: str) -> list[np.ndarray]:
-    """Logits [T, V] of each prompt [T], float32, by transformers; needs the extra `torch`."""
+def transformers_logits(folder: str, prompts: list[np.ndarray], dtype: Dtype) -> list[np.ndarray]:
+    """Logits of each prompt [T] computed by transformers, float32 [T, V].
+
+    Raises:
+        UserError: the extra `torch` is not installed, or transformers cannot load the folder.
+    """
     try:
         import torch
         import transformers
@@ -102,7 +108,7 @@ def transformers_logits(folder: str, prompts: list[np.ndarray], dtype: str) -> l
 
 
 def largest_difference(a: list[np.ndarray], b: list[np.ndarray]) -> float:
-    """Largest difference, as a share of the largest magnitude in `a`; infinite where a NaN is."""
+    """Largest difference relative to the largest magnitude in `a`; infinite if one is NaN."""
     scale = max(float(np.abs(row).max()) for row in a)
     difference = max(float(np.abs(x - y).max()) for x, y in zip(a, b, strict=True))
     share = difference / scale if scale else difference
@@ -110,24 +116,24 @@ def largest_difference(a: list[np.ndarray], b: list[np.ndarray]) -> float:
 
 
 def check(options: Check) -> float:
-    """The largest relative difference between the logits of `options.a` and `options.b`."""
-    first = open_weights(options.a)
-    prompts = _prompts(options, first)
+    """Largest relative difference between the logits of `options.a` and `options.b`."""
+    weights_a = open_weights(options.a)
+    prompts = _prompts(options, weights_a)
     if options.against == "transformers":
-        theirs = transformers_logits(options.b, prompts, options.dtype)
+        b = transformers_logits(options.b, prompts, options.dtype)
     else:
-        theirs = our_logits(open_weights(options.b), prompts, options.dtype)
-    ours = our_logits(first, prompts, options.dtype)
-    if ours[0].shape != theirs[0].shape:
+        b = jaxs1_logits(open_weights(options.b), prompts, options.dtype)
+    a = jaxs1_logits(weights_a, prompts, options.dtype)
+    if a[0].shape != b[0].shape:
         raise UserError(
-            f"{options.b}: vocab_size={theirs[0].shape[1]}: must be that of {options.a}, "
-            f"{ours[0].shape[1]}; the two cannot be compared"
+            f"{options.b}: vocab_size={b[0].shape[1]}: must be that of {options.a}, "
+            f"{a[0].shape[1]}; the two cannot be compared"
         )
-    return largest_difference(ours, theirs)
+    return largest_difference(a, b)
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; 1 where the difference is over the tolerance."""
+    """Run the command; returns 1 if the difference exceeds the tolerance."""
     options = parse(Check, argv, command="python -m convert.check", positionals=("a", "b"))
     difference = check(options)
     passed = difference <= options.tolerance

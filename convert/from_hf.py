@@ -1,7 +1,8 @@
-"""A Hugging Face checkpoint as one of ours (Orbax): python -m convert.from_hf SRC DST.
+"""Convert Hugging Face weights to an Orbax checkpoint: python -m convert.from_hf SRC DST.
 
-SRC is a folder with safetensors or a hub id. Dtypes are preserved, every number bit by bit; what
-does not fit the architecture is an error. Interrupted and started again, it goes on.
+SRC is a folder with safetensors or a hub id. The conversion is bit-exact and preserves dtypes;
+tensors that do not match the architecture are an error. An interrupted conversion is resumed by
+repeating the command.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from jaxs1.config import parse, run_command
 
 @dataclass(frozen=True)
 class FromHf:
-    """Convert Hugging Face weights to a checkpoint of ours.
+    """Convert Hugging Face weights to an Orbax checkpoint.
 
     Args:
-        src: a Hugging Face folder or a hub id (owner/name)
-        dst: the folder to be made; must not exist
+        src: Hugging Face folder or hub id (owner/name)
+        dst: folder to create; must not exist
     """
 
     src: str
@@ -31,7 +32,11 @@ class FromHf:
 
 
 def from_hf(src: str | Path, dst: str | Path) -> None:
-    """Write the weights at `src` as a checkpoint of ours, `dst`; raises `UserError`."""
+    """Write the weights at `src` as the Orbax checkpoint `dst`.
+
+    Raises:
+        UserError: see `open_weights` and `transfer`.
+    """
     weights = open_weights(src)
     dtypes = {path: weights.dtype(path) for path in parameters(weights.architecture)}
     writer = orbax_io.Writer(weights.architecture, dtypes)
@@ -39,7 +44,7 @@ def from_hf(src: str | Path, dst: str | Path) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Run the command."""
     options = parse(FromHf, argv, command="python -m convert.from_hf", positionals=("src", "dst"))
     from_hf(options.src, options.dst)
 

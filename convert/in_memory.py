@@ -1,4 +1,4 @@
-"""Parameters in memory as weights: what training exports, also from many processes."""
+"""Parameters in memory as `Weights`: what training exports, from one process or many."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from convert import safetensors_io
-from convert.mapping import Piece, parameters, pieces
-from convert.slices import bounds, intersect, relative
+from convert.mapping import Piece, Shape, parameters, pieces
+from convert.slices import bounds, intersect, relative, shape_of
 from convert.weights import compare
 from jaxs1.config import UserError
 from jaxs1.model.architecture import Architecture
 
 
 class InMemoryWeights:
-    """Parameters in memory, on whatever devices.
+    """Parameters in memory, on any devices.
 
-    Where they are spread over several processes, one converts and every other one calls
-    `take_part`: a piece at a time is made whole on all devices.
+    If they are sharded over several processes, one of these converts and all others call
+    `take_part`: piece by piece is replicated to all devices.
 
     Args:
-        params: nested dictionary of arrays, as `transformer.parameters` gives it
-        config: the `config.json` of the model
-        aux_files: folder with tokenizer files, if any
+        params: nested dictionary of arrays, as returned by `transformer.parameters`
+        config: content of the model's `config.json`
+        aux_files: folder with the tokenizer files, if any
     """
 
     def __init__(
         self, params: Mapping[str, Any], config: dict[str, Any], aux_files: Path | None = None
     ):
-        """Check names and shapes; raises `UserError` with all that is wrong."""
+        """Check names, shapes and dtypes; raises a `UserError` that lists all mismatches."""
         self.name, self.config, self.aux_files = "parameters", config, aux_files
         self.architecture = Architecture.from_hf(config, "config")
         self._arrays = flatten_dict(params, sep=".")
@@ -53,43 +53,41 @@ class InMemoryWeights:
         return self._dtypes[path]
 
     def read(self, piece: Piece) -> np.ndarray:
-        """See `Weights`. Only the part that is asked for leaves its devices."""
-        array = self._arrays[piece.ours]
+        """See `Weights`. Only this piece is copied from its devices."""
+        array = self._arrays[piece.param]
         if not isinstance(array, jax.Array):
             return np.asarray(array[piece.index])
         if not array.is_fully_addressable:
             return np.asarray(self._gather(array, piece).addressable_data(0))
         block = np.empty(piece.shape, array.dtype)
         for shard in array.addressable_shards:
-            if shard.replica_id == 0:
-                held = bounds(shard.index, array.shape)
-                inside = intersect(piece.index, held)
-                if inside is not None:
-                    starts = [s.start - h.start for s, h in zip(inside, held, strict=True)]
-                    sizes = tuple(s.stop - s.start for s in inside)
-                    cut = np.asarray(_slice(shard.data, starts, sizes))
-                    block[relative(inside, piece.index)] = cut
+            held = bounds(shard.index, array.shape)
+            inside = intersect(piece.index, held)
+            if shard.replica_id == 0 and inside is not None:
+                starts = [s.start for s in relative(inside, held)]
+                part = _slice(shard.data, starts, shape_of(inside))
+                block[relative(inside, piece.index)] = np.asarray(part)
         return block
 
     def take_part(self) -> None:
-        """Join in every exchange of a conversion that another process makes of these weights."""
+        """Join the exchanges of a conversion of these weights that another process runs."""
         for piece in pieces(self.architecture):
-            self._gather(self._arrays[piece.ours], piece)
+            self._gather(self._arrays[piece.param], piece)
 
     def fingerprint(self) -> None:
-        """See `Weights`: what memory held in an earlier process cannot be told."""
+        """See `Weights`. None: the memory of an interrupted process is unknown."""
         return
 
     def _gather(self, array: jax.Array, piece: Piece) -> jax.Array:
-        """A piece on every device. All processes exchange all pieces, in the same order.
+        """Replicate a piece to every device. All processes exchange all pieces in the same order.
 
-        A conversion's threads ask in any order; each waits for its piece's turn.
+        The threads of a conversion call this in any order; each waits for the turn of its piece.
         """
         with self._turns:
             self._turns.wait_for(lambda: self._next == self._turn_of[piece.name])
             try:
                 starts = [s.start for s in piece.index]
-                part = _slice_everywhere(array, starts, piece.shape, _everywhere(array))
+                part = _slice_replicated(array, starts, piece.shape, _replicated(array))
                 return jax.block_until_ready(part)
             finally:
                 self._next += 1
@@ -97,24 +95,27 @@ class InMemoryWeights:
 
 
 def on_host(array: jax.Array) -> np.ndarray:
-    """An array as a whole; where it is spread over processes, all of them call this."""
+    """A complete array; if it is sharded over processes, all of them must call this."""
     if array.is_fully_addressable:
         return np.asarray(array)
-    whole = jax.jit(lambda x: x, out_shardings=_everywhere(array))(array)
-    return np.asarray(whole.addressable_data(0))
+    replicated = jax.jit(lambda x: x, out_shardings=_replicated(array))(array)
+    return np.asarray(replicated.addressable_data(0))
 
 
 #: A part of an array; compiled once for all starts.
 _slice = jax.jit(lax.dynamic_slice, static_argnums=2)
 
 
-def _everywhere(array: Any) -> NamedSharding:
+def _replicated(array: jax.Array) -> NamedSharding:
+    assert isinstance(array.sharding, NamedSharding)
     return NamedSharding(array.sharding.mesh, PartitionSpec())
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def _slice_everywhere(array: Any, starts: Any, sizes: Any, everywhere: Any) -> jax.Array:
-    return lax.with_sharding_constraint(lax.dynamic_slice(array, starts, sizes), everywhere)
+def _slice_replicated(
+    array: jax.Array, starts: list[int], sizes: Shape, replicated: NamedSharding
+) -> jax.Array:
+    return lax.with_sharding_constraint(lax.dynamic_slice(array, starts, sizes), replicated)
 
 
 def _check_dtypes(name: str, dtypes: dict[str, np.dtype]) -> None:

@@ -1,4 +1,4 @@
-"""What conversion and loading know of a model's weights, wherever they lie."""
+"""`Weights`: the interface through which conversion and loading read a model's weights."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from convert.mapping import Piece
 from jaxs1.model.architecture import Architecture
 
-#: What travels along with weights: tokenizer, chat template, generation config.
-SIDE_FILES = (
+#: Auxiliary files, which are copied along: tokenizer, chat template, generation config.
+AUX_FILES = (
     "added_tokens.json",
     "additional_chat_templates/*.jinja",
     "chat_template*",
@@ -24,13 +24,13 @@ SIDE_FILES = (
 
 
 class Weights(Protocol):
-    """A model's weights.
+    """A model's weights, read piece by piece.
 
     Attributes:
-        name: for messages
+        name: name of the source, for messages
         architecture: shapes and constants
-        config: the whole `config.json`, unknown keys included
-        aux_files: folder whose `SIDE_FILES` travel along, if any
+        config: content of `config.json`, including unknown keys
+        aux_files: folder with the `AUX_FILES`, if any
     """
 
     name: str
@@ -39,10 +39,10 @@ class Weights(Protocol):
     aux_files: Path | None
 
     def dtype(self, path: str) -> np.dtype:
-        """The dtype in which a parameter is stored."""
+        """Dtype of a stored parameter."""
 
     def read(self, piece: Piece) -> np.ndarray:
-        """Part of a parameter [piece.shape], bit by bit; may be called from several threads."""
+        """Part of a parameter [piece.shape], bit for bit; safe to call from several threads."""
 
     def fingerprint(self) -> str | None:
-        """Differs where the content differs; None where that cannot be told."""
+        """Identifies the content: it changes whenever the content does. None where unknown."""

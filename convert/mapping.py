@@ -1,8 +1,8 @@
-"""Which Hugging Face tensor is which parameter of ours: one table, read in both directions.
+"""Which Hugging Face tensor is which parameter: one table, read in both directions.
 
-`TABLE` is all there is to know. From it come the expected Hugging Face names and shapes
-(`tensors`), our parameters and their shapes (`parameters`), and the pieces that a conversion
-moves (`pieces`). Nothing here opens a file.
+Everything is derived from `TABLE`: the expected Hugging Face names and shapes (`tensors`), the
+model's parameters and their shapes (`parameters`), and the pieces that a conversion moves
+(`pieces`). Nothing here opens a file.
 
 Letters: `jaxs1/model/architecture.py`.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -19,74 +19,79 @@ from jaxs1.model.architecture import Architecture
 
 Shape = tuple[int, ...]
 
-#: A tensor outside the layers is moved in pieces of at most so many elements (256 MB in float32).
+#: Most elements of a piece of a tensor outside the layers (256 MB in float32).
 PIECE_ELEMENTS = 64 << 20
 
 
 @dataclass(frozen=True)
-class Row:
-    """One parameter under its two names.
+class ParamSpec:
+    """A parameter and the Hugging Face tensor that it is stored as.
 
     Args:
         hf: name of the Hugging Face tensor; {i} stands for the layer
-        ours: path in our parameter tree; everything under `layers` has a leading layer axis
-        transform: transpose where Hugging Face keeps [out, in] and we keep [in, out]
-        axes: our axes, without the layer; a word's letters are one axis of the Hugging Face tensor
-        only: the property that a model needs to have this parameter
+        param: dotted path in the parameter tree; those under `layers` have a leading layer axis
+        transform: "transpose" where Hugging Face stores [out, in] for our [in, out]
+        axes: axes of the parameter without the layer; each word is one axis of the Hugging Face
+            tensor
+        only: property that a model must have for this parameter to exist
     """
 
     hf: str
-    ours: str
+    param: str
     transform: Literal["copy", "transpose"]
     axes: str
     only: Literal["always", "untied", "qkv_bias", "qk_norm"] = "always"
 
 
-_I = "model.layers.{i}."
 COPY: Final = "copy"
 SWAP: Final = "transpose"
 
+
+def _layer(hf: str, param: str, *rest: Any) -> ParamSpec:
+    return ParamSpec("model.layers.{i}." + hf, "layers." + param, *rest)
+
+
 # fmt: off
 TABLE = (
-    Row("model.embed_tokens.weight",            "embedding",                COPY, "V D"),
-    Row(_I + "input_layernorm.weight",          "layers.attn_norm.scale",   COPY, "D"),
-    Row(_I + "self_attn.q_proj.weight",         "layers.attn.q.kernel",     SWAP, "D NH"),
-    Row(_I + "self_attn.q_proj.bias",           "layers.attn.q.bias",       COPY, "NH", "qkv_bias"),
-    Row(_I + "self_attn.q_norm.weight",         "layers.attn.q_norm.scale", COPY, "H", "qk_norm"),
-    Row(_I + "self_attn.k_proj.weight",         "layers.attn.k.kernel",     SWAP, "D KH"),
-    Row(_I + "self_attn.k_proj.bias",           "layers.attn.k.bias",       COPY, "KH", "qkv_bias"),
-    Row(_I + "self_attn.k_norm.weight",         "layers.attn.k_norm.scale", COPY, "H", "qk_norm"),
-    Row(_I + "self_attn.v_proj.weight",         "layers.attn.v.kernel",     SWAP, "D KH"),
-    Row(_I + "self_attn.v_proj.bias",           "layers.attn.v.bias",       COPY, "KH", "qkv_bias"),
-    Row(_I + "self_attn.o_proj.weight",         "layers.attn.o.kernel",     SWAP, "NH D"),
-    Row(_I + "post_attention_layernorm.weight", "layers.mlp_norm.scale",    COPY, "D"),
-    Row(_I + "mlp.gate_proj.weight",            "layers.mlp.gate.kernel",   SWAP, "D F"),
-    Row(_I + "mlp.up_proj.weight",              "layers.mlp.up.kernel",     SWAP, "D F"),
-    Row(_I + "mlp.down_proj.weight",            "layers.mlp.down.kernel",   SWAP, "F D"),
-    Row("model.norm.weight",                    "final_norm.scale",         COPY, "D"),
-    Row("lm_head.weight",                       "lm_head",                  SWAP, "D V", "untied"),
+    ParamSpec("model.embed_tokens.weight",    "embedding",         COPY, "V D"),
+    _layer("input_layernorm.weight",          "attn_norm.scale",   COPY, "D"),
+    _layer("self_attn.q_proj.weight",         "attn.q.kernel",     SWAP, "D NH"),
+    _layer("self_attn.q_proj.bias",           "attn.q.bias",       COPY, "NH",   "qkv_bias"),
+    _layer("self_attn.q_norm.weight",         "attn.q_norm.scale", COPY, "H",    "qk_norm"),
+    _layer("self_attn.k_proj.weight",         "attn.k.kernel",     SWAP, "D KH"),
+    _layer("self_attn.k_proj.bias",           "attn.k.bias",       COPY, "KH",   "qkv_bias"),
+    _layer("self_attn.k_norm.weight",         "attn.k_norm.scale", COPY, "H",    "qk_norm"),
+    _layer("self_attn.v_proj.weight",         "attn.v.kernel",     SWAP, "D KH"),
+    _layer("self_attn.v_proj.bias",           "attn.v.bias",       COPY, "KH",   "qkv_bias"),
+    _layer("self_attn.o_proj.weight",         "attn.o.kernel",     SWAP, "NH D"),
+    _layer("post_attention_layernorm.weight", "mlp_norm.scale",    COPY, "D"),
+    _layer("mlp.gate_proj.weight",            "mlp.gate.kernel",   SWAP, "D F"),
+    _layer("mlp.up_proj.weight",              "mlp.up.kernel",     SWAP, "D F"),
+    _layer("mlp.down_proj.weight",            "mlp.down.kernel",   SWAP, "F D"),
+    ParamSpec("model.norm.weight",            "final_norm.scale",  COPY, "D"),
+    ParamSpec("lm_head.weight",               "lm_head",           SWAP, "D V",  "untied"),
 )
 # fmt: on
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What is moved at a time: a tensor, or some rows of a large one, and where it lies in ours.
+    """The unit of a conversion: a tensor of one layer, or a range of rows of a large tensor.
 
     Args:
         hf: name of the Hugging Face tensor
-        rows: which part of the tensor's first axis
-        hf_shape: of that part
-        ours: path of our parameter
-        index: which part of our parameter, layer axis included
-        shape: of that part
-        transform: the row's
+        rows: range of the tensor's first axis
+        hf_shape: shape of these rows
+        param: dotted path of the parameter
+        index: part of the parameter that the rows are, layer axis included
+        shape: shape of that part
+        transform: see `ParamSpec`
     """
 
     hf: str
     rows: slice
     hf_shape: Shape
-    ours: str
+    param: str
     index: tuple[slice, ...]
     shape: Shape
     transform: str
@@ -101,55 +106,56 @@ class Piece:
         """Number of elements."""
         return math.prod(self.shape)
 
-    def to_ours(self, block: np.ndarray) -> np.ndarray:
-        """Rows of the Hugging Face tensor [hf_shape] -> part of our parameter [shape], a view."""
+    def to_param(self, block: np.ndarray) -> np.ndarray:
+        """Rows of the Hugging Face tensor [hf_shape] -> part of the parameter [shape], a view."""
         return (block.T if self.transform == "transpose" else block).reshape(self.shape)
 
     def to_hf(self, block: np.ndarray) -> np.ndarray:
-        """Part of our parameter [shape] -> rows of the Hugging Face tensor [hf_shape], a view."""
+        """Part of the parameter [shape] -> rows of the Hugging Face tensor [hf_shape], a view."""
         if self.transform == "transpose":
             return block.reshape(self.hf_shape[::-1]).T
         return block.reshape(self.hf_shape)
 
 
 def tensors(architecture: Architecture) -> dict[str, Shape]:
-    """The Hugging Face names that a model has, in order, and their shapes."""
+    """Names and shapes of a model's Hugging Face tensors, in order."""
     return {
-        row.hf.format(i=layer): _hf_shape(row, architecture) for row, layer in _rows(architecture)
+        spec.hf.format(i=layer): _hf_shape(spec, architecture)
+        for spec, layer in _specs(architecture)
     }
 
 
 def parameters(architecture: Architecture) -> dict[str, Shape]:
-    """Our parameters by dotted path and their shapes, layer axis included."""
+    """Shapes of a model's parameters by dotted path, layer axis included."""
     layers = architecture.num_layers
     return {
-        row.ours: (() if layer is None else (layers,)) + _shape(row, architecture)
-        for row, layer in _rows(architecture)
+        spec.param: (() if layer is None else (layers,)) + _shape(spec, architecture)
+        for spec, layer in _specs(architecture)
     }
 
 
 def pieces(architecture: Architecture) -> list[Piece]:
-    """All that a conversion moves, in the order of `tensors`."""
-    return [piece for row in _rows(architecture) for piece in _split(*row, architecture)]
+    """All pieces of a model, in the order of `tensors`."""
+    return [piece for spec in _specs(architecture) for piece in _split(*spec, architecture)]
 
 
-def _rows(architecture: Architecture) -> list[tuple[Row, int | None]]:
-    """The rows that apply, those of the layers once per layer, layer by layer."""
+def _specs(architecture: Architecture) -> list[tuple[ParamSpec, int | None]]:
+    """The entries that apply; those of the layers once per layer, layer by layer."""
     has = {
         "always": True,
         "untied": not architecture.tie_word_embeddings,
         "qkv_bias": architecture.qkv_bias,
         "qk_norm": architecture.qk_norm,
     }
-    rows = [row for row in TABLE if has[row.only]]
-    stacked = [row for row in rows if "{i}" in row.hf]
-    first = rows.index(stacked[0])
+    specs = [spec for spec in TABLE if has[spec.only]]
+    stacked = [spec for spec in specs if "{i}" in spec.hf]
+    first = specs.index(stacked[0])
     last = first + len(stacked)
-    layers = [(row, layer) for layer in range(architecture.num_layers) for row in stacked]
-    return [*((r, None) for r in rows[:first]), *layers, *((r, None) for r in rows[last:])]
+    layers = [(spec, layer) for layer in range(architecture.num_layers) for spec in stacked]
+    return [*((s, None) for s in specs[:first]), *layers, *((s, None) for s in specs[last:])]
 
 
-def _groups(row: Row, a: Architecture) -> list[Shape]:
+def _groups(spec: ParamSpec, a: Architecture) -> list[Shape]:
     widths = {
         "D": a.hidden_size,
         "F": a.intermediate_size,
@@ -158,35 +164,36 @@ def _groups(row: Row, a: Architecture) -> list[Shape]:
         "N": a.num_heads,
         "V": a.vocab_size,
     }
-    return [tuple(widths[letter] for letter in word) for word in row.axes.split()]
+    return [tuple(widths[letter] for letter in word) for word in spec.axes.split()]
 
 
-def _shape(row: Row, architecture: Architecture) -> Shape:
-    return sum(_groups(row, architecture), ())
+def _shape(spec: ParamSpec, architecture: Architecture) -> Shape:
+    return sum(_groups(spec, architecture), ())
 
 
-def _hf_shape(row: Row, architecture: Architecture) -> Shape:
-    shape = tuple(math.prod(group) for group in _groups(row, architecture))
-    return shape[::-1] if row.transform == "transpose" else shape
+def _hf_shape(spec: ParamSpec, architecture: Architecture) -> Shape:
+    shape = tuple(math.prod(group) for group in _groups(spec, architecture))
+    return shape[::-1] if spec.transform == "transpose" else shape
 
 
-def _split(row: Row, layer: int | None, architecture: Architecture) -> list[Piece]:
-    """One piece per layer; elsewhere equal bands of rows (the last may be shorter)."""
-    shape, hf_shape = _shape(row, architecture), _hf_shape(row, architecture)
-    whole = tuple(slice(0, n) for n in shape)
+def _split(spec: ParamSpec, layer: int | None, architecture: Architecture) -> list[Piece]:
+    """One piece per layer; elsewhere equal ranges of rows (the last may be shorter)."""
+    shape, hf_shape = _shape(spec, architecture), _hf_shape(spec, architecture)
+    full = tuple(slice(0, n) for n in shape)
     if layer is not None:
-        index = (slice(layer, layer + 1), *whole)
+        index = (slice(layer, layer + 1), *full)
         rows = slice(0, hf_shape[0])
-        hf = row.hf.format(i=layer)
-        return [Piece(hf, rows, hf_shape, row.ours, index, (1, *shape), row.transform)]
-    axis = len(shape) - 1 if row.transform == "transpose" else 0
+        hf = spec.hf.format(i=layer)
+        return [Piece(hf, rows, hf_shape, spec.param, index, (1, *shape), spec.transform)]
+    axis = len(shape) - 1 if spec.transform == "transpose" else 0
     count = hf_shape[0]
     step = math.ceil(count / math.ceil(math.prod(shape) / PIECE_ELEMENTS))
     found = []
     for start in range(0, count, step):
         rows = slice(start, min(start + step, count))
         n = rows.stop - rows.start
-        index = (*whole[:axis], rows, *whole[axis + 1 :])
+        index = (*full[:axis], rows, *full[axis + 1 :])
         part = (*shape[:axis], n, *shape[axis + 1 :])
-        found.append(Piece(row.hf, rows, (n, *hf_shape[1:]), row.ours, index, part, row.transform))
+        hf_part = (n, *hf_shape[1:])
+        found.append(Piece(spec.hf, rows, hf_part, spec.param, index, part, spec.transform))
     return found

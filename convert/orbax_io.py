@@ -1,13 +1,13 @@
-"""The arrays of our checkpoints: an Orbax item `params`, one zarr directory per parameter.
+"""Orbax checkpoints: an item `params` with one zarr directory per parameter.
 
-    DST/config.json, tokenizer files      in Hugging Face form
+    DST/config.json, tokenizer files      in Hugging Face format
     DST/params/<dotted path>/.zarray      shape, dtype, chunks
     DST/params/<dotted path>/3.0.0        the chunk of layer 3: raw bytes
     DST/params/_METADATA ...              what Orbax needs to restore the tree
 
-Orbax's own `save` wants the whole tree in memory; here a chunk is written as soon as its tensor
-has been read. Reading goes through tensorstore, so that what training saves with Orbax (any
-chunks, compressed) is read as well. `orbax.checkpoint` restores both.
+Orbax's own `save` needs the complete tree in memory; here a chunk is written as soon as its tensor
+has been read. Reading uses tensorstore, so checkpoints that training saves with Orbax (any chunks,
+compressed) are read as well. `orbax.checkpoint` restores both.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from convert.transpose import copy
 from jaxs1.config import UserError, one_line
 from jaxs1.model.architecture import Architecture
 
-#: zarr's names of the dtypes of weights.
+#: Supported dtypes, by their names in zarr.
 DTYPES = ("bfloat16", "<f2", "<f4")
 
-#: Decoded chunks that are kept when one chunk holds several layers (training chose the chunks).
+#: Size of the cache of decoded chunks, for checkpoints whose chunks hold several layers.
 CACHE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes our layout, piece by piece.
+    """Writes an Orbax checkpoint, piece by piece.
 
     Args:
-        architecture: what is written
-        dtypes: of each parameter, by path
+        architecture: shapes of the model
+        dtypes: dtype to write of each parameter, by path
     """
 
     architecture: Architecture
@@ -49,7 +49,7 @@ class Writer:
 
     @property
     def identity(self) -> str:
-        """Differs where files would differ."""
+        """See `transfer.Writer`."""
         return json.dumps([self._zarray(path) for path in self._chunks])
 
     def prepare(self, folder: Path) -> None:
@@ -64,17 +64,17 @@ class Writer:
         )
 
     def dtype(self, piece: Piece) -> np.dtype:
-        """What a piece is written as."""
-        return self.dtypes[piece.ours]
+        """Dtype that a piece is written in."""
+        return self.dtypes[piece.param]
 
     def write(self, folder: Path, piece: Piece, block: np.ndarray) -> Path:
-        """Write one piece [piece.shape]; returns the file that has to reach the disk."""
-        chunk = self._chunks[piece.ours]
-        if block.shape != chunk:  # the last of several: zarr stores whole chunks
-            whole = np.zeros(chunk, block.dtype)
-            copy(whole[tuple(slice(0, n) for n in block.shape)], block)
-            block = whole
-        path = folder / "params" / piece.ours / _place(piece.index, chunk)
+        """Write a piece [piece.shape]; returns its file."""
+        chunk = self._chunks[piece.param]
+        if block.shape != chunk:  # the last of several: zarr stores chunks of one size
+            padded = np.zeros(chunk, block.dtype)
+            copy(padded[tuple(slice(0, n) for n in block.shape)], block)
+            block = padded
+        path = folder / "params" / piece.param / _chunk_name(piece.index, chunk)
         safetensors_io.write_at(path, 0, block)
         return path
 
@@ -84,8 +84,8 @@ class Writer:
 
     @cached_property
     def _chunks(self) -> dict[str, Shape]:
-        """The first piece of a parameter is its chunk."""
-        return {piece.ours: piece.shape for piece in reversed(pieces(self.architecture))}
+        """Chunk shape of each parameter: that of its first piece."""
+        return {piece.param: piece.shape for piece in reversed(pieces(self.architecture))}
 
     def _zarray(self, path: str) -> dict[str, Any]:
         dtype = self.dtypes[path]
@@ -104,7 +104,14 @@ class Writer:
 
 @dataclass(frozen=True)
 class Array:
-    """A stored parameter. `plain` says that its chunks are files of raw bytes in C order."""
+    """A stored parameter.
+
+    Args:
+        folder: its zarr directory
+        store: the open array
+        chunk: shape of a chunk
+        plain: whether chunks are files of raw bytes in C order
+    """
 
     folder: Path
     store: ts.TensorStore
@@ -113,25 +120,25 @@ class Array:
 
     @property
     def shape(self) -> Shape:
-        """Layer axis included."""
+        """Shape, including the layer axis."""
         return tuple(self.store.shape)
 
     @property
     def dtype(self) -> np.dtype:
-        """As stored."""
+        """Dtype of the stored numbers."""
         return self.store.dtype.numpy_dtype
 
     def read(self, index: tuple[slice, ...]) -> np.ndarray:
-        """A part; raises `UserError` where a chunk is missing or truncated."""
+        """Read a part of the array; raises `UserError` if a chunk is missing or truncated."""
         if self.plain and _is_chunk(index, self.chunk):
-            return self._read_plain(self.folder / _place(index, self.chunk))
+            return self._read_plain(self.folder / _chunk_name(index, self.chunk))
         try:
             return self.store[index].read().result()
         except ValueError as error:
             raise UserError(f"{self.folder}: {one_line(error)}; {safetensors_io.REMEDY}") from None
 
     def _read_plain(self, file: Path) -> np.ndarray:
-        """A whole chunk, without the copy that tensorstore makes."""
+        """Read one chunk, without the copy that tensorstore makes."""
         size = file.stat().st_size if file.exists() else 0
         wanted = math.prod(self.chunk) * self.dtype.itemsize
         if size != wanted:
@@ -147,13 +154,12 @@ def read_arrays(params: Path) -> dict[str, Array]:
     Raises:
         UserError: there are none, or one is damaged.
     """
-    # Shared by all. Chunks of several layers (whoever saved chose them) are decoded once, not
-    # once a layer.
+    # shared by all, so that a chunk of several layers is decoded once, not once per layer
     context = ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
     found = {path.parent.name: _open(path, context) for path in sorted(params.glob("*/.zarray"))}
     if not found:
         raise UserError(
-            f"{params}: holds no arrays; give a checkpoint that was saved with use_ocdbt=False"
+            f"{params}: contains no arrays; give a checkpoint that was saved with use_ocdbt=False"
         )
     return found
 
@@ -182,8 +188,8 @@ def _is_chunk(index: tuple[slice, ...], chunk: Shape) -> bool:
     )
 
 
-def _place(index: tuple[slice, ...], chunk: Shape) -> str:
-    """The name that zarr gives the chunk in which a part of an array begins."""
+def _chunk_name(index: tuple[slice, ...], chunk: Shape) -> str:
+    """The file name of the chunk in which a part of an array begins."""
     return ".".join(str(s.start // n) for s, n in zip(index, chunk, strict=True))
 
 
@@ -191,7 +197,7 @@ _HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheck
 
 
 def _tree_metadata(shapes: dict[str, Shape]) -> dict[str, Any]:
-    """What Orbax keeps beside the arrays: the tree's structure."""
+    """The structure of the tree, which Orbax stores next to the arrays."""
     dictionary_key = 2
     tree = {}
     for path, shape in shapes.items():

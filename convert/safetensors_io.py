@@ -1,11 +1,11 @@
-"""Safetensors files, read and written by parts; a model is one file or shards with an index.
+"""Partial reads and writes of safetensors files; a model is one file, or shards with an index.
 
-The format: 8 bytes length of the header (little endian), a JSON header that gives each tensor's
-dtype, shape and place, then the tensors' bytes without holes. Everything that the header says is
-checked before a number is believed, and only the asked-for rows are read: mapping a file into
-memory would count every page that was touched as this process's own.
+The format: the length of the header in 8 bytes (little endian), a JSON header with the dtype, shape
+and offsets of each tensor, then the bytes of the tensors without gaps. The header is untrusted:
+all of it is checked before anything is read. Files are not mapped into memory, because every page
+touched would count as this process's own.
 
-Knows names, dtypes and shapes, but not what they mean (`convert/mapping.py` does).
+This module knows names, dtypes and shapes; `convert/mapping.py` knows what they mean.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from jaxs1.config import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
-#: The dtypes of weights, by their name in a header.
+#: Supported dtypes, by their names in a header.
 DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype(np.float16),
     "F32": np.dtype(np.float32),
 }
 
-#: Frameworks that a file's metadata may name; transformers refuses others.
+#: Frameworks that the metadata may name; transformers refuses others.
 FORMATS = ("pt", "tf", "flax", "mlx")
 
 MAX_HEADER_BYTES = 100_000_000
@@ -41,7 +41,14 @@ REMEDY = "download or copy the file again"
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies: `start` counts bytes from the beginning of the file."""
+    """Location of a tensor.
+
+    Args:
+        file: file that contains it
+        dtype: dtype of its numbers
+        shape: shape of the tensor
+        start: offset from the beginning of the file [bytes]
+    """
 
     file: Path
     dtype: np.dtype
@@ -50,13 +57,19 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole tensor."""
+        """Size of the tensor [bytes]."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A file to be written: `prefix` is its length field and header, `size` its bytes in all."""
+    """A file to write.
+
+    Args:
+        name: file name
+        prefix: length field and header
+        size: size of the file [bytes]
+    """
 
     name: str
     prefix: bytes
@@ -64,12 +77,12 @@ class Shard:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a folder holds safetensors of a model."""
+    """Whether a folder contains the safetensors of a model."""
     return (folder / SINGLE).exists() or (folder / INDEX).exists()
 
 
 def read_folder(folder: Path) -> dict[str, Entry]:
-    """All tensors of a model, by name.
+    """Locate all tensors of a model, by name.
 
     Raises:
         UserError: a file is missing, truncated or malformed, or index and shards disagree.
@@ -79,35 +92,35 @@ def read_folder(folder: Path) -> dict[str, Entry]:
             raise UserError(f"{folder}: holds both {SINGLE} and {INDEX}; remove the stale one")
         return read_header(folder / SINGLE)
     index = folder / INDEX
-    places = _read_index(index)
-    missing = sorted(f for f in set(places.values()) if not (folder / f).is_file())
-    if missing:
+    file_of = _read_index(index)
+    files = sorted(set(file_of.values()))
+    if missing := [file for file in files if not (folder / file).is_file()]:
         raise UserError(f"{index}: missing shards: {', '.join(missing)}; {REMEDY}")
     found: dict[str, Entry] = {}
     wrong = []
-    for file in sorted(set(places.values())):
+    for file in files:
         for name, entry in read_header(folder / file).items():
-            if places.get(name) != file:
-                wrong.append(f"{name} is in {file}, the index says {places.get(name, 'nowhere')}")
+            if file_of.get(name) != file:
+                wrong.append(f"{name} is in {file}, the index says {file_of.get(name, 'nowhere')}")
             found[name] = entry
-    wrong += [f"{name} is not in {file}" for name, file in places.items() if name not in found]
+    wrong += [f"{name} is not in {file}" for name, file in file_of.items() if name not in found]
     if wrong:
         raise UserError(f"{index}: index and shards disagree: {'; '.join(wrong)}")
     return found
 
 
 def read_header(file: Path) -> dict[str, Entry]:
-    """The tensors of one file, in the order of their places.
+    """Locate the tensors of one file, in the order of their offsets.
 
     Raises:
-        UserError: names the file and what is wrong with it.
+        UserError: the file is unreadable, truncated or malformed.
     """
     try:
         with open(file, "rb") as f:
             size = os.fstat(f.fileno()).st_size
             length = int.from_bytes(f.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-                raise _Malformed(f"truncated or no safetensors file ({size} bytes)")
+                raise _Malformed(f"truncated, or not a safetensors file ({size} bytes)")
             text = f.read(length)
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); {REMEDY}") from None
@@ -120,14 +133,14 @@ def read_header(file: Path) -> dict[str, Entry]:
 
 
 def read_rows(entry: Entry, rows: slice) -> np.ndarray:
-    """Rows of a tensor's first axis, in the file's dtype."""
+    """Read rows of a tensor's first axis, in the dtype of the file."""
     row_bytes = math.prod(entry.shape[1:]) * entry.dtype.itemsize
     shape = (rows.stop - rows.start, *entry.shape[1:])
     return read_at(entry.file, entry.start + rows.start * row_bytes, shape, entry.dtype)
 
 
 def read_at(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array whose bytes begin at `offset` of a file; raises `UserError` where it ends early."""
+    """Read an array at a byte offset of a file; raises `UserError` if the file ends early."""
     block = np.empty(shape, dtype)
     view = block.reshape(-1).view(np.uint8).data
     with open(path, "rb", buffering=0) as f:
@@ -143,10 +156,10 @@ def read_at(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) ->
 def plan(
     tensors: dict[str, tuple[np.dtype, tuple[int, ...]]], max_bytes: int
 ) -> tuple[list[Shard], dict[str, Entry]]:
-    """Spread tensors over files of at most `max_bytes` each (more where one tensor is larger).
+    """Distribute tensors over files of at most `max_bytes` each (more if one tensor is larger).
 
     Returns:
-        The files, and for each tensor its place (the entries' files are bare names).
+        The files, and the location of each tensor (with bare file names).
     """
     groups: list[dict[str, tuple[np.dtype, tuple[int, ...]]]] = [{}]
     filled = 0
@@ -160,16 +173,16 @@ def plan(
     shards, entries = [], {}
     for i, group in enumerate(groups, 1):
         file = SINGLE if len(groups) == 1 else f"model-{i:05}-of-{len(groups):05}.safetensors"
-        shard, places = _plan_file(file, group)
+        shard, located = _plan_file(file, group)
         shards.append(shard)
-        entries.update(places)
+        entries.update(located)
     return shards, entries
 
 
 def write_prefixes(folder: Path, shards: list[Shard], entries: dict[str, Entry]) -> None:
-    """Create the files with their headers and final lengths, and the index if there are several.
+    """Create the files with their headers and final sizes, and the index if there are several.
 
-    Tensors that a file already holds stay.
+    Tensors in existing files are kept.
     """
     for shard in shards:
         fd = os.open(folder / shard.name, os.O_WRONLY | os.O_CREAT, 0o644)
@@ -187,14 +200,14 @@ def write_prefixes(folder: Path, shards: list[Shard], entries: dict[str, Entry])
 
 
 def write_rows(folder: Path, entry: Entry, start: int, block: np.ndarray) -> Path:
-    """Put rows of a tensor, from row `start` on, in their place; returns the file."""
+    """Write rows of a tensor, beginning with row `start`; returns the file."""
     row_bytes = math.prod(entry.shape[1:]) * entry.dtype.itemsize
     write_at(folder / entry.file, entry.start + start * row_bytes, block)
     return folder / entry.file
 
 
 def write_at(path: Path, offset: int, array: np.ndarray) -> None:
-    """Write an array in C order at `offset` of a file, which is created if need be."""
+    """Write an array in C order at a byte offset of a file, which is created if missing."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
     try:
         for band in bands(array):
@@ -207,7 +220,7 @@ def write_at(path: Path, offset: int, array: np.ndarray) -> None:
 
 
 class _Malformed(ValueError):
-    """What is wrong with a file; the caller adds which file."""
+    """What is wrong with a file; the caller adds the file's name."""
 
 
 def _plan_file(file: str, group: dict[str, Any]) -> tuple[Shard, dict[str, Entry]]:
@@ -232,26 +245,26 @@ def _plan_file(file: str, group: dict[str, Any]) -> tuple[Shard, dict[str, Entry
 
 
 def _read_index(index: Path) -> dict[str, str]:
-    """An index's map from tensor to file."""
+    """The file of each tensor, from an index."""
     try:
         content = json.loads(index.read_bytes(), object_pairs_hook=_unique)
-        places = content["weight_map"]
-        if not isinstance(places, dict) or not places:
-            raise _Malformed("weight_map must be an object that is not empty")
-        for name, file in places.items():
+        file_of = content["weight_map"]
+        if not isinstance(file_of, dict) or not file_of:
+            raise _Malformed("weight_map must be a non-empty object")
+        for name, file in file_of.items():
             if not isinstance(file, str) or os.path.basename(file) != file or not file:
-                raise _Malformed(f"weight_map: {name!r}: {file!r} is not the name of a file")
+                raise _Malformed(f"weight_map: {name!r}: {file!r} is not a file name")
     except OSError as error:
         raise UserError(f"{index}: cannot be read ({error.strerror}); {REMEDY}") from None
     except (KeyError, TypeError):
         raise UserError(f"{index}: has no weight_map; {REMEDY}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{index}: corrupt: {error}; {REMEDY}") from None
-    return places
+    return file_of
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose names are all different."""
+    """A JSON object; duplicate names are an error."""
     content = dict(pairs)
     if len(content) < len(pairs):
         raise _Malformed("a name occurs twice")
@@ -259,7 +272,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _decode(text: bytes) -> dict[str, Any]:
-    """A header's JSON; only spaces may follow it."""
+    """The JSON object of a header; only spaces may follow it."""
     try:
         header, end = json.JSONDecoder(object_pairs_hook=_unique).raw_decode(text.decode())
     except UnicodeDecodeError:
@@ -274,42 +287,72 @@ def _decode(text: bytes) -> dict[str, Any]:
 
 
 def _entries(file: Path, header: dict[str, Any], start: int, size: int) -> dict[str, Entry]:
-    """Check every statement of a header against the others and the file's size."""
-    metadata = header.pop("__metadata__", None)
-    if metadata is not None:
-        if not isinstance(metadata, dict) or not all(
-            isinstance(value, str) for value in metadata.values()
-        ):
-            raise _Malformed("__metadata__ must map strings to strings")
-        if metadata.get("format") not in FORMATS:
-            raise _Malformed(
-                f"__metadata__: format={metadata.get('format')!r}: must be one of {FORMATS}"
-            )
-    places = []
-    for name, fields in header.items():
-        if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
-            raise _Malformed(f"{name!r} must have dtype, shape and data_offsets")
-        dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
-        if not isinstance(dtype, str) or dtype not in DTYPES:
-            raise _Malformed(f"{name!r}: dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
-        if not _counts(shape):
-            raise _Malformed(f"{name!r}: shape={shape!r}: must be a list of sizes")
-        if not _counts(offsets) or len(offsets) != 2:
-            raise _Malformed(f"{name!r}: data_offsets={offsets!r}: must be [begin, end]")
-        entry = Entry(file, DTYPES[dtype], tuple(shape), start + offsets[0])
-        if entry.nbytes != offsets[1] - offsets[0]:
-            raise _Malformed(f"{name!r}: {dtype} {shape} does not fill data_offsets={offsets}")
-        places.append((offsets[0], offsets[1], name, entry))
-    places.sort(key=lambda place: place[:2])
-    end = 0
-    for begin, stop, name, _ in places:
-        if begin != end:
-            raise _Malformed(f"{name!r} begins at byte {begin}, the one before ends at {end}")
-        end = stop
-    if start + end != size:
-        raise _Malformed(f"truncated: has {size} bytes, the header says {start + end}")
-    return {name: entry for _, _, name, entry in places}
+    """The tensors of a checked header.
+
+    Args:
+        file: file that it is the header of
+        header: decoded JSON, untrusted
+        start: offset of the first tensor in the file [bytes]
+        size: size of the file [bytes]
+
+    Raises:
+        _Malformed: fields are missing, of a wrong type, or contradict each other or the file size.
+    """
+    _check_metadata(header.pop("__metadata__", None))
+    ranges = {name: _byte_range(name, fields) for name, fields in header.items()}
+    ordered = sorted(ranges, key=lambda name: ranges[name])
+    _check_contiguous([(name, *ranges[name]) for name in ordered], size - start)
+    return {
+        name: Entry(
+            file,
+            DTYPES[header[name]["dtype"]],
+            tuple(header[name]["shape"]),
+            start + ranges[name][0],
+        )
+        for name in ordered
+    }
 
 
-def _counts(value: Any) -> bool:
+def _check_metadata(metadata: Any) -> None:
+    if metadata is None:
+        return
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
+        raise _Malformed("__metadata__ must map strings to strings")
+    if metadata.get("format") not in FORMATS:
+        raise _Malformed(
+            f"__metadata__: format={metadata.get('format')!r}: must be one of {FORMATS}"
+        )
+
+
+def _byte_range(name: str, fields: Any) -> tuple[int, int]:
+    """The data_offsets of a tensor, once its fields have been checked against each other."""
+    if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
+        raise _Malformed(f"{name!r} must have dtype, shape and data_offsets")
+    dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise _Malformed(f"{name!r}: dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
+    if not _is_counts(shape):
+        raise _Malformed(f"{name!r}: shape={shape!r}: must be a list of sizes")
+    if not _is_counts(offsets) or len(offsets) != 2:
+        raise _Malformed(f"{name!r}: data_offsets={offsets!r}: must be [begin, end]")
+    begin, end = offsets
+    if math.prod(shape) * DTYPES[dtype].itemsize != end - begin:
+        raise _Malformed(f"{name!r}: {dtype} {shape} does not fill data_offsets={offsets}")
+    return begin, end
+
+
+def _check_contiguous(ranges: list[tuple[str, int, int]], size: int) -> None:
+    """Check that sorted (name, begin, end) cover `size` bytes without gap or overlap."""
+    covered = 0
+    for name, begin, end in ranges:
+        if begin != covered:
+            raise _Malformed(f"{name!r} begins at byte {begin}, the one before ends at {covered}")
+        covered = end
+    if covered != size:
+        raise _Malformed(f"truncated: has {size} bytes of tensors, the header says {covered}")
+
+
+def _is_counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)

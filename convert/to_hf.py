@@ -1,7 +1,7 @@
-"""Any weights as a Hugging Face folder: python -m convert.to_hf SRC DST [--dtype bfloat16].
+"""Convert weights to a Hugging Face folder: python -m convert.to_hf SRC DST [--dtype bfloat16].
 
-SRC is a checkpoint of ours, a training run, one step of it, or Hugging Face weights that are to
-change their dtype or shards. Interrupted and started again, it goes on.
+SRC is an Orbax checkpoint, a training run or one of its steps, or Hugging Face weights whose dtype
+or shard size is to change. An interrupted conversion is resumed by repeating the command.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class ToHf:
     """Convert weights to a Hugging Face folder.
 
     Args:
-        src: a checkpoint of ours, a training run, one of its steps, a Hugging Face folder or hub id
-        dst: the folder to be made; must not exist
-        dtype: of the written tensors; null preserves them
-        shard_gb: largest size of a file [GB]
+        src: Orbax checkpoint, training run or one of its steps, Hugging Face folder or hub id
+        dst: folder to create; must not exist
+        dtype: dtype of the written tensors; null preserves that of each tensor
+        shard_gb: maximum size of a safetensors file [GB]
     """
 
     src: str
@@ -43,7 +43,7 @@ class ToHf:
     shard_gb: float = 5.0
 
     def __post_init__(self) -> None:
-        """Refuse files of no size."""
+        """Check that a shard can hold something."""
         if self.shard_gb <= 0:
             raise UserError(f"shard_gb={self.shard_gb}: must be positive; give a size in GB")
 
@@ -53,9 +53,9 @@ class Writer:
     """Writes safetensors, piece by piece.
 
     Args:
-        architecture: what is written
-        dtypes: of each parameter, by our path
-        shard_bytes: largest size of a file
+        architecture: shapes of the model
+        dtypes: dtype to write of each parameter, by path
+        shard_bytes: maximum size of a file
     """
 
     architecture: Architecture
@@ -64,25 +64,25 @@ class Writer:
 
     @property
     def identity(self) -> str:
-        """Differs where files would differ."""
+        """See `transfer.Writer`."""
         return repr([shard.prefix for shard in self._plan[0]])
 
     def prepare(self, folder: Path) -> None:
-        """Write headers and index."""
+        """Write the headers and the index."""
         safetensors_io.write_prefixes(folder, *self._plan)
 
     def dtype(self, piece: Piece) -> np.dtype:
-        """What a piece is written as."""
-        return self.dtypes[piece.ours]
+        """Dtype that a piece is written in."""
+        return self.dtypes[piece.param]
 
     def write(self, folder: Path, piece: Piece, block: np.ndarray) -> Path:
-        """Write one piece, given in our layout; returns its file."""
+        """Write a piece [piece.shape]; returns its file."""
         entry = self._plan[1][piece.hf]
         return safetensors_io.write_rows(folder, entry, piece.rows.start, piece.to_hf(block))
 
     @cached_property
     def _plan(self) -> tuple[list[safetensors_io.Shard], dict[str, safetensors_io.Entry]]:
-        dtypes = {piece.hf: self.dtypes[piece.ours] for piece in pieces(self.architecture)}
+        dtypes = {piece.hf: self.dtypes[piece.param] for piece in pieces(self.architecture)}
         shapes = tensors(self.architecture)
         return safetensors_io.plan(
             {name: (dtypes[name], shapes[name]) for name in shapes}, self.shard_bytes
@@ -98,10 +98,10 @@ def to_hf(
     """Write weights as a Hugging Face folder.
 
     Args:
-        source: opened weights (training gives `InMemoryWeights`), or what `open_weights` takes
-        dst: the folder to be made; must not exist
-        dtype: of the written tensors; None preserves them
-        shard_bytes: largest size of a file
+        source: open weights (training passes `InMemoryWeights`), or a source for `open_weights`
+        dst: folder to create; must not exist
+        dtype: dtype of the written tensors; None preserves that of each tensor
+        shard_bytes: maximum size of a file
 
     Raises:
         UserError: see `open_weights` and `transfer`.
@@ -109,20 +109,20 @@ def to_hf(
     weights = open_weights(source) if isinstance(source, str | Path) else source
     wanted = None if dtype is None else np.dtype(getattr(ml_dtypes, dtype, dtype))
     dtypes = {
-        piece.ours: wanted or weights.dtype(piece.ours) for piece in pieces(weights.architecture)
+        piece.param: wanted or weights.dtype(piece.param) for piece in pieces(weights.architecture)
     }
     writer = Writer(weights.architecture, dtypes, shard_bytes)
     transfer(weights, writer, Path(dst), _with_dtype(weights.config, dtypes["embedding"].name))
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Run the command."""
     options = parse(ToHf, argv, command="python -m convert.to_hf", positionals=("src", "dst"))
     to_hf(options.src, options.dst, options.dtype, int(options.shard_gb * 1e9))
 
 
 def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """The config with the dtype of its weights under the key that it uses (new or old)."""
+    """The config with another dtype, under the key that it already uses (new or old)."""
     keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
     return config | dict.fromkeys(keys, dtype)
 

@@ -1,9 +1,9 @@
-"""Move a model piece by piece into a new folder, so that it is whole or not there at all.
+"""Copy a model piece by piece into a new folder that appears complete or not at all.
 
-Everything is written under DST.partial, which is renamed to DST at the end. A journal in it lists
-the pieces that have reached the disk: the same command, started again after an interruption, goes
-on after them; with another source or target it starts afresh. Three threads read, turn and write, a
-fourth one waits for the disk, so memory holds three pieces whatever the size of the model.
+Everything is written to DST.partial, which is renamed to DST at the end. A journal in it lists the
+pieces that have reached the disk: repeating an interrupted command resumes after them; with another
+source or target it starts over. Three threads read, transpose and write while a fourth waits for
+the disk, so memory holds three pieces, whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from convert.interface import SIDE_FILES, Weights
+from convert.interface import AUX_FILES, Weights
 from convert.mapping import Piece, pieces
 from convert.weights import cast
 from jaxs1.config import UserError
@@ -37,24 +37,30 @@ WORKERS = 3
 
 
 class Writer(Protocol):
-    """A layout on disk. `identity` differs where the files would differ."""
+    """Writes a model in some layout on disk."""
 
     @property
     def identity(self) -> str:
-        """Names, shapes, dtypes and places of all that will be written."""
+        """Names, shapes, dtypes and offsets of all that is written: equal for equal files."""
 
     def prepare(self, folder: Path) -> None:
-        """Write all but the pieces; leaves pieces that are there as they are."""
+        """Write everything except the pieces; existing pieces are kept."""
 
     def dtype(self, piece: Piece) -> np.dtype:
-        """What a piece is written as."""
+        """Dtype that a piece is written in."""
 
     def write(self, folder: Path, piece: Piece, block: np.ndarray) -> Path:
-        """Write one piece in our layout; returns the file that it is in."""
+        """Write a piece [piece.shape]; returns its file."""
 
 
 def transfer(weights: Weights, writer: Writer, dst: Path, config: dict[str, Any]) -> None:
-    """Write `weights`, `config` as config.json and the side files to the new folder `dst`.
+    """Write weights, config.json and the auxiliary files to a new folder.
+
+    Args:
+        weights: source
+        writer: layout of the result
+        dst: folder to create; must not exist
+        config: content of the new config.json
 
     Raises:
         UserError: `dst` exists, the disk is full, a file cannot be read or written.
@@ -84,18 +90,18 @@ def transfer(weights: Weights, writer: Writer, dst: Path, config: dict[str, Any]
 
 
 def _claim(partial: Path) -> None:
-    """Make the folder, or take over what an interrupted conversion left; nothing else."""
+    """Create the folder, or take over that of an interrupted conversion, but no other."""
     partial.mkdir(parents=True, exist_ok=True)
     if any(partial.iterdir()) and not (partial / JOURNAL).exists():
-        raise UserError(f"{partial}: holds something else than a conversion; move it away")
+        raise UserError(f"{partial}: not an interrupted conversion; move or delete it")
 
 
 def _begin(journal: TextIO, weights: Weights, writer: Writer, partial: Path) -> list[Piece]:
-    """Prepare the folder; returns the pieces that are still to be written."""
-    stamp = weights.fingerprint()
-    key = stamp and hashlib.sha256((stamp + writer.identity).encode()).hexdigest()
+    """Prepare the folder; returns the pieces that remain to be written."""
+    fingerprint = weights.fingerprint()
+    key = fingerprint and hashlib.sha256((fingerprint + writer.identity).encode()).hexdigest()
     journal.seek(0)
-    lines = journal.read().split("\n")[:-1]  # what follows the last line break was cut off
+    lines = journal.read().split("\n")[:-1]  # an interrupted write leaves an incomplete last line
     if key is None or lines[:1] != [key]:
         for path in partial.iterdir():
             if path.name != JOURNAL:
@@ -117,7 +123,7 @@ def _move(
     journal: TextIO,
     done: Callable[[int], None],
 ) -> None:
-    """Write the pieces; each is entered in the journal when the disk has it."""
+    """Write the pieces; each is entered in the journal once it has reached the disk."""
 
     def record(path: Path, piece: Piece, nbytes: int) -> None:
         _sync(path)
@@ -127,7 +133,7 @@ def _move(
 
     def work(piece: Piece) -> Future[None]:
         dtype = writer.dtype(piece)
-        block = cast(weights.read(piece), dtype, piece.ours)
+        block = cast(weights.read(piece), dtype, piece.param)
         path = writer.write(partial, piece, block)
         return disk.submit(record, path, piece, block.nbytes)
 
@@ -144,10 +150,10 @@ def _move(
 
 
 def _finish(weights: Weights, config: dict[str, Any], partial: Path, dst: Path) -> None:
-    """Add the small files, make everything durable, and give the folder its name."""
+    """Add the small files, flush everything to disk, and give the folder its final name."""
     (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if weights.aux_files is not None:
-        copy_side_files(weights.aux_files, partial)
+        copy_aux_files(weights.aux_files, partial)
     for path in [partial, *partial.rglob("*")]:
         _sync(path)
     (partial / JOURNAL).unlink()
@@ -155,9 +161,9 @@ def _finish(weights: Weights, config: dict[str, Any], partial: Path, dst: Path) 
     _sync(dst.parent)
 
 
-def copy_side_files(source: Path, partial: Path) -> None:
-    """Copy a model's tokenizer, chat template and generation config, byte by byte."""
-    for pattern in SIDE_FILES:
+def copy_aux_files(source: Path, partial: Path) -> None:
+    """Copy a model's tokenizer, chat template and generation config, byte for byte."""
+    for pattern in AUX_FILES:
         for file in source.glob(pattern):
             if file.is_file():
                 copy = partial / file.relative_to(source)
@@ -166,7 +172,7 @@ def copy_side_files(source: Path, partial: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file's or folder's content is on the disk."""
+    """Wait until the content of a file or folder has reached the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -184,7 +190,7 @@ def _lock(journal: TextIO, partial: Path) -> None:
 
 
 def _check_space(partial: Path, nbytes: int) -> None:
-    """Refuse at once what cannot fit; what a resumed conversion has written counts as written."""
+    """Fail early if the remaining pieces do not fit on the disk."""
     free = shutil.disk_usage(partial).free
     if nbytes > free:
         raise OSError(errno.ENOSPC, f"needs {nbytes / 1e9:.1f} GB, has {free / 1e9:.1f} GB")
@@ -192,14 +198,14 @@ def _check_space(partial: Path, nbytes: int) -> None:
 
 @contextmanager
 def _explained(dst: Path) -> Iterator[None]:
-    """Turn the system's errors into one line for the user."""
+    """Turn errors of the operating system into one line for the user."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"{dst}: the disk is full ({error.strerror}); free space and run the same command "
-                f"again (it goes on), or remove {dst.name}.partial"
+                f"{dst}: the disk is full ({error.strerror}); free space and repeat the command "
+                f"to resume, or remove {dst.name}.partial"
             ) from None
         where = error.filename or dst
         raise UserError(
@@ -209,7 +215,7 @@ def _explained(dst: Path) -> Iterator[None]:
 
 @contextmanager
 def _progress(console: Console, dst: Path, nbytes: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar with GB/s; yields the function that moves it on by some bytes."""
+    """A progress bar with GB/s; yields the function that advances it by a number of bytes."""
     columns = (TextColumn("{task.description}"), BarColumn(), _Speed(), TimeRemainingColumn())
     quiet = not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=quiet) as progress:

@@ -1,9 +1,9 @@
-"""Copies of transposed arrays at the speed of memory.
+"""Copies of transposed arrays at memory bandwidth.
 
-Hugging Face keeps [out, in], we keep [in, out]. A conversion therefore moves views whose fastest
-axis is not the last. numpy copies such a view element by element across cache lines, ten times
-slower than memory allows (0.2 GB/s for bfloat16 on the machine this was written on, 2.3 GB/s
-here). Bits are copied, never numbers, so that NaNs keep their payload.
+Hugging Face stores [out, in], jaxs1 stores [in, out]. A conversion therefore copies views whose
+fastest axis is not the last. numpy copies such a view element by element across cache lines, ten
+times slower than memory allows (0.2 GB/s for bfloat16 where this was written, against 2.3 GB/s
+with the tiles below). Bits are copied, never numbers, so NaNs keep their payload.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
-#: A tile: so many runs of the source, of so many elements each; it fits the level-2 cache.
+#: A tile, which fits the level-2 cache: number of contiguous runs of the source, elements of each.
 TILE = (512, 256)
 
-#: Elements that a run in the buffer is longer than a tile's: with a power of two as their
-#: distance, all runs would share the same few cache lines.
+#: Elements of padding between the runs of a tile: at a distance that is a power of two, all runs
+#: would share the same few cache lines.
 PAD = 8
 
 BAND_BYTES = 16 << 20
 
 
 def copy(target: np.ndarray, source: np.ndarray) -> None:
-    """target[...] = source, for arrays of the same shape and dtype and any strides."""
+    """Copy `source` to `target`, of the same shape and dtype; the strides are arbitrary."""
     target, source = (x.squeeze().view(f"u{x.itemsize}") for x in (target, source))
     if source.ndim < 2 or source.strides[-1] == source.itemsize:
         target[...] = source
@@ -42,10 +42,10 @@ def copy(target: np.ndarray, source: np.ndarray) -> None:
 
 
 def bands(array: np.ndarray) -> Iterator[np.ndarray]:
-    """The array's elements in C order, in contiguous parts.
+    """Yield the array's elements in C order as contiguous arrays.
 
-    Parts share one buffer, so that a large transposed array needs no second one of its size: use a
-    part before taking the next.
+    These share one buffer, so a large transposed array needs no second one of its size: use each
+    before taking the next.
     """
     if array.flags.c_contiguous:
         yield array

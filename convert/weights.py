@@ -1,11 +1,11 @@
-"""Weights, wherever they lie, read piece by piece in our layout.
+"""Open a model's weights, whatever their format, and load them as sharded arrays.
 
-    weights = open_weights("Transformer/Qwen2.5-0.5B")         # or a folder: Hugging Face's or ours
+    weights = open_weights("Qwen/Qwen2.5-0.5B")     # or a folder: Hugging Face or Orbax
     params = load_params(weights, transformer.abstract(weights.architecture, compute, rules))
 
-`Weights` is what conversion and loading know of a checkpoint: a Hugging Face folder or one of ours,
-live arrays (`live.py`), weights with an adapter (`adapter.py`). What is in a folder decides how it
-is read, not its name.
+All formats implement `Weights`: Hugging Face folders and Orbax checkpoints (below), parameters in
+memory (`in_memory.py`), weights with an adapter (`adapter.py`). The format is detected from the
+files in a folder, not from its name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from convert import orbax_io, safetensors_io
 from convert.adapter import Adapter, MergedWeights
-from convert.interface import SIDE_FILES, Weights
+from convert.interface import AUX_FILES, Weights
 from convert.mapping import Piece, parameters, pieces, tensors
 from convert.slices import bounds, intersect, relative
 from convert.transpose import copy
@@ -31,7 +31,7 @@ from jaxs1.config import UserError, one_line
 from jaxs1.model import transformer
 from jaxs1.model.architecture import Architecture, read_config
 
-#: Pieces that are read at the same time.
+#: Number of threads that read pieces.
 READERS = 2
 
 
@@ -39,7 +39,7 @@ class HfWeights:
     """A Hugging Face folder: config.json and safetensors."""
 
     def __init__(self, folder: Path):
-        """Check names, shapes and dtypes; raises `UserError` with all that is wrong."""
+        """Check names, shapes and dtypes; raises a `UserError` that lists all mismatches."""
         self.name = str(folder)
         self.aux_files: Path | None = folder
         self.config, self.architecture = _read_architecture(folder)
@@ -52,10 +52,10 @@ class HfWeights:
         self._dtypes: dict[str, np.dtype] = {}
         for piece in pieces(self.architecture):
             dtype = self._entries[piece.hf].dtype
-            if self._dtypes.setdefault(piece.ours, dtype) != dtype:
+            if self._dtypes.setdefault(piece.param, dtype) != dtype:
                 raise UserError(
                     f"{self.name}: {piece.hf} is {dtype}, the same tensor of other layers is "
-                    f"{self._dtypes[piece.ours]}; all layers must have one dtype"
+                    f"{self._dtypes[piece.param]}; all layers must have the same dtype"
                 )
         if head is not None:
             self._check_head(head)
@@ -66,20 +66,20 @@ class HfWeights:
 
     def read(self, piece: Piece) -> np.ndarray:
         """See `Weights`."""
-        return piece.to_ours(safetensors_io.read_rows(self._entries[piece.hf], piece.rows))
+        return piece.to_param(safetensors_io.read_rows(self._entries[piece.hf], piece.rows))
 
     def fingerprint(self) -> str:
         """See `Weights`."""
-        return _stamp({entry.file for entry in self._entries.values()}, self.config)
+        return _fingerprint({entry.file for entry in self._entries.values()}, self.config)
 
     def _check_head(self, head: safetensors_io.Entry) -> None:
-        """A tied model may repeat its embedding as the head, but nothing else."""
+        """The head of a tied model must be a copy of its embedding."""
         embedding = self._entries["model.embed_tokens.weight"]
         same = (head.shape, head.dtype) == (embedding.shape, embedding.dtype)
         for piece in pieces(self.architecture):
-            if same and piece.ours == "embedding":
-                ours, theirs = (safetensors_io.read_rows(e, piece.rows) for e in (embedding, head))
-                same = ours.tobytes() == theirs.tobytes()
+            if same and piece.param == "embedding":
+                a, b = (safetensors_io.read_rows(e, piece.rows) for e in (embedding, head))
+                same = a.tobytes() == b.tobytes()
         if not same:
             raise UserError(
                 f"{self.name}: tie_word_embeddings=true, but lm_head.weight differs from "
@@ -88,10 +88,15 @@ class HfWeights:
 
 
 class OrbaxWeights:
-    """A checkpoint of ours: `params/` with a config.json beside it, or a step of a training run."""
+    """An Orbax checkpoint: one that `from_hf` has written, or a step of a training run.
+
+    Args:
+        params: folder of the parameters
+        aux_files: folder of config.json and the tokenizer files
+    """
 
     def __init__(self, params: Path, aux_files: Path):
-        """Check names, shapes and dtypes; raises `UserError` with all that is wrong."""
+        """Check names and shapes; raises a `UserError` that lists all mismatches."""
         self.name = str(params.parent)
         self.aux_files: Path | None = aux_files
         self.config, self.architecture = _read_architecture(aux_files)
@@ -105,50 +110,52 @@ class OrbaxWeights:
 
     def read(self, piece: Piece) -> np.ndarray:
         """See `Weights`."""
-        return self._arrays[piece.ours].read(piece.index)
+        return self._arrays[piece.param].read(piece.index)
 
     def fingerprint(self) -> str:
         """See `Weights`."""
-        return _stamp({path for path in self._params.rglob("*") if path.is_file()}, self.config)
+        files = {path for path in self._params.rglob("*") if path.is_file()}
+        return _fingerprint(files, self.config)
 
 
 def open_weights(source: str | Path) -> Weights:
-    """Weights from a folder, or from the hub where there is no such folder.
+    """Open weights in a folder, or on the hub if there is no such folder.
 
     Args:
-        source: a Hugging Face folder, a checkpoint of ours, a training run (its newest finished
-            step is taken), one step of it, or a hub id "owner/name"; where adapters were trained,
-            they are merged with the weights that they were trained on
+        source: Hugging Face folder, Orbax checkpoint, training run (its newest finished step is
+            read) or one of its steps, or hub id "owner/name". A step that contains an adapter is
+            merged with the base weights.
 
     Raises:
-        UserError: nothing was found (says what was looked for), or what was found is damaged.
+        UserError: no weights were found (the message lists the file names tried), or they are
+            damaged.
     """
     folder = Path(source)
     if not folder.exists():
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
             raise UserError(f"{source}: no such folder; give a folder or a hub id (owner/name)")
         folder = _download(str(source))
-    ours, hf = (folder / "params").is_dir(), safetensors_io.has_weights(folder)
-    if ours and hf:
+    is_orbax, is_hf = (folder / "params").is_dir(), safetensors_io.has_weights(folder)
+    if is_orbax and is_hf:
         raise UserError(f"{folder}: holds both safetensors and params/; remove one of them")
-    if hf:
+    if is_hf:
         return HfWeights(folder)
-    if ours:
-        run = folder.parent.parent
-        beside = (folder / "config.json").exists() or not (run / "model").is_dir()
-        return OrbaxWeights(folder / "params", folder if beside else run / "model")
+    if is_orbax:
+        model = folder.parent.parent / "model"  # of a training run
+        has_config = (folder / "config.json").exists() or not model.is_dir()
+        return OrbaxWeights(folder / "params", folder if has_config else model)
     if (folder / "adapter").is_dir():
         return _merged(folder, folder.parent.parent / "model")
     if step := _newest_step(folder / "checkpoints"):
         return open_weights(step)
     raise UserError(
-        f"{folder}: no weights; looked for {safetensors_io.SINGLE}, {safetensors_io.INDEX}, params/ and "
-        "checkpoints/<step>/params"
+        f"{folder}: no weights; looked for {safetensors_io.SINGLE}, {safetensors_io.INDEX}, "
+        "params/ and checkpoints/<step>/params"
     )
 
 
 def _merged(step: Path, model: Path) -> MergedWeights:
-    """A step that holds an adapter, with the weights that it was trained on."""
+    """A step that contains an adapter, merged with the weights that it was trained on."""
     adapter = Adapter.from_step(step, model)
     return MergedWeights(open_weights(adapter.config["base_model_name_or_path"]), adapter, model)
 
@@ -175,7 +182,7 @@ def load_params(
     compare(weights.name, expected, parameters(weights.architecture), "parameters")
     by_path: dict[str, list[Piece]] = {path: [] for path in wanted}
     for piece in pieces(weights.architecture):
-        by_path[piece.ours].append(piece)
+        by_path[piece.param].append(piece)
     loaded = {}
     for path, array in wanted.items():
         target = np.dtype(array.dtype if dtype is None else dtype)
@@ -184,7 +191,7 @@ def load_params(
 
 
 def cast(block: np.ndarray, dtype: np.dtype, path: str) -> np.ndarray:
-    """Change a block's dtype; raises `UserError` where a number becomes infinite."""
+    """Change the dtype of a block; raises `UserError` if a number overflows."""
     if block.dtype == dtype:
         return block
     with np.errstate(over="ignore", invalid="ignore"):
@@ -194,7 +201,7 @@ def cast(block: np.ndarray, dtype: np.dtype, path: str) -> np.ndarray:
         if lost:
             raise UserError(
                 f"dtype=float16: {lost} numbers of {path} are beyond its range (65504); "
-                "give bfloat16 or float32"
+                "use bfloat16 or float32"
             )
     return out
 
@@ -215,7 +222,7 @@ def _load(
         overlaps = {key: intersect(piece.index, place) for key, place in held.items()}
         if not any(overlaps.values()):
             return
-        block = cast(weights.read(piece), dtype, piece.ours)
+        block = cast(weights.read(piece), dtype, piece.param)
         for key, inside in overlaps.items():
             if inside is not None:
                 part = block[relative(inside, piece.index)]
@@ -239,7 +246,7 @@ def _read_architecture(folder: Path) -> tuple[dict[str, Any], Architecture]:
 
 
 def compare(name: str, expected: Mapping[str, Any], found: Mapping[str, Any], noun: str) -> None:
-    """Raise one error that lists every missing, extra and misshapen name."""
+    """Compare shapes by name; raises one `UserError` that lists all mismatches."""
     wrong = []
     if missing := [path for path in expected if path not in found]:
         wrong.append(f"missing: {', '.join(missing)}")
@@ -253,31 +260,31 @@ def compare(name: str, expected: Mapping[str, Any], found: Mapping[str, Any], no
     if misshapen:
         wrong.append(f"misshapen: {', '.join(misshapen)}")
     if wrong:
-        raise UserError(f"{name}: {noun} do not fit the architecture: {'; '.join(wrong)}")
+        raise UserError(f"{name}: {noun} do not match the architecture: {'; '.join(wrong)}")
 
 
 def _newest_step(checkpoints: Path) -> Path | None:
-    """A step is finished when Orbax has given it its final name, which is a number."""
+    """The newest finished step: Orbax renames a step to its number once it is complete."""
     steps = [p for p in checkpoints.glob("*") if p.name.isdecimal() and p.is_dir()]
     return max(steps, key=lambda step: int(step.name), default=None)
 
 
 def _download(hub_id: str) -> Path:
-    """A hub model's files in the local cache; what is there already is not fetched again."""
+    """Download a model from the hub to the local cache; cached files are not fetched again."""
     import huggingface_hub
 
-    wanted = ["config.json", "*.safetensors", safetensors_io.INDEX, *SIDE_FILES]
+    wanted = ["config.json", "*.safetensors", safetensors_io.INDEX, *AUX_FILES]
     try:
         return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=wanted))
     except Exception as error:  # the hub's and its HTTP client's many kinds
         reason = one_line(error)[:200]
         raise UserError(
-            f"{hub_id}: no such folder, and the hub does not give it ({type(error).__name__}: "
-            f"{reason}); check the name and the network, or give a folder"
+            f"{hub_id}: no such folder, and it cannot be downloaded from the hub "
+            f"({type(error).__name__}: {reason}); check the name and the network, or give a folder"
         ) from None
 
 
-def _stamp(files: set[Path], config: dict[str, Any]) -> str:
-    """Identifies a checkpoint by its files' names, sizes and times of change."""
+def _fingerprint(files: set[Path], config: dict[str, Any]) -> str:
+    """Identifies a checkpoint by the names, sizes and modification times of its files."""
     facts = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     return hashlib.sha256(repr((sorted(facts), config)).encode()).hexdigest()

@@ -27,14 +27,14 @@ from convert.adapter import Adapter, MergedWeights, peft_config
 from convert.in_memory import InMemoryWeights, on_host
 from convert.interface import Weights
 from convert.to_hf import to_hf
-from convert.transfer import copy_side_files
+from convert.transfer import copy_aux_files
 from convert.weights import load_params, open_weights
 from jaxs1.config import TrainConfig, UserError, parse, run_command, to_yaml
 from jaxs1.data import chat
 from jaxs1.data.batches import Batches, BatchStats, fit_to_block
 from jaxs1.data.records import load_records
 from jaxs1.data.tokenizer import load_tokenizer, padding_id
-from jaxs1.devices import peak_flops
+from jaxs1.devices import compute_capability, peak_flops
 from jaxs1.model import ops, transformer
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.model.sharding import ShardingRules, check_divisible, make_sharding_rules
@@ -192,12 +192,11 @@ def prepare(config: TrainConfig) -> Job:
     _check_batch(config, rules)
     batches = _read_data(config, tokenizer, architecture, rules)
     device = jax.devices()[0]
-    major, minor = getattr(device, "compute_capability", "9.0").split(".")  # of a GPU
     impl: Any = ops.resolve_attention(
         config.compute.attention,
         device.platform,
         config.compute.dtype,
-        (int(major), int(minor)),
+        compute_capability(device),
     )
     compute = dataclasses.replace(config.compute, attention=impl)
     model = transformer.abstract(
@@ -282,10 +281,10 @@ def _write_run_files(job: Job, run: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (run / "config.yaml").write_text(to_yaml(job.config))
     if job.weights is not None and job.weights.aux_files is not None:
-        copy_side_files(job.weights.aux_files, folder)
+        copy_aux_files(job.weights.aux_files, folder)
     if job.config.tokenizer is not None:
         if Path(job.config.tokenizer).is_dir():
-            copy_side_files(Path(job.config.tokenizer), folder)
+            copy_aux_files(Path(job.config.tokenizer), folder)
         else:
             job.tokenizer.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(job.hf_config, indent=2) + "\n")

@@ -23,6 +23,7 @@ from jaxs1.decoding.budget import Phase, TokenKind
 from jaxs1.decoding.decode_state import DecodeState
 from jaxs1.decoding.sampling import SamplingFlags
 from jaxs1.model import decode, kv_cache
+from jaxs1.model.backends import BACKENDS
 from jaxs1.model.kv_cache import KVCache
 from jaxs1.model.transformer import Transformer
 
@@ -78,7 +79,7 @@ def decode_steps(
 
     Args:
         model: abstract
-        params: from `decode.unstack`
+        params: see `model.decode_params`
         cache: keys and values of all tokens but each sequence's newest
         decode_state: all rows
         is_newline_V: bool, as long as the tokenizer; ids beyond it are never sampled
@@ -86,7 +87,7 @@ def decode_steps(
         rows: static, number of rows that are decoded
         pages: static, pages of a row; must cover every position that these steps can reach
         flags: static, what any of the rows needs of `sampling.sample`
-        impl: static, a name in `decode.IMPLS`
+        impl: static, a name in `backends.BACKENDS`
     """
     active = jax.tree.map(lambda x: x[:rows], decode_state)
     table_BM = active.table_BM[:, :pages]
@@ -182,7 +183,7 @@ class CompiledFunctions:
 
     Args:
         model: abstract
-        impl: implementation of the decode step, a name in `decode.IMPLS`
+        impl: implementation of the decode step, a name in `backends.BACKENDS`
         num_steps: decode steps per call
     """
 
@@ -196,7 +197,7 @@ class CompiledFunctions:
             static_argnames=("rows", "pages", "flags"),
             donate_argnums=1,
             out_shardings=(cache, replicated, replicated),
-            compiler_options=decode.IMPLS[impl].options(),
+            compiler_options=BACKENDS[impl].compiler_options(),
         )
         self.copy_page = jax.jit(kv_cache.copy_page, donate_argnums=0, out_shardings=cache)
         self.insert = jax.jit(insert, out_shardings=replicated)

@@ -42,12 +42,12 @@ class Engine(BaseEngine):
 
     Args:
         model: abstract
-        params: from `decode.unstack`
+        params: see `model.decode_params`
         tokenizer: tokenizer of the model
         limits: limits of the engine
         num_pages: pages of the KV cache, page 0 included
         cache_dtype: dtype of keys and values
-        impl: implementation of the decode step, a name in `decode.IMPLS`
+        impl: implementation of the decode step, a name in `backends.BACKENDS`
     """
 
     def __init__(

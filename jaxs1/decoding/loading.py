@@ -19,9 +19,12 @@ from jaxs1.decoding.data_parallel import DataParallelEngine
 from jaxs1.decoding.engine import Engine
 from jaxs1.decoding.page_allocator import pages_for
 from jaxs1.decoding.scheduler import Limits
-from jaxs1.model import decode, transformer
+from jaxs1.model import backends, transformer
 from jaxs1.model.architecture import Architecture
+from jaxs1.model.backends import BACKENDS
+from jaxs1.model.decode_params import unstack
 from jaxs1.model.kv_cache import PAGE, token_bytes
+from jaxs1.model.linear import LINEAR
 from jaxs1.model.sharding import ShardingRules, check_divisible, make_sharding_rules
 
 #: Bytes of keys and values on a device that does not say how much memory it has.
@@ -105,17 +108,15 @@ def load_engine(config: EngineConfig) -> LoadedEngine:
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"
     impl = resolve_impl(config.impl, dtype, weights, config.parallel)
-    linear = decode.IMPLS[impl].linear
-    param_dtype: Any = "bfloat16" if linear == "bf16x3" else dtype
+    linear = BACKENDS[impl].linear
+    param_dtype: Any = LINEAR[linear].weight_dtype or dtype
     compute = ComputeConfig(dtype=dtype, param_dtype=param_dtype, remat="none", attention="xla")
     engines = []
     for rules in _partitions(config.parallel):
         check_divisible(a, rules)
-        decode.check(impl, a, rules, dtype=dtype, sequences=config.limits.max_num_seqs)
+        backends.check(impl, a, rules, dtype=dtype, sequences=config.limits.max_num_seqs)
         model = transformer.abstract(a, compute, rules, linear=linear)
-        params = decode.unstack(load_params(weights, model), decode.shardings(model))
-        if linear == "bf16x3":
-            params = decode.bf16x3(model, params)
+        params = unstack(model, load_params(weights, model))
         num_pages = 1 + _cache_pages(a, dtype, config.limits, rules)
         engines.append(
             Engine(
@@ -131,7 +132,7 @@ def load_engine(config: EngineConfig) -> LoadedEngine:
     engine = engines[0] if len(engines) == 1 else DataParallelEngine(engines)
     kind = jax.devices()[0].device_kind
     # what a mesh exchanges is in no graph
-    one = decode.IMPLS[impl].options() and config.parallel.tensor == 1
+    one = BACKENDS[impl].compiler_options() and config.parallel.tensor == 1
     graph = ", a chunk of steps as one CUDA graph" if one else ""
     parallel = config.parallel
     widths = dtype if param_dtype == dtype else f"{dtype} over weights in {param_dtype}"
@@ -150,15 +151,16 @@ def resolve_impl(name: str, dtype: str, weights: Weights, parallel: ParallelConf
     Raises:
         UserError: a named one that is not there, or that these weights are too wide for.
     """
-    if name not in ("auto", *decode.IMPLS):
-        raise UserError(f"impl={name}: must be auto or one of {', '.join(decode.IMPLS)}")
+    if name not in ("auto", *BACKENDS):
+        raise UserError(f"impl={name}: must be auto or one of {', '.join(BACKENDS)}")
     stored = {str(weights.dtype(path)) for path in parameters(weights.architecture)}
-    if name == "bf16x3" and stored != {"bfloat16"}:
-        raise UserError(
-            f"impl=bf16x3: keeps weights in bfloat16, those of {weights.name} are "
-            f"{', '.join(sorted(stored))}; give --impl xla"
-        )
     if name != "auto":
+        kept = LINEAR[BACKENDS[name].linear].weight_dtype
+        if kept is not None and stored != {kept}:
+            raise UserError(
+                f"impl={name}: keeps weights in {kept}, those of {weights.name} are "
+                f"{', '.join(sorted(stored))}; give --impl xla"
+            )
         return name
     # triton on NVIDIA once a `make gpu-check` that passed there is committed: benchmarks/gpu
     exact = stored == {"bfloat16"} and dtype == "float32" and parallel.tensor == 1

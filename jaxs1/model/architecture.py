@@ -1,6 +1,6 @@
 """Shapes and constants of a model, read from a Hugging Face `config.json`.
 
-Letters used in names of arrays everywhere in the package:
+Letters that name the axes of arrays throughout the package:
 
     B rows of a batch      T tokens of a row     D model width       F width of the MLP
     N query heads          K key/value heads     G = N / K           H width of a head
@@ -57,40 +57,19 @@ class Architecture:
 
         Args:
             config: its content
-            source: where it came from, for error messages
+            source: its path, for error messages
 
         Raises:
-            UserError: a missing key, an unsupported model type or feature, or widths that do not
-                divide, each named with its value.
+            UserError: a missing key, an unsupported model type or feature, or widths that are not
+                divisible, each named with its value.
         """
-        model_type = config.get("model_type")
-        if model_type not in ("qwen2", "qwen3"):
-            raise UserError(
-                f"{source}: model_type={model_type!r}: must be qwen2 or qwen3 (dense); "
-                "other architectures are not supported"
-            )
-        rope = config.get("rope_parameters") or {}
-        scaling = config.get("rope_scaling") or rope
-        rope_type = scaling.get("rope_type", scaling.get("type", "default"))
-        if rope_type != "default":
-            raise UserError(
-                f"{source}: rope type {rope_type!r}: only 'default' is supported; remove "
-                "rope_scaling from config.json (contexts up to max_position_embeddings need none)"
-            )
-        if config.get("use_sliding_window"):
-            raise UserError(
-                f"{source}: use_sliding_window=true: sliding windows are not supported; set it to "
-                "false (every published Qwen2.5 and Qwen3 dense model has it false)"
-            )
-        if config.get("hidden_act", "silu") != "silu":
-            raise UserError(f"{source}: hidden_act={config['hidden_act']!r}: must be silu")
-        if model_type == "qwen3" and config.get("attention_bias"):
-            raise UserError(f"{source}: attention_bias=true: Qwen3 models have no attention bias")
+        _check_supported(config, source)
+        model_type, rope = config["model_type"], config.get("rope_parameters") or {}
 
         def get(name: str, default: Any = None) -> Any:
             value = config.get(name, default)
             if value is None:
-                raise UserError(f"{source}: {name} is missing; a config.json must give it")
+                raise UserError(f"{source}: {name} is missing; add it to config.json")
             return value
 
         heads = get("num_attention_heads")
@@ -129,7 +108,7 @@ class Architecture:
 
     @property
     def num_parameters(self) -> int:
-        """Number of parameters, a tied head counted once."""
+        """Number of parameters; a tied embedding counts once."""
         d, f, h = self.hidden_size, self.intermediate_size, self.head_dim
         q, kv = self.num_heads * h, self.num_kv_heads * h
         layer = d * (2 * q + 2 * kv) + 3 * d * f + 2 * d
@@ -138,14 +117,14 @@ class Architecture:
         return self.num_layers * layer + heads * self.vocab_size * d + d
 
     def train_flops(self, num_tokens: int, num_token_pairs: int) -> float:
-        """FLOPs of one forward and backward pass without recomputation.
+        """FLOPs of one forward and backward pass, without recomputation.
 
-        Six per matrix parameter and token (the embedding look-up is free), and in attention twelve
+        Six per matrix parameter and token (the embedding lookup is free), and in attention twelve
         per (query, key) pair, head dimension and layer.
 
         Args:
-            num_tokens: tokens that belong to a sequence
-            num_token_pairs: (query, key) pairs that causal attention sees: sum of n (n + 1) / 2
+            num_tokens: number of tokens without padding
+            num_token_pairs: (query, key) pairs of causal attention: sum of n (n + 1) / 2
         """
         embedding = self.vocab_size * self.hidden_size
         matrices = self.num_parameters - (0 if self.tie_word_embeddings else embedding)
@@ -153,8 +132,34 @@ class Architecture:
         return 6.0 * matrices * num_tokens + attention * num_token_pairs
 
 
+def _check_supported(config: dict[str, Any], source: str) -> None:
+    """Refuse model types and features that would be computed wrongly."""
+    model_type = config.get("model_type")
+    if model_type not in ("qwen2", "qwen3"):
+        raise UserError(
+            f"{source}: model_type={model_type!r}: must be qwen2 or qwen3 (dense); "
+            "other architectures are not supported"
+        )
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    rope_type = scaling.get("rope_type", scaling.get("type", "default"))
+    if rope_type != "default":
+        raise UserError(
+            f"{source}: rope type {rope_type!r}: only 'default' is supported; remove "
+            "rope_scaling from config.json (contexts up to max_position_embeddings need none)"
+        )
+    if config.get("use_sliding_window"):
+        raise UserError(
+            f"{source}: use_sliding_window=true: sliding windows are not supported; set it to "
+            "false, its value in every published Qwen2.5 and Qwen3 dense model"
+        )
+    if config.get("hidden_act", "silu") != "silu":
+        raise UserError(f"{source}: hidden_act={config['hidden_act']!r}: must be silu")
+    if model_type == "qwen3" and config.get("attention_bias"):
+        raise UserError(f"{source}: attention_bias=true: Qwen3 models have no attention bias")
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
-    """A `config.json` as a dictionary; raises `UserError` where it is missing or malformed."""
+    """Read a `config.json`; raises `UserError` if it is missing or malformed."""
     try:
         config = json.loads(Path(path).read_text())
     except OSError as error:
@@ -162,5 +167,5 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path}: is not valid JSON ({error})") from None
     if not isinstance(config, dict):
-        raise UserError(f"{path}: must hold a JSON object, holds a {type(config).__name__}")
+        raise UserError(f"{path}: must contain a JSON object, contains {type(config).__name__}")
     return config

@@ -1,42 +1,48 @@
-"""Keys and values of the sequences that are being decoded, in pages.
+"""Paged KV cache of the sequences being decoded.
 
-A sequence owns pages of `PAGE` tokens, listed in its row of a table; which page comes where is
-decided on the host (`jaxs1.decoding.page_allocator`). Page 0 belongs to nobody: what padding and finished
-sequences write goes there, and nothing reads it.
+The keys and values of a sequence are stored in pages of `PAGE` tokens, which its row of a page
+table lists; the host assigns them (`jaxs1.decoding.page_allocator`). Page 0 is reserved: padding
+and finished sequences write to it, and nothing reads it.
 
-Letters beside those of `jaxs1/model/architecture.py`: P pages, S tokens of a page, M pages of one
-sequence, X = M S tokens that one sequence can hold.
+Letters in addition to those of `jaxs1/model/architecture.py`: P pages, S tokens of a page, M pages
+of one sequence, X = M S tokens of one sequence at most.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxs1.model.architecture import Architecture
 from jaxs1.model.sharding import Axes, ShardingRules
 
-#: Tokens of a page.
+#: Tokens per page.
 PAGE = 64
-#: The page that is written to and never read.
+#: Page that is written to and never read.
 NULL_PAGE = 0
-#: Position of a token that is padding.
+#: Position of padding.
 PAD_POSITION = -1
-#: Logical axes of a layer's pages.
+#: Logical axes of the pages of a layer.
 AXES: Axes = ("kv_heads", None, None, None)
 
 
 class KVCache(NamedTuple):
-    """For every layer the keys and the values, each [K, P, S, H]."""
+    """The cache of all layers.
+
+    Args:
+        k: keys of each layer [K, P, S, H]
+        v: values of each layer [K, P, S, H]
+    """
 
     k: list[jax.Array]
     v: list[jax.Array]
 
 
-def init_cache(a: Architecture, num_pages: int, dtype: Any, rules: ShardingRules) -> KVCache:
-    """An empty cache, its heads split over devices as the model's are."""
+def init_cache(a: Architecture, num_pages: int, dtype: DTypeLike, rules: ShardingRules) -> KVCache:
+    """An empty cache, sharded over heads like the model."""
     shape = (a.num_kv_heads, num_pages, PAGE, a.head_dim)
     sharding = rules.sharding(AXES)
 
@@ -46,21 +52,21 @@ def init_cache(a: Architecture, num_pages: int, dtype: Any, rules: ShardingRules
     return KVCache(pages(), pages())
 
 
-def token_bytes(a: Architecture, dtype: Any) -> int:
-    """Bytes of one token's keys and values, all layers."""
+def token_bytes(a: Architecture, dtype: DTypeLike) -> int:
+    """Size of the keys and values of one token in all layers [bytes]."""
     return 2 * a.num_layers * a.num_kv_heads * a.head_dim * jnp.dtype(dtype).itemsize
 
 
 def append(
     pages_KPSH: jax.Array, x_BTKH: jax.Array, table_BM: jax.Array, positions_BT: jax.Array
 ) -> jax.Array:
-    """Write keys or values of new tokens at their positions.
+    """Write the keys or values of new tokens to their pages.
 
     Args:
-        pages_KPSH: of one layer
-        x_BTKH: what is written
+        pages_KPSH: pages of one layer
+        x_BTKH: keys or values
         table_BM: int32, pages of each sequence in order
-        positions_BT: int32, from 0 in each sequence; PAD_POSITION for what goes to the trash
+        positions_BT: int32, from 0 in each sequence; PAD_POSITION writes to NULL_PAGE
     """
     page_BT = jnp.take_along_axis(table_BM, jnp.maximum(positions_BT, 0) // PAGE, axis=1)
     page_BT = jnp.where(positions_BT == PAD_POSITION, NULL_PAGE, page_BT)
@@ -71,21 +77,22 @@ def append(
 def append_one(
     pages_KPSH: jax.Array, x_B1KH: jax.Array, table_BM: jax.Array, positions_B1: jax.Array
 ) -> jax.Array:
-    """As `append` for one token a sequence, with slices instead of a scatter.
+    """`append` for one token per sequence, with slices instead of a scatter.
 
-    For TPU: of a scatter XLA there wants the heads innermost, and copies all pages to and fro.
+    On TPU, XLA lays out scatter operands with heads innermost and would copy the entire cache twice
+    per step.
     """
     page_B = jnp.take_along_axis(table_BM, jnp.maximum(positions_B1, 0) // PAGE, axis=1)[:, 0]
     page_B = jnp.where(positions_B1[:, 0] == PAD_POSITION, NULL_PAGE, page_B)
-    slot_B = positions_B1[:, 0] % PAGE
+    offset_B = positions_B1[:, 0] % PAGE
     x_KBH = x_B1KH[:, 0].swapaxes(0, 1).astype(pages_KPSH.dtype)
     for b in range(x_KBH.shape[1]):
         x_K11H = x_KBH[:, b, None, None]
-        where = (0, page_B[b], slot_B[b], 0)
-        pages_KPSH = jax.lax.dynamic_update_slice(pages_KPSH, x_K11H, where)
+        start = (0, page_B[b], offset_B[b], 0)
+        pages_KPSH = jax.lax.dynamic_update_slice(pages_KPSH, x_K11H, start)
     return pages_KPSH
 
 
 def copy_page(cache: KVCache, source: jax.Array, target: jax.Array) -> KVCache:
-    """Give a sequence its own copy of a page that it shares."""
+    """Copy a page, for a sequence that appends to a page it shares."""
     return jax.tree.map(lambda pages: pages.at[:, target].set(pages[:, source]), cache)

@@ -1,11 +1,12 @@
-"""From logical axis names to mesh axes: the one table that decides who holds what.
+"""Sharding: one table from logical axis names to mesh axes.
 
-Every parameter and every constrained activation names its axes; `LOGICAL_RULES` maps the names to mesh
-axes. Changing a layout is changing a row here or the mesh in the recipe, nothing else.
+Every parameter and every constrained activation names its axes, and `LOGICAL_RULES` maps these
+names to mesh axes. To change a layout, change a row of the table or the mesh in the recipe.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from jaxs1.model.architecture import Architecture
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 
-#: Logical axis -> mesh axes. Names that are absent are never split.
+#: Logical axis -> mesh axes. Axes that are not listed are never split.
 LOGICAL_RULES: dict[str, tuple[str, ...]] = {
     # parameters
     "embed": ("fsdp", "context"),
@@ -38,34 +39,36 @@ Axes = tuple[str | None, ...]
 
 @dataclass(frozen=True)
 class ShardingRules:
-    """A mesh and what the table makes of it."""
+    """`LOGICAL_RULES` applied to a mesh.
+
+    Args:
+        mesh: devices, with the axes `MESH_AXES`
+    """
 
     mesh: Mesh
 
     def size(self, name: str) -> int:
-        """Number of parts that a logical axis is split into."""
-        return int(
-            np.prod([self.mesh.shape[axis] for axis in LOGICAL_RULES.get(name, ())], dtype=int)
-        )
+        """Number of shards along a logical axis."""
+        return math.prod(self.mesh.shape[axis] for axis in LOGICAL_RULES.get(name, ()))
 
     def spec(self, axes: Axes, *, without: tuple[str, ...] = ()) -> PartitionSpec:
-        """Logical axis names to a `PartitionSpec`; names in `without` are left whole."""
+        """Logical axis names to a `PartitionSpec`; names in `without` are not split."""
         return PartitionSpec(
             *(LOGICAL_RULES.get(a) if a is not None and a not in without else None for a in axes)
         )
 
     def sharding(self, axes: Axes) -> NamedSharding:
-        """Where an array with these logical axes lives."""
+        """The sharding of an array with these logical axes; `()` replicates it."""
         return NamedSharding(self.mesh, self.spec(axes))
 
     def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
-        """Pin an activation's layout; the partitioner inserts the exchange that this needs."""
+        """Constrain the layout of an activation; XLA inserts the collectives this needs."""
         if self.mesh.size == 1:
             return x
         return jax.lax.with_sharding_constraint(x, self.sharding(axes))
 
     def shard_map(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
-        """`function`, run by every device on its own parts; as it is where there is one device."""
+        """`jax.shard_map` over the mesh; on a single device `function` itself."""
         if self.mesh.size == 1:
             return function
         return jax.shard_map(
@@ -73,33 +76,33 @@ class ShardingRules:
         )
 
     def gather(self, w: jax.Array, axes: Axes) -> jax.Array:
-        """A parameter whole along its FSDP axes, as the matrix product needs it.
+        """All-gather a parameter along its FSDP axes, as the matrix product needs it.
 
-        Called after the cast to the compute dtype, so that half as many bytes travel. The gradient
-        is pinned to the parameter's own layout, which makes it a reduce-scatter; the constraint's
-        own transpose would be an all-reduce.
+        Called after the cast to the compute dtype, which halves the bytes exchanged. The gradient
+        is constrained to the parameter's own layout, which makes it a reduce-scatter; the
+        constraint's own transpose would be an all-reduce.
         """
         if self.mesh.size == 1:
             return w
-        whole = NamedSharding(self.mesh, self.spec(axes, without=("embed",)))
-        return _gather(w, whole, self.sharding(axes))
+        gathered = NamedSharding(self.mesh, self.spec(axes, without=("embed",)))
+        return _gather(w, gathered, self.sharding(axes))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(w: jax.Array, whole: NamedSharding, split: NamedSharding) -> jax.Array:
-    return jax.lax.with_sharding_constraint(w, whole)
+def _gather(w: jax.Array, gathered: NamedSharding, sharded: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(w, gathered)
 
 
 def _gather_forward(
-    w: jax.Array, whole: NamedSharding, split: NamedSharding
+    w: jax.Array, gathered: NamedSharding, sharded: NamedSharding
 ) -> tuple[jax.Array, None]:
-    return _gather(w, whole, split), None
+    return _gather(w, gathered, sharded), None
 
 
 def _gather_backward(
-    whole: NamedSharding, split: NamedSharding, _: None, gradient: jax.Array
+    gathered: NamedSharding, sharded: NamedSharding, _: None, gradient: jax.Array
 ) -> tuple[jax.Array]:
-    return (jax.lax.with_sharding_constraint(gradient, split),)
+    return (jax.lax.with_sharding_constraint(gradient, sharded),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
@@ -110,8 +113,12 @@ def make_sharding_rules(
 ) -> ShardingRules:
     """Arrange devices in a mesh of (data, fsdp, context, tensor).
 
+    Args:
+        config: size of each axis
+        devices: devices of the mesh; None takes all
+
     Raises:
-        UserError: the axes do not multiply to the number of devices.
+        UserError: the product of the axes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
@@ -125,14 +132,14 @@ def make_sharding_rules(
         shape = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
         raise UserError(
             f"mesh={shape}: must multiply to the {len(devices)} devices of this run; "
-            "change --mesh.fsdp (-1 takes what the others leave)"
+            "change --mesh.fsdp (-1 takes the devices that the other axes leave)"
         )
     grid = np.asarray(devices).reshape([sizes[axis] for axis in MESH_AXES])
     return ShardingRules(Mesh(grid, MESH_AXES))
 
 
 def check_divisible(architecture: Architecture, rules: ShardingRules) -> None:
-    """Refuse a mesh that the model's widths do not divide into.
+    """Check that the mesh divides the model's widths.
 
     Raises:
         UserError: names the mesh axis, its size and the width.

@@ -1,12 +1,11 @@
-"""Qwen2, Qwen2.5 and Qwen3 dense decoders in Flax NNX: the whole model, one file.
+"""Dense Qwen2, Qwen2.5 and Qwen3 decoders in Flax NNX.
 
-Parameters are held in their own dtype (float32 for training) and cast to the compute dtype where
-they are used. Every parameter names its logical axes; `sharding.LOGICAL_RULES` turns them into a layout.
-Layers are stacked along a leading axis and scanned, so that one layer is compiled, whatever their
-number.
+Parameters are stored in a dtype of their own (float32 for training) and cast to the compute dtype
+where they are used. Every parameter names its logical axes, which `sharding.LOGICAL_RULES` maps to
+a layout. Layers are stacked along a leading axis and scanned, so that only one is compiled.
 
-The model knows token ids only: no text, no loss, no optimizer. Legend of the letters in names:
-`jaxs1/model/architecture.py`.
+The model knows token ids only: no text, no loss, no optimizer. The letters in names are explained
+in `jaxs1/model/architecture.py`.
 """
 
 from __future__ import annotations
@@ -26,54 +25,73 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxs1.config import ComputeConfig, LoraConfig
 from jaxs1.model import ops
 from jaxs1.model.architecture import Architecture
+from jaxs1.model.linear import LINEAR
 from jaxs1.model.sharding import Axes, ShardingRules
 
 NO_LORA = LoraConfig(rank=0)
 
-#: (q_BTNH, k_BTKH, v_BTKH) -> out_BTNH. What a layer needs to know of segments and caches.
+#: Nested dictionary of arrays, or of what describes them.
+Params = dict[str, Any]
+#: Cosine and sine, from `ops.rope_table`.
+Rope = tuple[jax.Array, jax.Array]
+#: (q_BTNH, k_BTKH, v_BTKH) -> out_BTNH. Hides segments and caches from the layers.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class Adapter(nnx.Variable):
-    """A parameter of an adapter: where there are any, training changes them and no `nnx.Param`."""
+    """A parameter of an adapter. If a model has any, training changes only these."""
 
 
 @dataclass(frozen=True)
 class Builder:
-    """Makes parameters; what all modules of one model share."""
+    """Settings that all modules of a model share; creates and applies parameters.
+
+    Args:
+        architecture: shapes and constants
+        param_dtype: dtype of the weights
+        dtype: dtype of computation
+        rules: the mesh
+        lora: linear layers with adapters, and their rank
+        adapter_dtype: dtype of the adapters
+        linear: implementation of products with weights, a name in `LINEAR`
+    """
 
     architecture: Architecture
-    param_dtype: Any
-    dtype: Any
+    param_dtype: jnp.dtype
+    dtype: jnp.dtype
     rules: ShardingRules
     lora: LoraConfig
-    adapter_dtype: Any
+    adapter_dtype: jnp.dtype
     linear: str
 
-    def normal(self, rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, depth: int = 1) -> Any:
-        """Normal with the architecture's `initializer_range`, divided by sqrt(`depth`)."""
+    def normal(
+        self, rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, depth: int = 1
+    ) -> nnx.Param:
+        """Normally distributed, with std = `initializer_range` / sqrt(`depth`)."""
         std = self.architecture.initializer_range * depth**-0.5
         value = std * jax.random.normal(rngs.params(), shape, jnp.float32)
         return nnx.Param(value.astype(self.param_dtype), logical=axes)
 
-    def constant(self, value: float, shape: tuple[int, ...], axes: Axes) -> Any:
-        """All elements equal, as norms (1) and biases (0) start."""
+    def constant(self, value: float, shape: tuple[int, ...], axes: Axes) -> nnx.Param:
+        """Constant, as norms (1) and biases (0) are initialised."""
         return nnx.Param(jnp.full(shape, value, self.param_dtype), logical=axes)
 
-    def use(self, parameter: Any) -> jax.Array:
-        """A parameter as it is multiplied: compute dtype, whole along its FSDP axes."""
+    def use(self, parameter: nnx.Variable) -> jax.Array:
+        """A parameter in the compute dtype, gathered along its FSDP axes."""
         return self.rules.gather(parameter[...].astype(self.dtype), parameter.logical)
 
-    def product(self, x: jax.Array, parameter: Any, inputs: int) -> jax.Array:
+    def product(self, x: jax.Array, kernel: nnx.Variable, inputs: int) -> jax.Array:
         """x times a kernel; contracts the last `inputs` axes of x."""
-        if self.linear == "bf16x3":
-            return ops.linear_bf16x3(x, parameter[...], inputs)
-        whole_rows = self.rules.size("sequence") == 1
-        return ops.linear(x, self.use(parameter), inputs, flat=whole_rows)
+        linear = LINEAR[self.linear]
+        return linear.product(x, kernel[...], inputs, kernel.logical, self.rules)
+
+    def embed(self, table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+        """Rows of the embedding table in the compute dtype [B, T, D]."""
+        return LINEAR[self.linear].embed(table_VD, tokens_BT, self.dtype, self.rules)
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square normalisation with a scale."""
+    """Root-mean-square normalisation with a learnt scale."""
 
     def __init__(self, width: int, axes: Axes, *, build: Builder):
         self.scale = build.constant(1.0, (width,), axes)
@@ -85,9 +103,10 @@ class RMSNorm(nnx.Module):
 
 
 class LowRank(nnx.Module):
-    """LoRA's x A B alpha / rank (Hu et al. 2021, section 4.1), computed beside a frozen kernel.
+    """LoRA's x A B alpha / rank (Hu et al. 2021, section 4.1), added to that of a frozen kernel.
 
-    W + A B never exists. A starts uniform within 1 / sqrt(inputs), as in PEFT; B starts at 0.
+    W + A B is never computed. A is initialised uniformly within 1 / sqrt(inputs), as in PEFT, and B
+    with 0.
     """
 
     def __init__(
@@ -111,14 +130,14 @@ class Linear(nnx.Module):
     """Contract the last axes of x with the first of the kernel; add a bias.
 
     Args:
-        name: without Hugging Face's "_proj"; decides whether there is an adapter
-        shape: of the kernel, inputs before outputs
-        axes: its logical axes
-        build: shared by all modules
-        rngs: random numbers
-        inputs: how many of the kernel's axes are contracted
-        bias: whether there is one
-        depth: of the residual sum that the output is added to
+        name: Hugging Face's name without "_proj", which selects the layers with adapters
+        shape: shape of the kernel, inputs before outputs
+        axes: logical axes of the kernel
+        build: settings shared by all modules
+        rngs: random number generators
+        inputs: number of the kernel's axes that are contracted
+        bias: whether there is a bias
+        depth: number of terms in the residual sum that the output is added to
     """
 
     def __init__(
@@ -164,8 +183,8 @@ class Attention(nnx.Module):
         self.q_norm = RMSNorm(H, (None,), build=build) if a.qk_norm else None
         self.k_norm = RMSNorm(H, (None,), build=build) if a.qk_norm else None
 
-    def __call__(self, x: jax.Array, rope: Any, attend: Attend) -> jax.Array:
-        """x_BTD -> [B, T, D]; `attend` brings the mask or the cache."""
+    def __call__(self, x: jax.Array, rope: Rope, attend: Attend) -> jax.Array:
+        """x_BTD -> [B, T, D]; `attend` contains the mask or the cache."""
         q, k, v = self.q(x), self.k(x), self.v(x)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -199,25 +218,25 @@ class Layer(nnx.Module):
         self.mlp = MLP(build=build, rngs=rngs)
         self.rules = build.rules
 
-    def __call__(self, x: jax.Array, rope: Any, attend: Attend) -> jax.Array:
+    def __call__(self, x: jax.Array, rope: Rope, attend: Attend) -> jax.Array:
         """x_BTD -> x_BTD."""
-        pin = self.rules.constrain
-        x = pin(x + self.attn(self.attn_norm(x), rope, attend), "rows", "sequence", None)
+        constrain = self.rules.constrain
+        x = constrain(x + self.attn(self.attn_norm(x), rope, attend), "rows", "sequence", None)
         x = checkpoint_name(x, "middle")
-        return pin(x + self.mlp(self.mlp_norm(x)), "rows", "sequence", None)
+        return constrain(x + self.mlp(self.mlp_norm(x)), "rows", "sequence", None)
 
 
 class Transformer(nnx.Module):
-    """A decoder: token ids -> hidden states; logits apart, because in training they never exist.
+    """A decoder from token ids to hidden states; training computes the logits in chunks elsewhere.
 
     Args:
         architecture: shapes and constants
         compute: dtypes, recomputation, implementation of attention
-        rules: the mesh and the table of layouts
-        rngs: seeds the random weights
-        max_segments: upper bound of the sequences packed into one row (cuDNN needs one)
-        lora: which linear maps have adapters
-        linear: implementation of products with weights, a name in `ops.IMPLS`
+        rules: the mesh
+        rngs: random number generators for the initial weights
+        max_segments: maximum number of sequences packed into a row, which cuDNN must know
+        lora: linear layers with adapters, and their rank
+        linear: implementation of products with weights, a name in `LINEAR`
     """
 
     def __init__(
@@ -257,14 +276,14 @@ class Transformer(nnx.Module):
         Returns:
             hidden_BTD after the final norm, in the compute dtype.
         """
-        a, pin = self.architecture, self.rules.constrain
-        table_VD, dtype = self.embedding[...], self.build.dtype
-        x = pin(ops.embed(table_VD, tokens_BT, dtype, self.rules), "rows", "sequence", None)
+        a = self.architecture
+        x = self.build.embed(self.embedding[...], tokens_BT)
+        x = self.rules.constrain(x, "rows", "sequence", None)
         rope = ops.rope_table(positions_BT, a.head_dim, a.rope_theta)
         attend = partial(self._attend, segments_BT=segments_BT)
         graph, stacked = nnx.split(self.layers)
 
-        def step(x: jax.Array, weights: Any) -> tuple[jax.Array, None]:
+        def step(x: jax.Array, weights: nnx.State) -> tuple[jax.Array, None]:
             return nnx.merge(graph, weights)(x, rope, attend), None
 
         if self.compute.remat != "none":
@@ -274,7 +293,7 @@ class Transformer(nnx.Module):
         return self.final_norm(x)
 
     def head(self) -> jax.Array:
-        """The output matrix [D, V] in the compute dtype, whole along its FSDP axes."""
+        """The output matrix [D, V] in the compute dtype, gathered along its FSDP axes."""
         if self.architecture.tie_word_embeddings:
             return self.build.use(self.embedding).T
         return self.build.use(self.lm_head)
@@ -301,8 +320,8 @@ class Transformer(nnx.Module):
 def _saveable_attention(prim: Any, *args: Any, **params: Any) -> Any:
     """Keep q, k, v, attention's output and the residual stream after it; recompute the rest.
 
-    cuDNN's forward primitive returns its output and statistics. Keeping these and a named copy of
-    the output beside them would store the output twice (21.5 GB at 16 x 32k tokens of the 32B).
+    cuDNN's forward primitive returns its output and statistics, which are kept here. Naming its
+    output as well would store it twice (21.5 GB at 16 x 32k tokens of the 32B).
     """
     if "dot_product_attention_fwd" in prim.name:
         return True
@@ -310,7 +329,7 @@ def _saveable_attention(prim: Any, *args: Any, **params: Any) -> Any:
     return jax.checkpoint_policies.save_only_these_names(*names)(prim, *args, **params)
 
 
-#: What the backward pass keeps instead of computing it again, by the recipe's compute.remat.
+#: What is kept for the backward pass instead of recomputed, by a recipe's compute.remat.
 REMAT_POLICIES: dict[str, Callable[..., Any]] = {
     "attention": _saveable_attention,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -320,30 +339,30 @@ REMAT_POLICIES: dict[str, Callable[..., Any]] = {
 def abstract(
     architecture: Architecture, compute: ComputeConfig, rules: ShardingRules, **options: Any
 ) -> Transformer:
-    """The model with shapes in place of weights: for layouts, conversion and restoring."""
+    """A model with shapes in place of weights: for layouts, conversion and restoring."""
     return nnx.eval_shape(
         lambda: Transformer(architecture, compute, rules, rngs=nnx.Rngs(0), **options)
     )
 
 
-#: Which variables of a model: `nnx.Param`, its weights, or `Adapter`.
+#: A kind of variables of a model: `nnx.Param` for weights, or `Adapter`.
 Kind = type[nnx.Variable]
 
 
 def trained(model: Transformer) -> Kind:
-    """The kind of variables that training changes: adapters where there are any, else weights."""
+    """The kind of variables that training changes: adapters if there are any, else weights."""
     return Adapter if model.build.lora.rank else nnx.Param
 
 
-def parameters(model: Transformer, kind: Kind = nnx.Param) -> dict[str, Any]:
-    """The weights as a nested dictionary of arrays: the pytree that everything else passes on."""
+def parameters(model: Transformer, kind: Kind = nnx.Param) -> Params:
+    """The weights as a nested dictionary of arrays: the form in which they are passed around."""
     return nnx.to_pure_dict(nnx.state(model, kind))
 
 
-def with_parameters(model: Transformer, *params: dict[str, Any]) -> Transformer:
-    """A model of the same kind with these weights, and adapters where it has any.
+def with_parameters(model: Transformer, *params: Params) -> Transformer:
+    """The model with these weights and, if it has any, adapters.
 
-    Pure, usable under `jit` and `grad`.
+    Pure; usable under `jit` and `grad`.
     """
     graph, state = nnx.split(model)
     state = jax.tree.map(lambda x: x, state)
@@ -352,10 +371,10 @@ def with_parameters(model: Transformer, *params: dict[str, Any]) -> Transformer:
     return nnx.merge(graph, state)
 
 
-def logical_axes(model: Transformer, kind: Kind = nnx.Param) -> dict[str, Any]:
-    """For every parameter the names of its axes, as a tree like `parameters(model, kind)`."""
+def logical_axes(model: Transformer, kind: Kind = nnx.Param) -> Params:
+    """The logical axes of every parameter, as a tree like `parameters(model, kind)`."""
 
-    def axes(path: Any, parameter: Any) -> Axes:
+    def axes(path: tuple[Any, ...], parameter: nnx.Variable) -> Axes:
         stacked = path[0] == "layers"
         return (None, *parameter.logical) if stacked else parameter.logical
 
@@ -364,8 +383,8 @@ def logical_axes(model: Transformer, kind: Kind = nnx.Param) -> dict[str, Any]:
     return nnx.traversals.unflatten_mapping(leaves)
 
 
-def shardings(model: Transformer, kind: Kind = nnx.Param) -> dict[str, Any]:
-    """For every parameter where it lives, as a tree like `parameters(model, kind)`."""
+def shardings(model: Transformer, kind: Kind = nnx.Param) -> Params:
+    """The sharding of every parameter, as a tree like `parameters(model, kind)`."""
     return jax.tree.map(
         model.rules.sharding, logical_axes(model, kind), is_leaf=lambda x: isinstance(x, tuple)
     )

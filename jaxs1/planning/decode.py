@@ -14,8 +14,9 @@ from jaxs1.decoding.decode_loop import CompiledFunctions
 from jaxs1.decoding.decode_state import empty_rows
 from jaxs1.decoding.page_allocator import pages_for
 from jaxs1.decoding.sampling import SamplingFlags
-from jaxs1.model import decode, kv_cache, transformer
+from jaxs1.model import backends, kv_cache, transformer
 from jaxs1.model.architecture import Architecture
+from jaxs1.model.decode_params import abstract_params
 from jaxs1.model.sharding import check_divisible, make_sharding_rules
 from jaxs1.planning.compile import compile_program
 from jaxs1.planning.estimate import local_bytes
@@ -96,7 +97,7 @@ def compile_decoding(
     dtype: Any = "float32" if cpu else "bfloat16"
     rules = make_sharding_rules(MeshConfig(fsdp=1, tensor=len(devices)), devices)
     check_divisible(a, rules)
-    decode.check(impl, a, rules, dtype=dtype, sequences=sequences)
+    backends.check(impl, a, rules, dtype=dtype, sequences=sequences)
     compute = ComputeConfig(dtype=dtype, param_dtype=dtype, remat="none", attention="xla")
     model = transformer.abstract(a, compute, rules)
     pages = pages_for(context)
@@ -144,16 +145,6 @@ def _loading_peak(params: Any) -> float:
     """Weights, and on top of them one layer and one piece (a whole parameter at most)."""
     layer = max(map(local_bytes, params["layers"]))
     return local_bytes(params) + layer + max(map(local_bytes, jax.tree.leaves(params)))
-
-
-def abstract_params(model: transformer.Transformer) -> Any:
-    """Shapes and shardings of the result of `decode.unstack`."""
-    stacked, layouts = transformer.parameters(model), decode.shardings(model)
-    layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked["layers"])
-    tree = {**stacked, "layers": [layer] * model.architecture.num_layers}
-    return jax.tree.map(
-        lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), tree, layouts
-    )
 
 
 def _rows(a: Architecture, sequences: int, pages: int) -> Any:

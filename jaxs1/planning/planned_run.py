@@ -119,8 +119,9 @@ def make_planned_run(
     rows = config.data.rows or rules.size("rows")
     _check_divides(rules, rows, sequences.length, config.data.row_multiple)
     device = target.accelerator
+    major, minor = device.capability
     attention: Any = ops.resolve_attention(
-        config.compute.attention, device.platform, config.compute.dtype, device.capability
+        config.compute.attention, device.platform, config.compute.dtype, 10 * major + minor
     )
     model = transformer.abstract(
         architecture,

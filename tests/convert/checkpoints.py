@@ -44,7 +44,7 @@ def random_tensors(config, dtype, seed=0):
 
 
 def write_hf(folder, config, tensors, num_shards=1):
-    """A Hugging Face folder with side files; returns it."""
+    """A Hugging Face folder with auxiliary files; returns it."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "generation_config.json", "chat_template.jinja"):

@@ -43,9 +43,9 @@ def test_pieces_cover_every_element_once(elements, monkeypatch):
     count = {path: np.zeros(s, int) for path, s in mapping.parameters(architecture).items()}
     rows = {name: np.zeros(s[0], int) for name, s in mapping.tensors(architecture).items()}
     for piece in mapping.pieces(architecture):
-        count[piece.ours][piece.index] += 1
+        count[piece.param][piece.index] += 1
         rows[piece.hf][piece.rows] += 1
-        assert count[piece.ours][piece.index].shape == piece.shape
+        assert count[piece.param][piece.index].shape == piece.shape
     assert all((x == 1).all() for x in jax.tree.leaves([count, rows]))
     assert len({piece.name for piece in mapping.pieces(architecture)}) == len(
         mapping.pieces(architecture)
@@ -57,7 +57,7 @@ def test_both_directions_are_inverse_and_views():
     small = dataclasses.replace(architecture, num_layers=1, vocab_size=32, intermediate_size=16)
     for piece in mapping.pieces(small):
         block = np.arange(piece.size, dtype=np.uint32).reshape(piece.hf_shape)
-        ours = piece.to_ours(block)
+        ours = piece.to_param(block)
         assert ours.shape == piece.shape
         assert np.shares_memory(ours, block)
         assert np.array_equal(piece.to_hf(ours), block)

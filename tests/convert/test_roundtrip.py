@@ -70,7 +70,7 @@ def test_orbax_restores_our_checkpoint(dtype, tmp_path):
         weights = open_weights(src)
         for piece in mapping.pieces(weights.architecture):
             leaf = tree
-            for key in piece.ours.split("."):
+            for key in piece.param.split("."):
                 leaf = leaf[key]
             expected = b"".join(part.tobytes() for part in bands(weights.read(piece)))
             assert np.asarray(leaf)[piece.index].tobytes() == expected

@@ -142,7 +142,7 @@ def test_an_existing_folder_is_refused(sources, tmp_path):
 def test_a_folder_of_the_user_is_not_taken_for_a_conversion(sources, tmp_path):
     (tmp_path / "dst.partial").mkdir()
     (tmp_path / "dst.partial/thesis.txt").write_text("do not delete")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="not an interrupted conversion; move or delete it"):
         from_hf(sources["from_hf"], tmp_path / "dst")
     assert (tmp_path / "dst.partial/thesis.txt").exists()
 

@@ -129,7 +129,7 @@ def test_nothing_found_says_what_was_looked_for(tmp_path):
 
 
 def test_the_hub_out_of_reach_is_one_line():
-    with pytest.raises(UserError, match="nobody/nothing: no such folder, and the hub") as caught:
+    with pytest.raises(UserError, match="nobody/nothing: no such folder, and it cannot") as caught:
         open_weights("nobody/nothing")
     assert "\n" not in str(caught.value)
 

@@ -10,7 +10,10 @@ import pytest
 from convert.weights import load_params, open_weights
 from jaxs1.config import MeshConfig
 from jaxs1.model import decode, kv_cache, transformer
+from jaxs1.model.backends import BACKENDS
+from jaxs1.model.decode_params import unstack
 from jaxs1.model.kv_cache import NULL_PAGE, PAD_POSITION, PAGE
+from jaxs1.model.linear import LINEAR
 from jaxs1.model.sharding import make_sharding_rules
 from tests.numerics import assert_close
 from tests.tiny_models import FLOAT32, hf_model, one_device, ours
@@ -29,13 +32,10 @@ class Paged:
 
     def __init__(self, folder, rules, impl):
         weights = open_weights(str(folder))
-        linear = decode.IMPLS[impl].linear
+        linear = BACKENDS[impl].linear
         self.model = transformer.abstract(weights.architecture, FLOAT32, rules, linear=linear)
-        bf16x3 = linear == "bf16x3"
-        params = load_params(weights, self.model, jnp.dtype("bfloat16" if bf16x3 else "float32"))
-        self.params = decode.unstack(params, decode.shardings(self.model))
-        if bf16x3:
-            self.params = decode.bf16x3(self.model, self.params)
+        dtype = LINEAR[linear].weight_dtype or "float32"
+        self.params = unstack(self.model, load_params(weights, self.model, jnp.dtype(dtype)))
         cache = kv_cache.init_cache(weights.architecture, NUM_PAGES, jnp.float32, rules)
         self.cache = jax.tree.map(lambda pages: jnp.full_like(pages, jnp.nan), cache)
         self._run = jax.jit(functools.partial(self._logits, self.model, impl))
@@ -123,7 +123,7 @@ def test_unstacked_layers_are_those_of_the_model(tmp_path):
     weights = open_weights(str(tmp_path))
     model = transformer.abstract(weights.architecture, FLOAT32, one_device())
     stacked = load_params(weights, model, jnp.dtype("float32"))
-    params = decode.unstack(stacked, decode.shardings(model))
+    params = unstack(model, stacked)
     assert len(params["layers"]) == weights.architecture.num_layers
     for i, layer in enumerate(params["layers"]):
         expected = jax.tree.map(lambda x, i=i: x[i], transformer.parameters(whole)["layers"])

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxs1.model import decode, kv_cache
+from jaxs1.model import kv_cache
 from jaxs1.model.kv_cache import PAD_POSITION, PAGE
+from jaxs1.model.paged_attention import paged_attention_pallas, paged_attention_xla
 from tests.numerics import assert_close
 
 B, N, K, PAGES = 3, 10, 2, 4
@@ -38,7 +39,7 @@ def test_pallas_attention_is_paged_attention(H):
     # the kernel takes them as bfloat16, whatever they are
     k_pages, v_pages = (p.astype(jnp.bfloat16).astype(jnp.float32) for p in (k_pages, v_pages))
     positions = jnp.asarray([[0], [64], [255]], jnp.int32)
-    expected = decode.paged_attention(q, k_pages, v_pages, table, positions)
+    expected = paged_attention_xla(q, k_pages, v_pages, table, positions)
     with pltpu.force_tpu_interpret_mode():
-        found = decode.pallas_attention(q, k_pages, v_pages, table, positions)
+        found = paged_attention_pallas(q, k_pages, v_pages, table, positions)
     assert_close(found, expected, "kernel = plain formula")

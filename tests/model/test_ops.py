@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxs1.config import UserError
-from jaxs1.model import ops
+from jaxs1.model import linear, ops
 from tests.numerics import assert_close
 
 
@@ -27,7 +27,7 @@ def test_bf16x3_product_is_float32s(rows, outputs, inputs):
     x = rng.normal(size=(1, rows, *inputs)).astype(np.float32)
     w = jnp.asarray(rng.normal(size=(*outputs, *inputs)), jnp.bfloat16)
     n = len(inputs)
-    found = jax.jit(ops.linear_bf16x3, static_argnums=2)(x, w, n)
+    found = jax.jit(linear.product_bf16x3, static_argnums=2)(x, w, n)
     w_64 = np.moveaxis(np.asarray(w, np.float64), range(-n, 0), range(n))
     expected = np.tensordot(x.astype(np.float64), w_64, n)
     assert found.dtype == jnp.float32
@@ -95,7 +95,7 @@ def test_cudnn_lowers_for_nvidia_with_packed_offsets(monkeypatch):
     ],
 )
 def test_choice_of_attention(name, platform, dtype, chosen):
-    assert ops.resolve_attention(name, platform, dtype) == chosen
+    assert ops.resolve_attention(name, platform, dtype, 90) == chosen
 
 
 @pytest.mark.parametrize(
@@ -104,4 +104,4 @@ def test_choice_of_attention(name, platform, dtype, chosen):
 )
 def test_named_attention_that_cannot_run_is_refused(name, platform, dtype):
     with pytest.raises(UserError, match=rf"compute\.attention={name}: needs .* use auto"):
-        ops.resolve_attention(name, platform, dtype)
+        ops.resolve_attention(name, platform, dtype, 90)

@@ -101,10 +101,10 @@ def test_a_gpu_that_cannot_run_packed_cudnn_gets_xla():
     """cuDNN takes packed rows from Hopper on."""
     from jaxs1.model import ops
 
-    assert ops.resolve_attention("auto", "gpu", "bfloat16", (8, 0)) == "xla"
-    assert ops.resolve_attention("auto", "gpu", "bfloat16", (9, 0)) == "cudnn"
+    assert ops.resolve_attention("auto", "gpu", "bfloat16", 80) == "xla"
+    assert ops.resolve_attention("auto", "gpu", "bfloat16", 90) == "cudnn"
     with pytest.raises(UserError, match=r"Hopper or later.*gpu 8\.0"):
-        ops.resolve_attention("cudnn", "gpu", "bfloat16", (8, 0))
+        ops.resolve_attention("cudnn", "gpu", "bfloat16", 80)
 
 
 @pytest.mark.parametrize(
