@@ -1,11 +1,11 @@
-r"""What the grader is measured with: layouts of answers, spellings of values, math-verify's own cases.
+r"""What the grader is measured with: layouts of answers, spellings of values and near-misses.
 
 `@` in a layout is where the answer goes.
 """
+# ruff: noqa: RUF001  (symbols that look like others are what this file is about)
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ LAYOUTS = {
     "box in a box": r"\boxed{\boxed{@}}",
     "box in bold": r"**The result is $\boxed{@}$.**",
     "box, then a heading": "\\boxed{@}\n\n#### Note\nThis holds for all n.",
-    "box, then prose": "\\boxed{@}\n\nThis answer is consistent with the graph.\n\n#### Why\nSo it is.",
+    "box, then prose": "\\boxed{@}\n\nThis answer is consistent.\n\n#### Why\nSo it is.",
     "wrong box, then stated": "A first try gives \\boxed{-977}.\n\nFinal Answer: @",
     "heading, then box": "### Final Answer\n\nThe answer is $\\boxed{@}$.",
     "Answer:": "Answer: @",
@@ -174,7 +174,7 @@ def _notation(gold: str) -> Iterator[Case]:
         yield "under the root", rf"\sqrt{{{int(match[1]) ** 2 * int(match[2])}}}"
         yield "root first", rf"\sqrt{{{match[2]}}} \cdot {match[1]}"
         yield "power of 1/2", rf"{match[1]} \cdot {match[2]}^{{1/2}}"
-    if match := re.fullmatch(rf"\\frac\{{\\sqrt\{{(\d+)\}}\}}\{{(\d+)\}}", gold):
+    if match := re.fullmatch(r"\\frac\{\\sqrt\{(\d+)\}\}\{(\d+)\}", gold):
         yield "root / n", rf"\sqrt{{{match[1]}}}/{match[2]}"
         yield "n below root", rf"\frac{{{match[1]}}}{{{match[2]}\sqrt{{{match[1]}}}}}"
     if match := re.fullmatch(r"(\d*)\.(\d+)", gold):

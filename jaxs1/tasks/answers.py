@@ -26,6 +26,9 @@ PLAIN = {
     **{ord(a): b for a, b in zip("\u2212\u3002\u3001", "-.,", strict=True)},
 }
 CHINESE = "\u4e00-\u9fff"
+#: No answer is longer [characters], and of more boxes or statements the last of them will do: a
+#: model that repeats itself costs no minutes.
+WINDOW, LAST = 2000, 64
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 #: \boxed 42, \boxed\frac{1}{2}: without braces to the next space or end of math.
@@ -38,17 +41,20 @@ _BETWEEN = re.compile(
 _AND = re.compile(r"[,;&和或]|\b(?:and|or)\b")
 _SET = re.compile(r"(?:\\left\s*)?\\\{")  # complete by itself, and no item of a list
 
-_KEY = re.compile(r"\banswers?(?![A-Za-z'])|答案|<answer>", re.I)
+#: Each begins with letters, which a search is many times faster for; in a text in small letters.
+_KEYS = (re.compile(r"answers?(?![a-z'])"), re.compile("答案"))
 #: Words before "answer" with which it is the final one, and words that such a sentence begins with.
-_FINAL = frozenset(
-    "the my our final correct right required desired requested numerical exact short".split()
-)
-_BEGIN = _FINAL | frozenset(
-    "so thus therefore hence then finally and now consequently in conclusion this means that".split()
-)
-_WRONG = frozenset("wrong incorrect false erroneous mistaken".split())
+_FINAL = {
+    "the", "my", "our", "final", "correct", "right", "required", "desired", "requested",
+    "numerical", "exact", "short",
+}  # fmt: skip
+_BEGIN = _FINAL | {
+    "so", "thus", "therefore", "hence", "then", "finally", "and", "now", "consequently", "in",
+    "conclusion", "this", "means", "that",
+}  # fmt: skip
+_WRONG = {"wrong", "incorrect", "false", "erroneous", "mistaken"}
 _COLON = re.compile(
-    r"[*_`]*(?:[ \t]*\([^()\n]{0,40}\))?[*_`]*[ \t]*[:=\u2014][*_`]*|(?<=>)|[ \t]*[是为][ \t]*:?"
+    r"[*_`]*(?:[ \t]*\([^()\n]{0,40}\))?[*_`]*[ \t]*[:=\u2014][*_`]*|>|[ \t]*[是为][ \t]*:?"
 )
 _IS = re.compile(
     r"[ \t]+(?:(?:to|for|of) [^.\n:]{0,80}?[ \t])?(?:is|are|equals|(?:would|will|must|should) be)\b"
@@ -103,8 +109,9 @@ class _Found(NamedTuple):
 
 def final_answer(text: str) -> str | None:
     """What a text ends up with, stripped; None where it does not say. See the module for where."""
-    text = text.translate(PLAIN)
-    box, stated, hashes = _last_box(text), [*_stated(text)], _HASHES.search(text)
+    text = text if text.isascii() else text.translate(PLAIN)
+    box, stated = _last_box(text), [*_stated(text)]
+    hashes = _HASHES.search(text, max(0, len(text) - WINDOW))
     if hashes and NUMBER.fullmatch(number := stripped(hashes[1])):
         stated.append(_Found(hashes.start(), number, 2))
     if box:
@@ -115,7 +122,11 @@ def final_answer(text: str) -> str | None:
     if hashes:
         return stripped(hashes[1]) or None
     line = text.strip()
-    return _alone(line) if "\n" in line else _value(line) or None
+    if "\n" in line:
+        return _alone(line[-WINDOW:])
+    if len(line) > WINDOW:
+        return line
+    return None if _BOX.search(line) else _value(line) or None  # a box was cut off
 
 
 def stripped(text: str) -> str:
@@ -144,9 +155,9 @@ def _unwrapped(text: str) -> str:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Where the brace that opens at a place closes; -1 where it does not."""
+    """Where the brace that opens at a place closes; -1 where it does not within the window."""
     depth, escaped = 0, False
-    for place in range(opening, len(text)):
+    for place in range(opening, min(len(text), opening + WINDOW)):
         letter = text[place]
         if not escaped:
             depth += (letter == "{") - (letter == "}")
@@ -157,9 +168,9 @@ def _closing(text: str, opening: int) -> int:
 
 
 def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
-    """Begin, end and content of the boxes that are closed and not empty; the innermost of nested."""
+    """Begin, end and content of boxes that are closed and not empty; of nested ones the inner."""
     end = 0
-    for command in _BOX.finditer(text):
+    for command in [*_BOX.finditer(text)][-LAST:]:
         start = command.end()
         if command.start() < end:
             continue  # inside the last one
@@ -167,7 +178,7 @@ def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
             closing = _closing(text, start)
             content, end = (text[start + 1 : closing], closing + 1) if closing > 0 else ("", end)
         else:
-            bare = _BARE.match(text, start)
+            bare = _BARE.match(text, start, start + WINDOW)
             content, end = (bare[0], bare.end()) if bare else ("", end)
         inner = _last_box(content)
         if content := inner.text if inner else stripped(content):
@@ -190,7 +201,12 @@ def _last_box(text: str) -> _Found | None:
 
 def _stated(text: str) -> Iterator[_Found]:
     """All statements of an answer, in order."""
-    for key in _KEY.finditer(text):
+    small = text.lower()
+    small = small if len(small) == len(text) else text
+    found = [match for keys in _KEYS for match in keys.finditer(small)]
+    for key in sorted(found, key=re.Match.start)[-LAST:]:
+        if re.match(r"[A-Za-z/]", text[key.start() - 1 : key.start()]):
+            continue  # </answer>
         line = text[max(text.rfind("\n", 0, key.start()) + 1, key.start() - 200) : key.start()]
         words = re.findall(r"[a-z']+", re.split(r"[.!?:;][\s*_]", line)[-1].lower())
         final = not words or words[-1] in _FINAL
@@ -200,7 +216,7 @@ def _stated(text: str) -> Iterator[_Found]:
             mark = _HEADING.match(text, key.end())
         if not mark or _WRONG.intersection(words[-2:]):
             continue
-        if value := _value(_block(text[mark.end() :]), stated=True):
+        if value := _value(_block(text[mark.end() : mark.end() + WINDOW]), stated=True):
             sure = bool(_MATH.match(value)) or (bool(colon) and " " not in value)
             yield _Found(key.start(), value, sure + (sure and final and _BEGIN.issuperset(words)))
 

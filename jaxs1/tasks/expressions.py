@@ -41,10 +41,10 @@ _LITERAL = re.compile(
     r"([-+]?)(?:(?P<whole>\d+)?(?P<sign>[-+]?)\\frac\{(?P<top>-?\d+)\}\{(?P<bottom>-?\d+)\}"
     r"|(?P<decimal>\d+\.?\d*|\.\d+)(?:(?:\\times|\\cdot)10\^\{?(?P<power>-?\d+)\}?|[eE](?P<e>[-+]?\d+))?)"
 )
-_CHOICE = re.compile(r"\(?([A-Za-z])\)?")
+#: (C), C, \text{(C) } 12
+_CHOICE = re.compile(r"(?:\\text\{)?(?:([A-Za-z])$|\(([A-Za-z])\)(?=$|[\s.:}]))")
 _LETTER = re.compile(r"\\(?:mathbb|text)\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]")
 _BASED = re.compile(r"\(?(-?[\dA-F]+)\)?_\{?(\d+)\}?")
-_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def same_expression(given: str, gold: str) -> bool:
         UserError: math-verify is not installed.
     """
     given, gold = " ".join(given.split()), " ".join(gold.split())
-    return given == gold or (len(given) <= LONGEST and _same_text(given, gold))
+    return given == gold or (max(len(given), len(gold)) <= LONGEST and _same_text(given, gold))
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -89,8 +89,9 @@ def _same(given: _Many | str, gold: _Many | str) -> bool:
         return _same_many(given, gold)
     many, single = (given, gold) if isinstance(given, _Many) else (gold, given)
     assert isinstance(many, _Many) and isinstance(single, str)
-    if len(many.items) == 1 and many.brackets in ("", "{}"):
-        return _same(many.items[0], single)
+    one = many.brackets == "" or (many.brackets == "{}" and len(many.items) == 1)
+    if one and all(_same(item, single) for item in many.items):  # "1.5, or 3/2"
+        return True
     if _OPERATION.search(single):
         return _verify(_latex(gold), _latex(given))
     return False
@@ -149,22 +150,21 @@ def _split(text: str, *separators: str) -> list[str]:
 
 def _parsed(text: str) -> _Many | str:
     """The parts of an answer in the one spelling."""
-    plain = _joined(text)
     for separator in (";", ",", r"\cup"):
-        if len(parts := _split(plain, separator)) > 1:
+        if len(parts := _split(text, separator)) > 1:
             return _Many("", tuple(_parsed(part) for part in parts if part))
-    if matrix := _MATRIX.fullmatch(plain):
+    if matrix := _MATRIX.fullmatch(text):
         rows = [_split(row, "&") for row in _split(matrix[1], "\\\\")]
         return _Many("rows", tuple(_Many("row", tuple(map(_parsed, row))) for row in rows))
-    name, _, value = plain.partition(r"\in ")
+    name, _, value = text.partition(r"\in ")
     names = [name] if value else []
     if not value:
-        *names, value = _split(plain, "=")
+        *names, value = _split(text, "=")
     if names and all(map(_NAME.fullmatch, map(compact, names))):
         inside = _parsed(value)
         if isinstance(inside, _Many):
             return replace(inside, name=compact(names[-1]))
-    return _bracketed(plain) or _both_signs(plain) or _interval(plain) or plain
+    return _bracketed(text) or _both_signs(text) or _interval(text) or text
 
 
 def _bracketed(text: str) -> _Many | None:
@@ -228,7 +228,7 @@ def _latex(node: _Many | str) -> str:
     if node.brackets in ("row", "rows"):
         inside = (" & " if node.brackets == "row" else r" \\ ").join(items)
         return inside if node.brackets == "row" else rf"\begin{{pmatrix}}{inside}\end{{pmatrix}}"
-    opening, closing = node.brackets
+    opening, closing = node.brackets[0], node.brackets[1]
     return "\\" * (opening == "{") + opening + ", ".join(items) + "\\" * (closing == "}") + closing
 
 
@@ -248,13 +248,13 @@ def _same_item(given: str, gold: str) -> bool:
 
 def _as_words(given: str, gold: str) -> bool | None:
     """Words are equal whatever their case and article; a word is no expression."""
-    letters = [_CHOICE.fullmatch(given), _CHOICE.fullmatch(gold)]
-    if all(letters) and "(" in given + gold:
-        return letters[0][1].lower() == letters[1][1].lower()  # type: ignore[index]
-    words = [_words(given), _words(gold)]
-    if None not in words:
-        return words[0] == words[1]
-    return None if words == [None, None] or len(max(filter(None, words))) <= 3 else False
+    letter, wanted = _CHOICE.match(given), _CHOICE.fullmatch(gold)
+    if letter and wanted and "(" in given + gold:
+        return (letter[1] or letter[2]).lower() == (wanted[1] or wanted[2]).lower()
+    a, b = _words(given), _words(gold)
+    if a is not None and b is not None:
+        return a == b
+    return False if len(a or b or "") > 3 else None
 
 
 def _words(text: str) -> str | None:
@@ -281,12 +281,12 @@ def _as_equations(given: str, gold: str) -> bool | None:
 
 def _in_a_base(given: str, gold: str) -> bool | None:
     """52_8 is 52 with its unit, a base; it is no other number's."""
-    numbers = [_BASED.fullmatch(compact(x)) for x in (given, gold)]
-    if not any(numbers):
-        return None
-    if all(numbers):
-        return numbers[0].groups() == numbers[1].groups()  # type: ignore[union-attr]
-    return bool(numbers[1]) and numbers[1][1] == given
+    number, wanted = _BASED.fullmatch(compact(given)), _BASED.fullmatch(compact(gold))
+    if number and wanted:
+        return number.groups() == wanted.groups()
+    if number:
+        return False
+    return wanted[1] == given if wanted else None
 
 
 def _as_quantities(given: str, gold: str) -> bool | None:
@@ -305,12 +305,7 @@ def _as_quantities(given: str, gold: str) -> bool | None:
 
 def number(text: str) -> Fraction | None:
     """The value of an answer that is a number, however it is written; None of any other."""
-    return _number(_joined(spelled(text)))
-
-
-def _joined(text: str) -> str:
-    """Without the commas of thousands, which in brackets are those of a list."""
-    return text if "(" in text else _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
+    return _number(spelled(text))
 
 
 @functools.lru_cache(maxsize=1 << 16)
