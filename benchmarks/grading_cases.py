@@ -1,7 +1,4 @@
-r"""What the grader is measured with: layouts of answers, spellings of values and near-misses.
-
-`@` in a layout is where the answer goes.
-"""
+r"""What the grader is measured with: spellings of one value, and near-misses."""
 # ruff: noqa: RUF001  (symbols that look like others are what this file is about)
 
 from __future__ import annotations
@@ -9,73 +6,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-LAYOUTS = {
-    "box": r"So it is \boxed{@}.",
-    "box in $": r"Hence $\boxed{@}$.",
-    "box in \\(": r"Hence \(x = \boxed{@}\), as wanted.",
-    "box in \\[": "We get\n\\[\n\\boxed{@}\n\\]\nand are done.",
-    "box with a stop inside": r"So it is \boxed{@.}",
-    "fbox": r"\fbox{@}",
-    "box in a box": r"\boxed{\boxed{@}}",
-    "box in bold": r"**The result is $\boxed{@}$.**",
-    "box, then a heading": "\\boxed{@}\n\n#### Note\nThis holds for all n.",
-    "box, then prose": "\\boxed{@}\n\nThis answer is consistent.\n\n#### Why\nSo it is.",
-    "wrong box, then stated": "A first try gives \\boxed{-977}.\n\nFinal Answer: @",
-    "heading, then box": "### Final Answer\n\nThe answer is $\\boxed{@}$.",
-    "Answer:": "Answer: @",
-    "Answer: with a stop": "We sum up.\nAnswer: @.",
-    "Answer: in $": "Final Answer: $@$.",
-    "Answer: in \\(": "Final Answer: \\( @ \\).",
-    "Answer: in bold": "Answer: **@**.",
-    "Answer: in backticks": "Answer: `@`",
-    "Answer:!": "Final Answer: @!",
-    "Answer: and spaces": "Final Answer:   @  . \n",
-    "Answer: without a space": "Answer:@",
-    "Answer: and a line break": "Answer: $@$\\\\",
-    "Answer: and a reason": "Answer: $@$, since nothing else is possible.",
-    "answer: in small letters": "we add up.\nanswer: @",
-    "ANSWER: in capitals": "ANSWER: @",
-    "bold Answer:, next paragraph": "We sum up.\n\n**Answer:**\n\n@",
-    "bold Answer, then a colon": "We sum up.\n\n**Answer**: @",
-    "Answer:, display \\[": "Answer:\n\\[\n@\n\\]",
-    "Answer:, display $$": "So we have it.\n\n**Final Answer:**\n$$@$$",
-    "heading, display $$": "So we have it.\n\n**Final Answer**\n\n$$@$$",
-    "heading of four": "1 + 1 is 2.\n\n#### Final Answer\n\n@",
-    "The answer is": "We count.\n\nThe answer is @.",
-    "The answer is, in $": "We count, so the answer is $@$.",
-    "The final answer is:": "The final answer is: $@$.",
-    "The final answer is, bold": "Thus, the final answer is **@**.",
-    "Minerva": "Final Answer: The final answer is $@$. I hope it is correct.",
-    "####": "We count.\n#### @",
-    "####, after a box": "\\boxed{@} is it.\n#### @",
-    "<answer>": "<answer>@</answer>",
-    "Chinese": "\u56e0\u6b64\uff0c\u7b54\u6848\uff1a@\u3002",
-    "no-break spaces": "Answer:\u00a0@\u00a0",
-    "alone": "@",
-    "alone, with a stop": "@.",
-    "alone, in $": "$@$",
-    "alone, in bold": "**@**",
-    "alone, in underscores": "__@__",
-    "last paragraph in $$": "We count.\n\n$$@$$",
-}
-#: Layouts that only take what is a number, or no words.
-LIMITED = {
-    "wrong box, then stated": r"(?!\\boxed)",
-    "last paragraph in $$": r"[^=]*",
-}
-
-
-def laid_out(layout: str, answer: str) -> str:
-    """An answer in a layout."""
-    return LAYOUTS[layout].replace("@", answer)
-
-
-# -- spellings of one value, and near-misses, from a gold answer outwards ------------------------
-
 Case = tuple[str, str]
 _INT, _SQRT = r"-?\d+", r"\\sqrt\{?(\d+)\}?"
 _FRACTION = re.compile(r"(-?)\\d?frac\s*(?:\{(\d+)\}|(\d)) ?(?:\{(\d+)\}|(\d))")
-_TERM = re.compile(r"[^+-]*[^+\s-]")
 
 
 def spellings(gold: str) -> Iterator[Case]:
@@ -83,7 +16,7 @@ def spellings(gold: str) -> Iterator[Case]:
     yield "spaces around", f"  {gold}  "
     yield "in math", f"${gold}$"
     yield "in text and bold", f"**${gold}$**"
-    if "=" not in gold and r"\in " not in gold and not re.match(r"\\text\{\w\w", gold):
+    if "=" not in gold and r"\in " not in gold:
         yield "a name before it", f"k = {gold}"
     for rule in (_integers, _fractions, _notation, _units, _structures, _sums):
         yield from rule(gold)

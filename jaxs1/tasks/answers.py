@@ -42,7 +42,7 @@ _AND = re.compile(r"[,;&和或]|\b(?:and|or)\b")
 _SET = re.compile(r"(?:\\left\s*)?\\\{")  # complete by itself, and no item of a list
 
 #: Each begins with letters, which a search is many times faster for; in a text in small letters.
-_KEYS = (re.compile(r"answers?(?![a-z'])"), re.compile("答案"))
+_KEYS = [re.compile(word) for word in (r"answers?(?![a-z])", r"ans(?=[ \t]*[:=])", "答案")]
 #: Words before "answer" with which it is the final one, and words that such a sentence begins with.
 _FINAL = {
     "the", "my", "our", "final", "correct", "right", "required", "desired", "requested",
@@ -57,17 +57,24 @@ _COLON = re.compile(
     r"[*_`]*(?:[ \t]*\([^()\n]{0,40}\))?[*_`]*[ \t]*[:=\u2014][*_`]*|>|[ \t]*[是为][ \t]*:?"
 )
 _IS = re.compile(
-    r"[ \t]+(?:(?:to|for|of) [^.\n:]{0,80}?[ \t])?(?:is|are|equals|(?:would|will|must|should) be)\b"
+    r"(?:'s|[ \t]+(?:(?:to|for|of) [^.\n:]{0,80}?[ \t])?"
+    r"(?:is|are|equals|(?:would|will|must|should) be))\b"
     r"(?:,? (?:therefore|thus|then),?)?[ \t]*:?[*_`]*",
     re.I,
 )
 _HEADING = re.compile(r"[*_`# \t]*(?=\n)")
+_FOLLOWS = re.compile(r"[*_`# \t]*(?=\n)|[ \t]+(?=[-\d$\\(])")
+#: "So 42 is the answer."
+_BEFORE = re.compile(
+    r"(\$[^$]+\$|\\\(.+?\\\)|\S+)\s+(?:is|are)\s+(?:the|our|my)\s+(?:(?:final|correct)\s+)*$"
+)
 _SENTENCE = re.compile(
     rf"(?<=[.!?])[*_`$]*\s+(?=[\"'(*_\[]*(?:[A-Z]|[{CHINESE}]))|(?<=[.!])(?=[{CHINESE}])"
 )
 #: What ends the answer in a sentence that says more, and words that may stand before it.
 _MORE = re.compile(
-    r"[\s,;]+(?:because|since|where|which|as|so|i\.e\.|that is|when|for|if)\s"
+    r"[\s,;]+(?:because|since|where|which|as|so|i\.e\.|that is|when|for|if|(?:and |but )?not"
+    r"|rather than)\s"
     r"|[ \t]\((?=[^()]*[a-z]{3})[^()\\]*\)$"
 )
 _PROSE = re.compile(r"[A-Za-z$\\][^\n]*?\s(?:is|are|equals)\s*:?\s+")
@@ -90,8 +97,8 @@ _ENVIRONMENT = re.compile(r"\\begin\{(align|equation|gather)(\*?)\}(.*?)\\end\{\
 _INLINE = re.compile(r"(?<!\\)\$\$?(.+?)(?<!\\)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S)
 
 _AROUND = re.compile(
-    r"^(?:[,;:=*`~_]|\\[,;:! ]|\\q?quad(?![a-z])|\\(?:display|text)style(?![A-Za-z]))+"
-    r"|(?<!\\)(?:[.,;:?*`~]|(?<!\^)_|\\[,;:! ]|\\\\|\\q?quad)+$"
+    r"^(?:[,;:=*`~_#]|\\[,;:! ]|\\q?quad(?![a-z])|\\(?:display|text)style(?![A-Za-z]))+"
+    r"|(?<!\\)(?:[.,;:?*`~#]|(?<!\^)_|\\[,;:! ]|\\\\|\\q?quad)+$"
 )
 _COMMAND = re.compile(
     r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it|sf)|mbox|boxed|fbox|bm|boldsymbol)\s*(?=\{)|(?=\{)"
@@ -205,20 +212,26 @@ def _stated(text: str) -> Iterator[_Found]:
     small = small if len(small) == len(text) else text
     found = [match for keys in _KEYS for match in keys.finditer(small)]
     for key in sorted(found, key=re.Match.start)[-LAST:]:
-        if re.match(r"[A-Za-z/]", text[key.start() - 1 : key.start()]):
-            continue  # </answer>
         line = text[max(text.rfind("\n", 0, key.start()) + 1, key.start() - 200) : key.start()]
-        words = re.findall(r"[a-z']+", re.split(r"[.!?:;][\s*_]", line)[-1].lower())
-        final = not words or words[-1] in _FINAL
-        colon = _COLON.match(text, key.end())
-        mark = colon or (final and _IS.match(text, key.end()))
-        if not mark and _FINAL.issuperset(words):
-            mark = _HEADING.match(text, key.end())
-        if not mark or _WRONG.intersection(words[-2:]):
-            continue
-        if value := _value(_block(text[mark.end() : mark.end() + WINDOW]), stated=True):
-            sure = bool(_MATH.match(value)) or (bool(colon) and " " not in value)
-            yield _Found(key.start(), value, sure + (sure and final and _BEGIN.issuperset(words)))
+        if not re.search(r"[A-Za-z/]$", line):  # no </answer>
+            yield from _statement(text, key, line)
+
+
+def _statement(text: str, key: re.Match[str], line: str) -> Iterator[_Found]:
+    """What the words around one "answer" state; `line` is what comes before it."""
+    words = re.findall(r"[a-z']+", re.split(r"[.!?:;][\s*_]", line)[-1].lower())
+    if _WRONG.intersection(words[-2:]):
+        return
+    final = not words or words[-1] in _FINAL
+    colon = _COLON.match(text, key.end())
+    mark = colon or (final and _IS.match(text, key.end()))
+    if not mark and _FINAL.issuperset(words):
+        mark = (_FOLLOWS if words[-1:] == ["final"] else _HEADING).match(text, key.end())
+    if mark and (value := _value(_block(text[mark.end() : mark.end() + WINDOW]), stated=True)):
+        sure = bool(_MATH.match(value)) or (bool(colon) and " " not in value)
+        yield _Found(key.start(), value, sure + (sure and final and _BEGIN.issuperset(words)))
+    elif not mark and (before := _BEFORE.search(line)) and _MATH.match(stripped(before[1])):
+        yield _Found(key.start(), stripped(before[1]), 1)
 
 
 def _block(text: str) -> str:
@@ -230,7 +243,7 @@ def _block(text: str) -> str:
             return inside if found else inside.partition("\n")[0]
     if environment := _ENVIRONMENT.match(text):
         return environment[3].replace("&", "")
-    return text.partition("\n")[0].partition("</answer>")[0]
+    return text.partition("\n")[0].partition("</")[0]
 
 
 def _value(text: str, stated: bool = False) -> str:
@@ -252,10 +265,11 @@ def _value(text: str, stated: bool = False) -> str:
 def _alone(text: str) -> str | None:
     """The last paragraph where it is a number, or an expression set apart that is no relation."""
     last = re.split(r"\n\s*\n|\n(?=[^\n]*\Z)", text)[-1].strip()
-    display = re.search(r"(?:\$\$|\\\[)\s*[^$]*?(?:\$\$|\\\])[.,]?\Z", text)
+    display = re.search(r"(?:\$\$|\\\[)(?:(?!\\[\[\]])[^$])*(?:\$\$|\\\])[.,]?\Z", text)
     bare = stripped(display[0] if display else last)
-    if NUMBER.fullmatch(bare):
+    if NUMBER.fullmatch(re.sub(r"^[A-Za-z]\w?\s*=\s*", "", bare)):
         return bare
+    word = display and re.fullmatch(r"(?!QED)[A-Za-z]{2,}", bare)
     apart = display or re.fullmatch(r"(?:\*\*|\$|\\\().*(?:\*\*|\$|\\\))[.,]?(?:\*\*)?", last)
     relation = re.search(r"[=<>\n]|\\(?:[lg]eq?|\w*square|equiv|approx|mid)\b", bare)
-    return bare if apart and _MATH.match(bare) and not relation else None
+    return bare if word or (apart and _MATH.match(bare) and not relation) else None

@@ -239,8 +239,7 @@ def _latex(node: _Many | str) -> str:
 def _same_item(given: str, gold: str) -> bool:
     if compact(given) == compact(gold):
         return True
-    decided: bool | None = None
-    for decide in (_as_words, _as_equations, _in_a_base, _as_quantities):
+    for decide in (_as_equations, _as_words, _in_a_base, _as_quantities):
         if (decided := decide(given, gold)) is not None:
             return decided
     return _verify(split_unit(gold)[0], split_unit(given)[0])
