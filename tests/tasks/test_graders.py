@@ -6,7 +6,8 @@ import random
 import pytest
 
 from jaxs1.tasks.benchmarks import GRADERS as ALL
-from jaxs1.tasks.graders import GRADERS, LONGEST, choice, integer
+from jaxs1.tasks.expressions import LONGEST
+from jaxs1.tasks.graders import GRADERS, choice, integer
 from jaxs1.tasks.puzzles import Problem
 
 MATH = GRADERS["math"]
