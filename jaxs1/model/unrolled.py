@@ -319,9 +319,9 @@ def _check_pallas(a: Architecture, partition: Partition, dtype: str, sequences: 
 
 def _one_graph() -> dict[str, str | bool]:
     """The whole loop as one CUDA graph, its condition too: no step waits for the host."""
-    from kernels.measure import GRAPH
+    from kernels.xla_call import CUDA_GRAPH_OPTIONS
 
-    return GRAPH
+    return CUDA_GRAPH_OPTIONS
 
 
 class Impl(NamedTuple):
