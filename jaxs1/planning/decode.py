@@ -162,14 +162,15 @@ def compile_chunk(
 def compile_and_look(lowered: Any, platform: str) -> tuple[Any, dict[str, int]]:
     """A lowered program compiled, and on a GPU what the host starts to run it, by kind.
 
-    XLA tells the latter only in the files that it writes for debugging.
+    XLA tells the latter only in the files that it writes for debugging; where it writes none (CUDA
+    graphs turned off, a program from the persistent cache) the counts are empty.
     """
     if platform != "gpu":
         return lowered.compile(), {}
     with tempfile.TemporaryDirectory() as folder:
         program = lowered.compile(compiler_options={"xla_dump_to": folder})
-        (path,) = Path(folder).glob("*thunk_sequence_after_thunk_passes.txt")
-        return program, launches(path.read_text())
+        paths = Path(folder).glob("*thunk_sequence_after_thunk_passes.txt")
+        return program, next((launches(path.read_text()) for path in paths), {})
 
 
 def launches(thunks: str) -> dict[str, int]:
