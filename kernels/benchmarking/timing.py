@@ -28,7 +28,7 @@ from kernels.projection import projection
 from kernels.xla_call import NO_GRAPH_OPTIONS
 
 #: Copies of a call's inputs hold at least this; the L2 cache of an H100 has 50 MB [bytes].
-ROTATED = 512 << 20
+ROTATED = 256 << 20
 #: A timed program runs at least this long, so that the host's part is below 3 % [s].
 LEAST_SECONDS = 5e-3
 #: No GPU that kernels are compiled for reads faster: a call takes its bytes over this, or longer
