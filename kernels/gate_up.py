@@ -15,6 +15,9 @@ import triton.language as tl
 from kernels.launch import Array, Launch, Run, ceil_div
 from kernels.product import OWN_TILING, PROGRAMS, Tiling, blocks, product_tile
 
+#: See `product.STAGES`: 432 programs of the 32B, four on each of 132 cores instead of three.
+STAGES = {64: 5, 128: 3}
+
 
 @triton.jit
 def gate_up_kernel(
@@ -66,7 +69,7 @@ def gate_up(
     B, D = x_BD.shape
     F = gate_DF.shape[1]
     few = F // 64 < PROGRAMS // 2  # then narrow tiles, so that every core has work
-    sizes = blocks(B, tiling, columns=64 if few else 128)
+    sizes = blocks(B, tiling, columns=64 if few else 128, stages=STAGES)
     launch = Launch(
         kernel=gate_up_kernel,
         grid=(ceil_div(F, sizes["COLUMNS"] // 2),),

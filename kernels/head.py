@@ -14,6 +14,9 @@ import triton.language as tl
 from kernels.launch import Array, Launch, Run, ceil_div
 from kernels.product import OWN_TILING, Tiling, blocks, product_tile
 
+#: See `product.STAGES`: many programs, for which few at once with more on their way are as good.
+STAGES = {64: 6, 128: 4}
+
 
 @triton.jit
 def head_kernel(
@@ -57,7 +60,7 @@ def head(
     """Logits [B, V], float32; w is [D, V], or the embedding [V, D] where `tied`."""
     B, D = x_BD.shape
     V = w.shape[0 if tied else 1]
-    sizes = blocks(B, tiling)
+    sizes = blocks(B, tiling, stages=STAGES)
     launch = Launch(
         kernel=head_kernel,
         grid=(ceil_div(V, sizes["COLUMNS"]),),

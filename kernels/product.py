@@ -18,6 +18,7 @@ Source of the operand swap and the block sizes: compiled for sm_90 and read, see
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import triton
@@ -29,6 +30,9 @@ from kernels.launch import ceil_div, power_of_two
 K_BLOCK = 64
 #: Programs that a product is split into at least: three for each of the 132 cores of an H100.
 PROGRAMS = 396
+#: Blocks of W that a program has on their way or in use, by the width of its tile: so many that all
+#: programs of a launch run at once on 132 cores (kernels.resources). Sums do not depend on it.
+STAGES = {64: 5, 128: 4}
 #: A slice of k shorter than this costs more in partial sums than it gains.
 SHORTEST_SLICE = 4 * K_BLOCK
 
@@ -69,18 +73,25 @@ def split(inputs: int, columns: int, slices: int | None = None) -> tuple[int, in
     return ceil_div(inputs, length), length
 
 
-def blocks(batch: int, tiling: Tiling, *, columns: int | None = None) -> dict[str, int]:
+def blocks(
+    batch: int,
+    tiling: Tiling,
+    *,
+    columns: int | None = None,
+    stages: Mapping[int, int] = STAGES,
+) -> dict[str, int]:
     """Compile-time block sizes for a batch.
 
     Args:
         batch: number of sequences
         tiling: what is asked for
         columns: width of a tile that the kernel chooses
+        stages: that the kernel chooses, by that width
     """
     rows = max(16, power_of_two(batch))
     width = tiling.columns or columns or (64 if rows == 16 else 128)
-    stages = tiling.stages or (6 if width == 64 else 4)
-    return {"B": batch, "ROWS": rows, "COLUMNS": width, "K_BLOCK": K_BLOCK, "STAGES": stages}
+    depth = tiling.stages or stages.get(width, min(stages.values()))
+    return {"B": batch, "ROWS": rows, "COLUMNS": width, "K_BLOCK": K_BLOCK, "STAGES": depth}
 
 
 @triton.jit

@@ -173,14 +173,13 @@ def dry_run(ctx: CheckContext, parts: Sequence[Part]) -> bool:
     for part in parts:
         found = compile_part(ctx, part, seen)
         done.append(found)
-        left_out = f"   left out: {part.host_only}" if part.host_only else ""
-        print(f"{part.name:10}{found.programs:9}{found.seconds:11.1f}"
-              f"{found.cpu_seconds:8.1f}{found.temporary_bytes / 1e9:18.2f} GB{left_out}", flush=True)  # fmt: skip
+        print(f"{part.name:10}{found.programs:9}{found.seconds:11.1f}{found.cpu_seconds:8.1f}"
+              f"{found.temporary_bytes / 1e9:18.2f} GB"
+              + (f"   left out: {part.host_only}" * bool(part.host_only)), flush=True)  # fmt: skip
         for failure in found.failures:
             print(f"  FAILED {failure}", flush=True)
-    programs, seconds = sum(d.programs for d in done), sum(d.seconds for d in done)
-    cpu = sum(d.cpu_seconds for d in done)
-    print(
-        f"{'all':10}{programs:9}{seconds:11.1f}{cpu:8.1f}   for {ctx.device.device_kind}; nothing was run"
-    )
+    programs, cpu = sum(d.programs for d in done), sum(d.cpu_seconds for d in done)
+    seconds = sum(d.seconds for d in done)
+    print(f"{'all':10}{programs:9}{seconds:11.1f}{cpu:8.1f}   for {ctx.device.device_kind}; "
+          "nothing was run")  # fmt: skip
     return not any(d.failures for d in done)
