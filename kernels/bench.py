@@ -130,7 +130,7 @@ def time_kernel(
     from kernels.benchmarking.cases import make
 
     case = make(result.kernel, shape, result.batch, result.context, dtype)
-    steps = {"kernel": partial(case.launches, run), "XLA": case.plain}
+    steps: dict[str, Any] = {"kernel": partial(case.launches, run), "XLA": case.plain}
     timed = [timing.timed_step(n, case, s, result.bytes, device) for n, s in steps.items()]
     inputs = timing.draw_inputs(case, device, timed[0].copies)
     times, xla = (timing.time_step(t, inputs, number) for t in timed)

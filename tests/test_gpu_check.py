@@ -18,7 +18,7 @@ pytest.importorskip("triton", reason="Triton has wheels for Linux only")
 from benchmarks import gpu_summary
 from benchmarks.gpu_check import main
 from benchmarks.gpu_parts import decoding, training
-from benchmarks.gpu_parts.context import Part
+from benchmarks.gpu_parts.context import Part, raise_if
 from benchmarks.gpu_parts.decoding import LARGEST_GAP
 from benchmarks.gpu_parts.registry import PARTS, choose, compile_part, estimates, run_parts
 from benchmarks.gpu_summary import read_results, summary
@@ -34,6 +34,7 @@ from jaxs1.decoding import budget
 from jaxs1.decoding.loop import Written
 from jaxs1.model.architecture import Architecture, read_config
 from kernels.benchmarking import timing
+from kernels.benchmarking.program import Program
 from tests.conftest import ROOT
 from tests.planning.cases import needs
 from tests.tiny_gpu_check import HEADER, TINY, facts_on_disk, tiny_context
@@ -256,13 +257,16 @@ def test_a_dry_run_compiles_without_running(tmp_path):
     """Each program once, though several parts have it; one that cannot be compiled is named."""
     ctx = tiny_context(tmp_path)
     seen = set()
-    found = {name: compile_part(ctx, choose(name)[0], seen) for name in ("slice", "model")}
-    assert found["slice"].programs >= 6 and not found["slice"].failures
-    drawn = {name for name in seen if name.startswith("draw")}
-    assert len(drawn) < 13  # of 2 layers' and the head's weights
-    # the slice's matrices are the model's: only chunks and pages are new
-    assert found["model"].programs == 3
-    assert compile_part(ctx, choose("probe")[0], seen).failures == () if ctx.run else True
+    found = {name: compile_part(ctx, choose(name)[0], seen) for name in ("prefill", "batches")}
+    drawn = [name for name in seen if name.startswith("draw")]
+    assert (
+        len(drawn) < 13
+    )  # matrices and biases of a layer and the head, of the many that there are
+    assert found["prefill"].programs == len(drawn)  # with the prefill, without batches' pages
+    assert found["batches"].programs == 2  # pages and the chunk: the matrices are prefill's
+    assert not found["prefill"].failures and not found["batches"].failures
+    broken = Part("broken", 1, "", lambda _: None, lambda _: [Program("x", jax.jit(len), ())])
+    assert compile_part(ctx, broken, seen).failures[0].startswith("x: ")
     assert facts_on_disk(tmp_path) == {}
 
 
@@ -348,20 +352,17 @@ def test_attention_to_wrong_keys_is_seen(loop):
     assert logit_gap(loop, PROMPTS, written) > LARGEST_GAP
 
 
-def test_a_loop_that_is_not_repeatable_fails(monkeypatch, tmp_path):
+def test_a_loop_that_is_not_repeatable_fails():
     rng = np.random.default_rng(0)
-    real = RandomWeightsLoop.call
+    none = rng.random((64, 4))
 
-    def restless(self, program, slots):
-        written = real(self, program, slots)
-        noise = rng.integers(0, 512, written.token_NB.shape)
-        return Written(written.count, noise, written.forced_NB, written.kind_NB)
+    class Restless:
+        def call(self, program, slots):
+            return Written(64, rng.random((64, 4)), none, none)
 
-    monkeypatch.setattr(RandomWeightsLoop, "call", restless)
+    _, problems = decoding.three_runs(Restless(), None, None)
     with pytest.raises(RuntimeError, match="three runs wrote different tokens"):
-        decoding.slice_(tiny_context(tmp_path))
-    # all the same, everything that was found is kept
-    assert "slice step XLA" in facts_on_disk(tmp_path)[""]
+        raise_if(problems)
 
 
 def test_a_wrong_training_attention_is_seen(monkeypatch, tmp_path):
@@ -373,9 +374,9 @@ def test_a_wrong_training_attention_is_seen(monkeypatch, tmp_path):
 
     monkeypatch.setitem(ops.IMPLS["attention"], "blind", blind)
     ctx = tiny_context(tmp_path, attention="blind")
+    problems = training.compare_attention(ctx, training.random_params(ctx))
     with pytest.raises(RuntimeError, match="gradients differ by"):
-        training.training(ctx)
-    assert "training step, remat none" in facts_on_disk(tmp_path)[""]
+        raise_if(problems)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")

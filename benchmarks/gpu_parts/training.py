@@ -55,9 +55,9 @@ def training_programs(ctx: CheckContext) -> Iterator[Program]:
 def training(ctx: CheckContext) -> None:
     """Loss and gradient against XLA's attention; then seconds and MFU of a step."""
     problems = []
-    params = fill_weights(_params(_model(ctx, REMATS[0], ctx.attention)))
+    params = random_params(ctx)
     try:
-        problems += _compare_attention(ctx, params)
+        problems += compare_attention(ctx, params)
     except Exception as error:  # the steps are timed all the same
         problems.append(f"comparison with XLA's attention: {one_line(error)[:300]}")
     optimizer = make_optimizer(OptimizerConfig(), steps=100)
@@ -88,6 +88,11 @@ def packed_batch(vocabulary: int, tokens: int) -> tuple[Batch, list[int]]:
     contents = packing.plan(lengths, 1)
     batch = packing.pack(examples, contents, tokens, accumulate=1, loss="token", padding_id=0)
     return batch, lengths
+
+
+def random_params(ctx: CheckContext) -> Any:
+    """Weights that keep the size of what passes through them, so that attention counts."""
+    return fill_weights(_params(_model(ctx, REMATS[0], ctx.attention)))
 
 
 def _params(model: qwen.Qwen) -> Any:
@@ -148,7 +153,8 @@ def _on_device(batch: Batch, model: qwen.Qwen) -> Batch:
     return Batch(*(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where) for x in batch))
 
 
-def _compare_attention(ctx: CheckContext, params: Any) -> list[str]:
+def compare_attention(ctx: CheckContext, params: Any) -> list[str]:
+    """Loss and gradients of the attention's matrices, against XLA's; what is wrong with them."""
     found = {}
     for attention in (ctx.attention, "xla"):
         model = _model(ctx, "attention", attention)
