@@ -26,9 +26,9 @@ aot: $(INSTALLED)  ## compile all recipes for their hardware, check what they re
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[plan]'
 	$(BIN)/python -m benchmarks.plans docs/plans.md
 
-gpu-check: $(INSTALLED)  ## on an NVIDIA GPU: check and time the Triton decoding, write benchmarks/gpu/
+gpu-check: $(INSTALLED)  ## on an NVIDIA GPU: check and time decoding and training, write benchmarks/gpu/
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[cuda]'
-	XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 $(BIN)/python -m benchmarks.gpu_check
+	$(BIN)/python -m benchmarks.gpu_check
 
 install: $(INSTALLED)  ## only create the environment
 

@@ -1,74 +1,199 @@
-"""What `gpu_check` found, as JSON and Markdown."""
+"""Facts of `gpu_check` as JSON and Markdown; of several runs together:
+
+    python -m benchmarks.gpu_summary OUTPUT FIRST/facts.jsonl SECOND/facts.jsonl
+
+Runs belong together where commit, GPU and model are the same; a part that was run again counts as
+it was the last time.
+"""
 
 from __future__ import annotations
 
-import datetime
 import json
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from jaxs1.config import one_line
-
 Figures = dict[str, Any]
+#: Header fields that are equal in runs that belong together.
+SAME = ("commit", "gpu", "model")
 
 
-def header(device: jax.Device, **settings: Any) -> Figures:
-    """What was run where."""
-    driver = one_line(device.client.platform_version)
-    return {"gpu": device.device_kind, "jax": jax.__version__, "driver": driver, **settings}
+def read_results(files: Iterable[Path]) -> tuple[Figures, Figures]:
+    """The last run's header, and part -> figures, with its facts, of all runs that belong to it.
+
+    A part that was begun and not ended did not pass: its run was killed.
+    """
+    headers: list[Figures] = []
+    runs: list[Figures] = []
+    for record in _records(files):
+        kind = record.pop("kind")
+        if kind == "header":
+            headers.append(record)
+            runs.append({})
+            continue
+        parts, name = runs[-1], record.pop("part")
+        if kind == "begin":
+            parts[name] = {"passed": False, "error": "not finished", "seconds": None, "facts": {}}
+        elif kind == "fact":
+            parts[name]["facts"][record.pop("fact")] = record
+        else:
+            parts[name] = {**record, "facts": parts[name]["facts"]}
+    header = headers[-1]
+    together: Figures = {}
+    for other, parts in zip(headers, runs, strict=True):
+        if all(other.get(key) == header.get(key) for key in SAME):
+            # skipped: what an earlier run found of it still counts
+            ran = {n: p for n, p in parts.items() if n not in together or "skipped" not in p}
+            together |= ran
+    return header, together
 
 
-def write(output: str, header: Figures, parts: Figures) -> bool:
-    """NAME/DATE.json and .md; whether all parts passed.
+def write_results(output: str | Path, header: Figures, parts: Figures) -> tuple[Path, bool]:
+    """NAME/DATE.json and .md; the path of the latter, and whether all parts passed.
 
     Args:
         output: folder that holds all GPUs' results
         header: what was run where; `gpu` names the folder
-        parts: as from `gpu_check.check`
+        parts: as from `read_results`
     """
     passed = all(part["passed"] for part in parts.values())
-    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-    header = {**header, "date": date}
     folder = Path(output) / header["gpu"].lower().replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)
     data = {**header, "passed": passed, "parts": parts}
-    (folder / f"{date}.json").write_text(json.dumps(data, indent=1) + "\n")
-    text = summary(header, parts)
-    (folder / f"{date}.md").write_text(text)
-    print(f"\n{text}\nwritten: {folder}/{date}.json and .md; all passed: {passed}")
-    return passed
+    text = folder / f"{header['date']}.md"
+    text.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
+    text.write_text(summary(header, parts))
+    return text, passed
 
 
 def summary(header: Figures, parts: Figures) -> str:
     """Markdown."""
+    first = ("gpu", "date")
     lines = [f"# {header['gpu']}, {header['date']}", "",
-             ", ".join(f"{k} {v}" for k, v in header.items() if k not in ("gpu", "date")), "",
-             "| part | passed | seconds | |", "|---|---|---|---|"]  # fmt: skip
+             ", ".join(f"{k} {v}" for k, v in header.items() if k not in first), "",
+             "| part | passed | seconds | peak GB so far | |", "|---|---|---|---|---|"]  # fmt: skip
     for name, part in parts.items():
-        rest = {k: v for k, v in part.items() if k not in ("passed", "seconds", "rows")}
-        lines.append(f"| {name} | {'yes' if part['passed'] else 'NO'} | {part['seconds']} | "
-                     f"{', '.join(f'{k} {_short(v)}' for k, v in rest.items())} |")  # fmt: skip
-    steps, times = (parts.get(name, {}).get("rows", []) for name in ("steps", "times"))
-    if steps:
-        lines += ["", "| step | unforced ms | forced ms | forced costs | of the floor |",
-                  "|---|---|---|---|---|"]  # fmt: skip
-    for r in steps:
-        share = f"{r['floor'] / r['unforced']:.0%}" if r["floor"] else "no ceiling measured"
-        lines.append(
-            f"| batch {r['batch']} | {1e3 * r['unforced']:.2f} | {1e3 * r['forced']:.2f} | "
-            f"{r['forced'] / r['unforced'] - 1:+.1%} | {share} |"
-        )
-    if times:
-        lines += ["", "| kernel | us | floor us | of the floor | XLA us |", "|---|---|---|---|---|"]
-    for r in times:
-        lines.append(
-            f"| {r['kernel']}, batch {r['batch']} | {1e6 * r['median']:.1f} | "
-            f"{1e6 * r['floor']:.1f} | {r['floor'] / r['median']:.0%} | {1e6 * r['xla']:.1f} |"
-        )
+        verdict = "yes" if part["passed"] else "skipped" if "skipped" in part else "NO"
+        peak = part.get("peak_bytes")
+        lines.append(f"| {name} | {verdict} | {part['seconds']} | "
+                     f"{'' if peak is None else f'{peak / 1e9:.1f}'} | "
+                     f"{part.get('error', part.get('skipped', ''))} |")  # fmt: skip
+    facts = {name: figures for part in parts.values() for name, figures in part["facts"].items()}
+    for table in (_ceilings(facts), _steps(facts), _slice(facts), _times(facts), _train(facts)):
+        lines += ["", *table] if table else []
+    lines += ["", "## All facts", ""]
+    for name, part in parts.items():
+        for fact, figures in part["facts"].items():
+            said = ", ".join(f"{k} {_short(v)}" for k, v in figures.items() if k != "at_s")
+            lines.append(f"* {name}: {fact}: {said}")
     return "\n".join([*lines, ""])
 
 
+def _ceilings(facts: Figures) -> list[str]:
+    units = {"read": ("TB/s", 1e12), "write": ("TB/s", 1e12), "copy": ("TB/s", 1e12),
+             "matmul": ("Tflop/s", 1e12)}  # fmt: skip
+    rows = [
+        f"| {name} | {rate / scale:.2f} {unit} |"
+        for name, (unit, scale) in units.items()
+        if (rate := _ceiling(facts, name))
+    ]
+    if rate := _ceiling(facts, "node"):
+        rows.append(f"| smallest kernel | {1e6 / rate:.2f} us |")
+    return ["| ceiling | measured |", "|---|---|", *rows] if rows else []
+
+
+def _steps(facts: Figures) -> list[str]:
+    """Steps of the whole model, forced beside unforced, against the read ceiling."""
+    read, rows = _ceiling(facts, "read"), []
+    for name, r in facts.items():
+        if not name.startswith("step, "):
+            continue
+        share = f"{r['bytes'] / read / r['unforced_s']:.0%}" if read else "no ceiling measured"
+        rows.append(
+            f"| batch {r['batch']} | {1e3 * r['unforced_s']:.2f} | {1e3 * r['forced_s']:.2f} | "
+            f"{r['forced_s'] / r['unforced_s'] - 1:+.1%} | {share} | {r['context']} | "
+            f"{r['steps']} | {r['batch'] / r['unforced_s']:.1f} |"
+        )
+    head = ["| step | unforced ms | forced ms | forced costs | of the read ceiling | context | "
+            "steps a chunk | tokens/s |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    return [*head, *rows] if rows else []
+
+
+def _slice(facts: Figures) -> list[str]:
+    start = "slice step "
+    rows = [
+        f"| {name.removeprefix(start)} | {1e6 * r['median_s']:.0f} |"
+        for name, r in facts.items()
+        if name.startswith(start)
+    ]
+    return ["| step of the slice | us |", "|---|---|", *rows] if rows else []
+
+
+def _times(facts: Figures) -> list[str]:
+    """Kernels against the floor that the measured ceilings give, and others' products."""
+    read, matmul = _ceiling(facts, "read"), _ceiling(facts, "matmul")
+    rows = []
+    for name, r in facts.items():
+        if not name.startswith("time of "):
+            continue
+        floor = max(r["bytes"] / read, r["flops"] / matmul) if read and matmul else None
+        same = (r["kernel"], r["batch"])
+        torch = [
+            other["median"]
+            for other in facts.values()
+            if other.get("layout") and (other["kernel"], other["batch"]) == same
+        ]
+        rows.append(
+            f"| {r['kernel']}, batch {r['batch']} | {1e6 * r['median']:.1f} | "
+            + (f"{1e6 * floor:.1f} | {floor / r['median']:.0%}" if floor else "| ")
+            + f" | {_microseconds(r['xla'])} | {_microseconds(min(torch, default=None))} |"
+        )
+    head = ["| kernel | us | floor us | of the floor | XLA us | cuBLAS us |",
+            "|---|---|---|---|---|---|"]  # fmt: skip
+    return [*head, *rows] if rows else []
+
+
+def _train(facts: Figures) -> list[str]:
+    rows = [
+        f"| {r['remat']} | {1e3 * r['step_s']:.0f} | {r['tokens'] / r['step_s']:,.0f} | "
+        + (f"{r['mfu']:.1%} |" if r["mfu"] else "|")
+        for name, r in facts.items()
+        if name.startswith("training step, ") and "step_s" in r
+    ]
+    head = ["| training, remat | ms a step | tokens/s | MFU |", "|---|---|---|---|"]
+    return [*head, *rows] if rows else []
+
+
+def _ceiling(facts: Figures, name: str) -> float | None:
+    return facts.get(f"ceiling {name}", {}).get("per_second")
+
+
+def _microseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e6 * seconds:.1f}"
+
+
 def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _records(files: Iterable[Path]) -> Iterable[Figures]:
+    for file in files:
+        for line in file.read_text().splitlines(keepends=True):
+            # a kill may tear the last line
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; 1 where some part did not pass."""
+    if len(argv) < 2:
+        print("usage: python -m benchmarks.gpu_summary OUTPUT FACTS.jsonl...", file=sys.stderr)
+        return 2
+    text, passed = write_results(argv[0], *read_results(map(Path, argv[1:])))
+    print(text.read_text())
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -79,7 +79,7 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchResult:
     """One kernel at one batch and context. Times in seconds."""
 
     kernel: str
@@ -96,39 +96,47 @@ class Row:
     xla: float | None = None
 
 
-def check_rows(options: Bench, shape: Shape, run: Any, dtype: str) -> list[Row]:
+def check_kernels(
+    options: Bench, shape: Shape, run: Any, device: Any, dtype: str
+) -> list[BenchResult]:
     """Correctness of every kernel, nothing timed. Raises RuntimeError where one is wrong."""
-    from kernels import measure
-    from kernels.cases import make
+    from kernels.benchmarking import timing
+    from kernels.benchmarking.cases import make
 
-    rows = []
-    for name, batch, context in _points(options):
-        most = max(1, CHECKED // kernel_work(shape, batch, 1)["attention"].cache)
-        case = make(name, shape, batch, min(context, most), 0, dtype)
-        error, same = measure.correctness(case, run)
+    results = []
+    for name, batch, context in points(options):
+        case = make(name, shape, batch, checked_context(shape, batch, context), dtype)
+        error, same = timing.correctness(timing.check_of(case, run, device))
         if not error <= LARGEST_ERROR[dtype]:
             raise RuntimeError(
                 f"{name} at batch {batch}, context {context}: differs from float64 by {error:.1e} "
                 f"of the largest value, more than {LARGEST_ERROR[dtype]:.0e}; nothing is timed"
             )
         work = kernel_work(shape, batch, context)[name]
-        rows.append(Row(name, batch, context, error, same, work.bytes, work.flops))
-    return rows
+        results.append(BenchResult(name, batch, context, error, same, work.bytes, work.flops))
+    return results
 
 
-def time_row(row: Row, shape: Shape, run: Any, ceilings: Any, number: int, dtype: str) -> Row:
-    """The row with its times: the kernel's, the floor's, and XLA's for the plain formula."""
-    from kernels import measure
-    from kernels.cases import make
+def checked_context(shape: Shape, batch: int, context: int) -> int:
+    """The context that a kernel is checked at: less, where its cache would be large."""
+    return min(context, max(1, CHECKED // kernel_work(shape, batch, 1)["attention"].cache))
 
-    copies = min(64, max(1, -(-measure.ROTATED // row.bytes)))
-    build = partial(make, row.kernel, shape, row.batch, row.context, dtype=dtype)
-    cases = [build(seed=seed) for seed in range(copies)]
-    times = measure.case_times(cases, partial(cases[0].kernel, run), number)
-    xla = measure.case_times(cases, cases[0].plain, number)
-    work = Work(activations=row.bytes, flops=row.flops)
+
+def time_kernel(
+    result: BenchResult, shape: Shape, run: Any, device: Any, ceilings: Any, number: int, dtype: str
+) -> BenchResult:
+    """The result with its times: the kernel's, the floor's, and XLA's for the plain formula."""
+    from kernels.benchmarking import timing
+    from kernels.benchmarking.cases import make
+
+    case = make(result.kernel, shape, result.batch, result.context, dtype)
+    steps: dict[str, Any] = {"kernel": partial(case.launches, run), "XLA": case.plain}
+    timed = [timing.timed_step(n, case, s, result.bytes, device) for n, s in steps.items()]
+    inputs = timing.draw_inputs(case, device, timed[0].copies)
+    times, xla = (timing.time_step(t, inputs, number) for t in timed)
+    work = Work(activations=result.bytes, flops=result.flops)
     return dataclasses.replace(
-        row, **dataclasses.asdict(times), xla=xla.median,
+        result, **dataclasses.asdict(times), xla=xla.median,
         floor=work.floor(ceilings.read, ceilings.matmul),
     )  # fmt: skip
 
@@ -141,7 +149,7 @@ def small(shape: Shape) -> Shape:
     )  # fmt: skip
 
 
-def table(rows: Sequence[Row], ceilings: Any | None) -> Any:
+def table(rows: Sequence[BenchResult], ceilings: Any | None) -> Any:
     """A rich table; columns of times only where there are some."""
     from rich.table import Table
 
@@ -162,7 +170,7 @@ def table(rows: Sequence[Row], ceilings: Any | None) -> Any:
     return drawn
 
 
-def picture(rows: Sequence[Row], ceilings: Any, title: str, path: Path) -> None:
+def picture(rows: Sequence[BenchResult], ceilings: Any, title: str, path: Path) -> None:
     """A roofline: every row under the measured limits of memory and tensor cores."""
     import matplotlib
 
@@ -190,7 +198,7 @@ def picture(rows: Sequence[Row], ceilings: Any, title: str, path: Path) -> None:
     plt.close(figure)
 
 
-def _points(options: Bench) -> list[tuple[str, int, int]]:
+def points(options: Bench) -> list[tuple[str, int, int]]:
     """(kernel, batch, context); only attention depends on the context."""
     return [
         (name, batch, context)
@@ -203,11 +211,13 @@ def _points(options: Bench) -> list[tuple[str, int, int]]:
 def _interpret(options: Bench, shape: Shape) -> None:
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which is below
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax
     from rich.console import Console
 
     from kernels.interpreted import on_jax
 
-    rows = check_rows(options, small(shape), on_jax, "float32")
+    device = jax.devices()[0]
+    rows = check_kernels(options, small(shape), on_jax, device, "float32")
     text = f"{options.model}, small shapes of its kind, interpreted in float32: results only"
     Console(width=120).print(text, table(rows, None))
 
@@ -239,17 +249,17 @@ def _measure(options: Bench, shape: Shape) -> None:
     import triton
     from rich.console import Console
 
-    from kernels import measure
-    from kernels.step import step_times
+    from kernels.benchmarking.decode_step import step_times
+    from kernels.benchmarking.timing import ceilings
 
     device, run = find_gpu(
         "timing needs an NVIDIA GPU; without one, --interpret true checks the kernels' results and "
         "--resources true shows what the compiler makes of them"
     )
     console = Console(width=140)
-    rows = check_rows(options, shape, run, "bfloat16")
-    limits = measure.ceilings(run, options.samples)
-    rows = [time_row(r, shape, run, limits, options.samples, "bfloat16") for r in rows]
+    rows = check_kernels(options, shape, run, device, "bfloat16")
+    limits = ceilings(run, device, options.samples)
+    rows = [time_kernel(r, shape, run, device, limits, options.samples, "bfloat16") for r in rows]
     steps = [
         step_times(shape, run, b, c, max(3, options.samples // 10))
         for b in options.batch for c in options.context if options.step
@@ -273,7 +283,9 @@ def _measure(options: Bench, shape: Shape) -> None:
                 Path(options.output).with_suffix(".png"))  # fmt: skip
 
 
-def write(path: Path, header: dict[str, Any], rows: Sequence[Row], steps: Sequence[Any]) -> None:
+def write(
+    path: Path, header: dict[str, Any], rows: Sequence[BenchResult], steps: Sequence[Any]
+) -> None:
     """All figures as JSON."""
     data = {**header, "rows": [dataclasses.asdict(r) for r in rows], "steps": list(steps)}
     path.write_text(json.dumps(data, indent=1) + "\n")

@@ -12,7 +12,10 @@ import triton
 import triton.language as tl
 
 from kernels.launch import Array, Launch, Run, ceil_div
-from kernels.product import blocks, product_tile
+from kernels.product import OWN_TILING, Tiling, blocks, product_tile
+
+#: See `product.STAGES`: many programs, for which few at once with more on their way are as good.
+STAGES = {64: 6, 128: 4}
 
 
 @triton.jit
@@ -44,16 +47,26 @@ def head_kernel(
     tl.store(y_ptr + row[None, :] * WIDTH + column[:, None], y, mask=mask)
 
 
-def head(run: Run, x_BD: Array, scale_D: Array, w: Array, *, eps: float, tied: bool) -> Array:
+def head(
+    run: Run,
+    x_BD: Array,
+    scale_D: Array,
+    w: Array,
+    *,
+    eps: float,
+    tied: bool,
+    tiling: Tiling = OWN_TILING,
+) -> Array:
     """Logits [B, V], float32; w is [D, V], or the embedding [V, D] where `tied`."""
     B, D = x_BD.shape
     V = w.shape[0 if tied else 1]
-    sizes = blocks(B)
+    sizes = blocks(B, tiling, stages=STAGES)
     launch = Launch(
         kernel=head_kernel,
         grid=(ceil_div(V, sizes["COLUMNS"]),),
         outputs=(((B, V), "float32"),),
         constants={"EPS": eps, "TIED": tied, "K": D, "WIDTH": V, **sizes},
+        warps=tiling.warps,
     )
     (logits_BV,) = run(launch, [x_BD, scale_D, w])
     return logits_BV

@@ -18,6 +18,9 @@ Source of the operand swap and the block sizes: compiled for sm_90 and read, see
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import triton
 import triton.language as tl
 
@@ -27,34 +30,68 @@ from kernels.launch import ceil_div, power_of_two
 K_BLOCK = 64
 #: CompiledFunctions that a product is split into at least: three for each of the 132 cores of an H100.
 PROGRAMS = 396
+#: Blocks of W that a program has on their way or in use, by the width of its tile: so many that all
+#: programs of a launch run at once on 132 cores (kernels.resources). Sums do not depend on it.
+STAGES = {64: 5, 128: 4}
 #: A slice of k shorter than this costs more in partial sums than it gains.
 SHORTEST_SLICE = 4 * K_BLOCK
 
 
-def split(inputs: int, columns: int) -> tuple[int, int]:
+@dataclass(frozen=True)
+class Tiling:
+    """How a launch cuts its product; None takes the kernel's own choice.
+
+    Args:
+        columns: width of a program's tile
+        stages: blocks of W that a program has on their way or in use
+        slices: parts of k, each with its own programs; where the kernel has slices
+        warps: of 32 threads, per program
+    """
+
+    columns: int | None = None
+    stages: int | None = None
+    slices: int | None = None
+    warps: int = 4
+
+
+#: What every kernel chooses for itself.
+OWN_TILING = Tiling()
+
+
+def split(inputs: int, columns: int, slices: int | None = None) -> tuple[int, int]:
     """Number of slices of k, and their length, for a weight of [inputs, columns].
 
     Args:
         inputs: length of k
         columns: outputs of all the weights of the launch together
+        slices: wanted; None: as many as give `PROGRAMS` programs
     """
-    wanted = ceil_div(PROGRAMS, ceil_div(columns, 64))
-    slices = max(1, min(wanted, inputs // SHORTEST_SLICE))
+    if slices is None:
+        wanted = ceil_div(PROGRAMS, ceil_div(columns, 64))
+        slices = max(1, min(wanted, inputs // SHORTEST_SLICE))
     length = ceil_div(ceil_div(inputs, slices), K_BLOCK) * K_BLOCK
     return ceil_div(inputs, length), length
 
 
-def blocks(batch: int, *, columns: int | None = None) -> dict[str, int]:
+def blocks(
+    batch: int,
+    tiling: Tiling,
+    *,
+    columns: int | None = None,
+    stages: Mapping[int, int] = STAGES,
+) -> dict[str, int]:
     """Compile-time block sizes for a batch.
 
     Args:
         batch: number of sequences
-        columns: width of a tile, where a kernel wants its own
+        tiling: what is asked for
+        columns: width of a tile that the kernel chooses
+        stages: that the kernel chooses, by that width
     """
     rows = max(16, power_of_two(batch))
-    width = columns or (64 if rows == 16 else 128)
-    stages = 6 if width == 64 else 4
-    return {"B": batch, "ROWS": rows, "COLUMNS": width, "K_BLOCK": K_BLOCK, "STAGES": stages}
+    width = tiling.columns or columns or (64 if rows == 16 else 128)
+    depth = tiling.stages or stages.get(width, min(stages.values()))
+    return {"B": batch, "ROWS": rows, "COLUMNS": width, "K_BLOCK": K_BLOCK, "STAGES": depth}
 
 
 @triton.jit

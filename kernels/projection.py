@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from kernels.launch import Array, Launch, Run, ceil_div
-from kernels.product import blocks, product_tile, split
+from kernels.product import OWN_TILING, Tiling, blocks, product_tile, split
 
 #: Columns that one program of the second launch adds up.
 SUM_COLUMNS = 256
@@ -67,7 +67,9 @@ def sum_kernel(
     tl.store(y_ptr + row * WIDTH + column, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-def projection(run: Run, x_BK: Array, w: Array, residual_BD: Array | None) -> Array:
+def projection(
+    run: Run, x_BK: Array, w: Array, residual_BD: Array | None, *, tiling: Tiling = OWN_TILING
+) -> Array:
     """Residual + x W, in the residual's dtype; float32 without a residual.
 
     Args:
@@ -75,17 +77,19 @@ def projection(run: Run, x_BK: Array, w: Array, residual_BD: Array | None) -> Ar
         x_BK: [B, K]
         w: [K, D]; its inputs may be several axes, e.g. [N, H, D]
         residual_BD: [B, D] or None
+        tiling: of the product
     """
     B, K = x_BK.shape
     D = w.shape[-1]
-    slices, length = split(K, D)
-    sizes = blocks(B)
+    slices, length = split(K, D, tiling.slices)
+    sizes = blocks(B, tiling)
     constants = {"K": K, "WIDTH": D, "SLICE": length}
     product = Launch(
         kernel=projection_kernel,
         grid=(ceil_div(D, sizes["COLUMNS"]), slices),
         outputs=(((slices, B, D), "float32"),),
         constants={**constants, **sizes},
+        warps=tiling.warps,
     )
     (partial,) = run(product, [x_BK, w])
     total = Launch(

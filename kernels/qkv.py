@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from kernels.launch import Array, Launch, Run, ceil_div
-from kernels.product import blocks, product_tile, split
+from kernels.product import OWN_TILING, Tiling, blocks, product_tile, split
 
 
 @triton.jit
@@ -62,13 +62,20 @@ def qkv_kernel(
 
 
 def qkv(
-    run: Run, x_BD: Array, scale_D: Array, q_DNH: Array, k_DKH: Array, v_DKH: Array
+    run: Run,
+    x_BD: Array,
+    scale_D: Array,
+    q_DNH: Array,
+    k_DKH: Array,
+    v_DKH: Array,
+    *,
+    tiling: Tiling = OWN_TILING,
 ) -> tuple[Array, Array]:
     """Partial sums [slices, B, (N + 2 K) H] and sums of squares [slices, B], float32."""
     B, D = x_BD.shape
     q_width, kv_width = math.prod(q_DNH.shape[1:]), math.prod(k_DKH.shape[1:])
-    slices, length = split(D, q_width + 2 * kv_width)
-    sizes = blocks(B)
+    slices, length = split(D, q_width + 2 * kv_width, tiling.slices)
+    sizes = blocks(B, tiling)
     tiles = ceil_div(q_width, sizes["COLUMNS"]) + 2 * ceil_div(kv_width, sizes["COLUMNS"])
     constants = {"K": D, "Q_WIDTH": q_width, "KV_WIDTH": kv_width, "SLICE": length}
     launch = Launch(
@@ -76,6 +83,7 @@ def qkv(
         grid=(tiles, slices),
         outputs=(((slices, B, q_width + 2 * kv_width), "float32"), ((slices, B), "float32")),
         constants={**constants, **sizes},
+        warps=tiling.warps,
     )
     partial, squares = run(launch, [x_BD, scale_D, q_DNH, k_DKH, v_DKH])
     return partial, squares

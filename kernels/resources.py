@@ -1,12 +1,14 @@
 """What the compiler makes of the kernels: python -m kernels.resources. No GPU needed.
 
 Every kernel is compiled for the GPUs' generations, and its machine code is read: registers, spills,
-shared memory, 16-byte loads, asynchronous copies, tensor-core instructions. A spill, a narrow load
+shared memory, 16-byte loads, asynchronous copies, tensor-core instructions; and how many programs a
+launch starts, and a core has room for. A spill, a narrow load
 or a missing tensor-core instruction is slow on every device of that generation.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import tempfile
@@ -29,6 +31,13 @@ from kernels.xla_call import CAPABILITIES, compile_launch
 SHARED_LIMIT = {
     80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10
 }  # fmt: skip
+#: Threads and programs that a core has at a time, by compute capability.
+THREADS = {80: 2048, 86: 1536, 89: 1536, 90: 2048, 100: 2048, 120: 1536}
+PROGRAMS_LIMIT = {80: 32, 86: 16, 89: 24, 90: 32, 100: 32, 120: 24}
+#: Registers of a core, handed out to a warp in steps of 256.
+REGISTERS = 64 << 10
+#: Shared memory that the system takes for each program [bytes].
+RESERVED = 1 << 10
 #: Tensor-core instructions, by generation: Blackwell, Hopper, Ampere.
 _TENSOR_CORE = {"tcgen05": r"\bUTC\w*MMA", "wgmma": r"\bHGMMA", "mma": r"\bHMMA"}
 
@@ -44,6 +53,8 @@ class Usage:
         registers: of a thread
         spills: bytes of a thread's registers that live in memory
         shared: memory of a program [bytes]
+        programs: of a launch
+        slots: programs that a core has room for at a time, by memory, registers and threads
         wide_loads: loads of 16 bytes a thread, asynchronous ones among them
         loads: all loads from global memory
         async_copies: instructions that copy to shared memory while the program goes on
@@ -56,6 +67,8 @@ class Usage:
     registers: int
     spills: int
     shared: int
+    programs: int
+    slots: int
     wide_loads: int
     loads: int
     async_copies: int
@@ -185,11 +198,28 @@ def usage(launch: Launch, dtypes: Sequence[str | None], batch: int, capability: 
         registers=registers,
         spills=stack + local,
         shared=compiled.metadata.shared,
+        programs=math.prod(launch.grid),
+        slots=slots(compiled.metadata.shared, registers, launch.warps, capability),
         wide_loads=count(r"\bLDG\.E[.\w]*128") + count(r"\bLDGSTS\.E[.\w]*128"),
         loads=count(r"\bLDG\.") + count(r"\bLDGSTS\."),
         async_copies=count(r"\bLDGSTS\.") + count(r"\bUTMALDG"),
         tensor_core=" ".join(f"{kind} {n}" for kind, n in kinds.items() if n),
     )
+
+
+def slots(shared: int, registers: int, warps: int, capability: int) -> int:
+    """CompiledFunctions that a core has room for at a time (CUDA's occupancy, by arithmetic).
+
+    Args:
+        shared: memory of a program [bytes]
+        registers: of a thread
+        warps: of a program
+        capability: e.g. 90
+    """
+    by_memory = (SHARED_LIMIT[capability] + RESERVED) // (shared + RESERVED)
+    by_registers = REGISTERS // (warps * 256 * ceil_div(registers, 8))
+    by_threads = THREADS[capability] // (32 * warps)
+    return min(by_memory, by_registers, by_threads, PROGRAMS_LIMIT[capability])
 
 
 def survey(shape: Shape, batches: Sequence[int], context: int, capabilities: Sequence[int]) -> Any:
@@ -205,12 +235,12 @@ def survey(shape: Shape, batches: Sequence[int], context: int, capabilities: Seq
 
 def table(rows: Sequence[Usage], *, markdown: bool) -> Any:
     """A rich table, or Markdown text."""
-    heads = ("kernel", "sm", "batch", "registers", "spills", "shared KiB", "16-byte loads",
-             "async copies", "tensor core")  # fmt: skip
+    heads = ("kernel", "sm", "batch", "registers", "spills", "shared KiB", "programs",
+             "slots a core", "16-byte loads", "async copies", "tensor core")  # fmt: skip
     cells = [
         (u.kernel, str(u.capability), str(u.batch), str(u.registers), str(u.spills),
-         f"{u.shared / 1024:.1f}", f"{u.wide_loads} of {u.loads}", str(u.async_copies),
-         u.tensor_core or "none") for u in rows
+         f"{u.shared / 1024:.1f}", str(u.programs), str(u.slots),
+         f"{u.wide_loads} of {u.loads}", str(u.async_copies), u.tensor_core or "none") for u in rows
     ]  # fmt: skip
     if markdown:
         lines = [heads, tuple("---" for _ in heads), *cells]

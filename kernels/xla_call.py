@@ -32,6 +32,14 @@ KNOWN = {"triton": ((3, 6), (3, 10)), "jax": ((0, 10), (0, 13)), "jaxlib": ((0, 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 #: PTX that ptxas of CUDA 12.8 and later reads; Triton's own default is newer than CUDA 13.0 knows.
 PTX_VERSION = 87
+#: XLA options of a program that runs as one CUDA graph, its loops' conditions too: no step of a
+#: decoding loop waits for the host.
+CUDA_GRAPH_OPTIONS: dict[str, str | bool] = {
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,WHILE",
+    "xla_gpu_graph_min_graph_size": "1",
+}
+#: XLA options of a program that launches every kernel on its own.
+NO_GRAPH_OPTIONS: dict[str, str | bool] = {"xla_gpu_enable_command_buffer": ""}
 #: XLA's buffers start at multiples of at least this [bytes].
 ALIGNMENT = 16
 #: Pointers that Triton appends to a kernel's parameters, and jaxlib to a launch: scratch memory.
@@ -43,10 +51,7 @@ _TYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "int32": "i3
 def check_versions() -> None:
     """Raise ValueError where an installed version is not among those that were tried."""
     for package, (low, high) in KNOWN.items():
-        try:
-            installed = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            installed = "none"
+        installed = installed_version(package)
         numbers = tuple(int(x) for x in re.findall(r"\d+", installed)[:2])
         if not low <= numbers < high:
             wanted = f">={low[0]}.{low[1]},<{high[0]}.{high[1]}"
@@ -54,6 +59,15 @@ def check_versions() -> None:
                 f"{package}={installed}: the Triton kernels need {wanted} (private interfaces were "
                 f"tried with these); pip install '{package}{wanted}', or use the xla implementation"
             )
+
+
+@functools.cache
+def installed_version(package: str) -> str:
+    """Looked up once: tracing a model of 64 layers asks some hundred times."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 def compute_capability() -> int:
@@ -146,12 +160,20 @@ class Compiled:
             results,
             input_output_aliases={position[i]: o for i, o in launch.in_place.items()},
         )
-        opaque = _call_descriptor(launch, compiled, len(present) + len(results), self.capability)
+        grid = launch.grid + (1,) * (3 - len(launch.grid))
+        arrays = len(present) + len(results)
+        opaque = _call_descriptor(launch.name, grid, compiled, arrays, self.capability)
         return tuple(call(*present, opaque=opaque))
 
 
-def _call_descriptor(launch: Launch, compiled: Any, arrays: int, capability: int) -> bytes:
-    """What the FFI target launches: PTX, grid and parameters, as jaxlib serialises them."""
+@functools.cache
+def _call_descriptor(
+    name: str, grid: tuple[int, ...], compiled: Any, arrays: int, capability: int
+) -> bytes:
+    """What the FFI target launches: PTX, grid and parameters, as jaxlib serialises them.
+
+    Cached: the layers of a model launch the same few kernels, and compressing PTX takes time.
+    """
     from jaxlib import gpu_triton
 
     check_versions()
@@ -163,14 +185,15 @@ def _call_descriptor(launch: Launch, compiled: Any, arrays: int, capability: int
     parameters = len(re.findall(r"^\s*\.param ", ptx.split(".entry", 1)[1].split("{")[0], re.M))
     if parameters != arrays + HIDDEN_PARAMETERS or meta.global_scratch_size or meta.tensordesc_meta:
         raise ValueError(
-            f"{launch.name}: triton {triton.__version__} makes a kernel of {parameters} parameters "
+            f"{name}: triton {triton.__version__} makes a kernel of {parameters} parameters "
             f"with {meta.global_scratch_size} B of scratch memory; jaxlib launches one of "
             f"{arrays + HIDDEN_PARAMETERS} without"
         )
+    # jaxlib keeps the kernel's TTIR for debugging only; without it a descriptor is half as long
+    ttir = ""
     kernel = gpu_triton.TritonKernel(
-        meta.name, meta.num_warps, 1, meta.shared, ptx, compiled.asm["ttir"], capability
+        meta.name, meta.num_warps, 1, meta.shared, ptx, ttir, capability
     )
-    grid = launch.grid + (1,) * (3 - len(launch.grid))
     array = gpu_triton.create_array_parameter(0, ALIGNMENT)
     call = gpu_triton.TritonKernelCall(kernel, *grid, [array] * arrays)
-    return zlib.compress(call.to_proto(launch.name, b""))
+    return zlib.compress(call.to_proto(name, b""))

@@ -1,7 +1,13 @@
-"""`make gpu-check` as far as a CPU goes: the real loop on XLA, a tiny model, what is written."""
+"""`make gpu-check` as far as a CPU goes: every part on a tiny model, and what is wrong is seen."""
 
+import contextlib
+import dataclasses
+import importlib.util
 import json
-from functools import partial
+import os
+import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -9,31 +15,50 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton has wheels for Linux only")
 
-from benchmarks import gpu_check
-from benchmarks.gpu_check import LARGEST_REGRET, Bed, GpuCheck, check, main
-from benchmarks.gpu_summary import header, summary, write
-from benchmarks.random_loop import Loop, ask, needs, regret
+from benchmarks import gpu_summary
+from benchmarks.gpu_check import main
+from benchmarks.gpu_parts import decoding, training
+from benchmarks.gpu_parts.context import Part, raise_if
+from benchmarks.gpu_parts.decoding import LARGEST_GAP
+from benchmarks.gpu_parts.registry import PARTS, choose, compile_part, estimates, run_parts
+from benchmarks.gpu_summary import read_results, summary
+from benchmarks.random_weights_loop import (
+    SPARE,
+    RandomWeightsLoop,
+    ask,
+    logit_gap,
+    required_bytes,
+)
 from jaxs1.config import UserError
-from jaxs1.decoding import budget
 from jaxs1.decoding.decode_loop import ChunkOutput
-from jaxs1.model.architecture import Architecture
-from kernels import measure
-from kernels.shapes import Shape
+from jaxs1.model.architecture import Architecture, read_config
+from kernels.benchmarking import timing
+from kernels.benchmarking.program import Program
+from tests.conftest import ROOT
+from tests.planning.cases import needs
+from tests.tiny_gpu_check import HEADER, TINY, facts_on_disk, tiny_context
 
-TINY = Architecture(512, 64, 192, 2, 8, 4, 8, 4096, 1e4, 1e-6, False, True, False, 0.02)
-SHAPE = Shape(2, 64, 192, 8, 4, 8, 512, tied=False, bias=True)
-OPTIONS = GpuCheck(model="qwen2.5-0.5b", small="qwen2.5-7b", batch=[2], context=100, samples=2)
-BED = Bed(OPTIONS, jax.devices()[0], None, "xla", "float32",
-          dict.fromkeys((OPTIONS.model, OPTIONS.small), TINY),
-          dict.fromkeys((OPTIONS.model, "odd"), SHAPE))  # fmt: skip
 PROMPTS = [[5, 6, 7], list(range(20, 90))]
+#: Parts that run single kernels, which no CPU can; see kernels/interpreted/test_gpu_check.py.
+KERNEL_PARTS = {"kernels", "probe", "ceilings", "times", "sweep", "shapes"}
 
 
 @pytest.fixture(scope="module")
 def loop():
-    loop = Loop(TINY, BED.device, "float32", rows=2, context=256)
+    loop = RandomWeightsLoop(TINY, jax.devices()[0], "float32", rows=2, context=256).fill()
     loop.prefill(PROMPTS)
     return loop
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """Every part on a tiny model."""
+    output = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "ROTATED", 30_000)
+        patch.setattr(timing, "LEAST_SECONDS", 0)
+        assert not run_parts(tiny_context(output), PARTS)
+    return output, read_results([output / "facts.jsonl"])[1]
 
 
 def test_without_a_gpu_one_line_says_so(run_module):
@@ -42,93 +67,325 @@ def test_without_a_gpu_one_line_says_so(run_module):
     assert "\n" not in str(error.value)
     done = run_module("benchmarks.gpu_check")
     assert done.returncode == 2 and done.stderr.startswith("error: device=cpu")
-    with pytest.raises(UserError, match="model=gpt2: must be"):
-        main(["--model", "gpt2"])
+    for arguments, message in (
+        (["--model", "gpt2"], "model=gpt2: must be"),
+        (["--parts", "env,speed"], "parts=speed: must be among env, kernels"),
+        (["--deadline", "0"], "deadline=0"),
+        (["--batch", "[0]"], r"batch=\[0\]: must name 1 to 64"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main(arguments)
 
 
-def test_what_runs_passes_and_what_cannot_run_loses_nothing_else(tmp_path, monkeypatch):
-    small = partial(measure.ceilings, size=1 << 16, width=64, nodes=1)
-    monkeypatch.setattr(measure, "ceilings", small)
-    parts = check(BED)  # no kernel runs here
-    assert {name: part["passed"] for name, part in parts.items()} == {
-        "tokens": True, "graph": True, "ceilings": False, "steps": True, "kernels": False,
-        "times": False,
-    }  # fmt: skip
-    assert parts["tokens"]["tokens"] == 4 * 64
-    assert parts["tokens"]["equal_to_xla"] == 1 and parts["tokens"]["forced"] >= 16
-    assert parts["graph"]["same_tokens"]
-    assert [r["batch"] for r in parts["steps"]["rows"]] == [2]
-    assert all(r["forced"] > 0 and r["unforced"] > 0 for r in parts["steps"]["rows"])
-    assert "needs ceilings, which failed" in parts["times"]["error"]
-    assert not write(str(tmp_path), header(BED.device, model="tiny"), parts)
+# --- what is written ------------------------------------------------------------------------
+
+
+def test_what_runs_passes_and_what_cannot_run_loses_nothing_else(whole_run):
+    output, parts = whole_run
+    assert {name for name, part in parts.items() if not part["passed"]} == KERNEL_PARTS, {
+        name: part.get("error") for name, part in parts.items()
+    }
+    assert "no kernel can be run here" in parts["kernels"]["error"]
+    # the other ceilings are measured although the smallest kernel cannot be
+    assert {"ceiling read", "ceiling copy", "ceiling write", "ceiling matmul"} == set(
+        parts["ceilings"]["facts"]
+    )
+    written = next(output.glob("cpu/*.json"))
+    assert json.loads(written.read_text())["passed"] is False
+    text = written.with_suffix(".md").read_text()
+    assert "| kernels | NO |" in text and "| slice | yes |" in text
+    assert "| batch 2 |" in text and "| training, remat |" in text
+
+
+def test_the_slice(whole_run):
+    facts = whole_run[1]["slice"]["facts"]
+    assert facts["slice without graph"]["tokens"] == 4 * 64
+    assert facts["slice without graph"]["forced"] >= 16
+    assert facts["slice as graph"]["same_as_without_graph"]
+    assert facts["slice as graph"]["three_runs_equal"]
+    assert facts["slice on XLA"]["equal_tokens"] == 1
+    assert facts["slice against XLA's logits"]["largest_gap"] <= 1e-3
+    for name in ("as graph", "without graph", "XLA"):
+        assert facts[f"slice step {name}"]["least_s"] > 0
+
+
+def test_steps_of_the_model(whole_run):
+    facts = whole_run[1]["model"]["facts"]
+    steps = [facts[f"step, batch 1, chunk of {n}"] for n in (10, 20)]
+    assert all(r["forced_s"] > 0 and r["unforced_s"] > 0 for r in steps)
+    slope = facts["slope, batch 1, forced"]
+    # a chunk is what it costs once, and its steps
+    for r in steps:
+        whole = slope["chunk_start_s"] + r["steps"] * slope["step_s"]
+        assert whole == pytest.approx(r["steps"] * r["forced_s"])
+    assert list(whole_run[1]["batches"]["facts"]) == ["model filled, batch 2",
+                                                      "step, batch 2, chunk of 10"]  # fmt: skip
+
+
+def test_prefill_training_and_generation(whole_run):
+    facts = {k: v for part in whole_run[1].values() for k, v in part["facts"].items()}
+    assert facts["prefill of 20 tokens"]["seconds"] > 0
+    steps = [facts[f"training step, remat {remat}"] for remat in ("none", "attention", "full")]
+    # the losses before and after the first policy's steps are those of one run
+    assert steps[2]["loss"] > steps[1]["loss"] > steps[0]["loss"] > steps[0]["last_loss"]
+    assert sum(steps[0]["lengths"]) == 256 and len(steps[0]["lengths"]) == 4
+    lengths, tokens = steps[0]["lengths"], 256
+    matrices = TINY.num_parameters - 64 * 512  # the embedding is looked up
+    layers = 64 * (8 + 2 * 4 + 8) * 8 + 3 * 64 * 192 + 2 * 64 + (8 + 2 * 4) * 8  # one of two
+    pairs = sum(n * (n + 1) // 2 for n in lengths)
+    expected = 6 * (matrices - layers) * tokens + 12 * 8 * 8 * pairs
+    assert steps[0]["flops"] == pytest.approx(expected, rel=1e-9)
+    assert facts["xla against XLA's attention"]["gradient_difference"] == 0
+    command = facts["jaxs1.generate"]
+    assert command["status"] == 0 and command["completions"] == 8
+    assert 0 < command["longest_thinking"] <= 256 and command["forced"] > 0
+    assert facts["engine"]["tokens_per_s"] > 0
+    assert facts["torch copy"]["per_second"] > 0
+    assert facts["cuBLAS down, batch 2, inputs first"]["median"] > 0
+
+
+def test_a_run_that_is_killed_keeps_all_earlier_facts(tmp_path):
+    command = [sys.executable, "-m", "tests.tiny_gpu_check", str(tmp_path), "env,slice,model"]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    printed = []
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True,
+                          stderr=subprocess.DEVNULL) as child:  # fmt: skip
+        for line in child.stdout:
+            printed.append(json.loads(line))
+            if printed[-1].get("fact") == "slice as graph":
+                child.send_signal(signal.SIGKILL)
+                break
+    assert child.returncode == -signal.SIGKILL
+    facts = [r["fact"] for r in printed if r["kind"] == "fact"]
+    assert facts == [
+        "machine", "smallest program", "slice without graph", "slice as graph",
+    ]  # fmt: skip
+    on_disk = facts_on_disk(tmp_path)
+    assert on_disk["env"] == facts[:2] and on_disk["slice"][:2] == facts[2:]
+    # the summary of the part that had ended is there, and can be made again
     (file,) = tmp_path.glob("cpu/*.json")
-    found = json.loads(file.read_text())
-    assert found["passed"] is False and found["gpu"] == "cpu"
-    text = file.with_suffix(".md").read_text()
-    assert "| kernels | NO |" in text and "| batch 2 |" in text and "no ceiling measured" in text
+    assert json.loads(file.read_text())["parts"]["env"]["passed"]
+    assert gpu_summary.main([str(tmp_path), str(tmp_path / "facts.jsonl")]) == 1
+    parts = json.loads(file.read_text())["parts"]
+    assert parts["slice"]["error"] == "not finished"
+    assert parts["slice"]["facts"]["slice as graph"]["three_runs_equal"]
+    assert "model" not in parts
 
 
-def test_a_memory_that_does_not_do_is_said(monkeypatch):
-    monkeypatch.setattr(gpu_check, "room", lambda _: 1e3)
+def test_a_torn_last_line_is_left_out(tmp_path):
+    ctx = tiny_context(tmp_path)
+    ctx.facts.begin("env")
+    ctx.facts.add("machine", cpus=2)
+    with (tmp_path / "facts.jsonl").open("a") as file:
+        file.write('{"kind": "fact", "part": "env", "fa')
+    assert read_results([tmp_path / "facts.jsonl"])[1]["env"]["facts"].keys() == {"machine"}
+
+
+def test_two_calls_are_one_result(tmp_path):
+    def part(name, passed=True):
+        def run(ctx):
+            ctx.facts.add(f"fact of {name}", value=1)
+            if not passed:
+                raise RuntimeError("wrong")
+
+        return Part(name, 1, "nothing", run, lambda _: ())
+
+    assert not run_parts(tiny_context(tmp_path / "a"), [part("one"), part("two", passed=False)])
+    late = tiny_context(tmp_path / "b", deadline=0)
+    assert not run_parts(late, [part("one")])
+    assert run_parts(tiny_context(tmp_path / "b"), [part("two"), part("three")])
+    files = [tmp_path / folder / "facts.jsonl" for folder in "ab"]
+    parts = read_results(files)[1]
+    assert {name: p["passed"] for name, p in parts.items()} == dict.fromkeys(
+        ("one", "two", "three"), True
+    )
+    # another commit's facts are not mixed in
+    with files[1].open("a") as file:
+        file.write(json.dumps({"kind": "header", **HEADER, "commit": "def"}) + "\n")
+    assert read_results(files)[1] == {}
+
+
+def test_percentages_of_the_ceiling():
+    step = {"batch": 1, "context": 4096, "steps": 32, "unforced_s": 0.016, "forced_s": 0.01602,
+            "bytes": 57.6e9}  # fmt: skip
+    kernel = {"kernel": "down", "batch": 8, "median": 80e-6, "xla": 100e-6, "bytes": 240e6,
+              "flops": 1e9}  # fmt: skip
+    facts = {"ceiling read": {"per_second": 4e12}, "ceiling matmul": {"per_second": 8e14},
+             "step, batch 1, chunk of 32": step, "time of down": kernel,
+             "cuBLAS": {**kernel, "layout": "inputs first", "median": 90e-6}}  # fmt: skip
+    parts = {"model": {"passed": True, "seconds": 2.0, "facts": facts}}
+    text = summary({"gpu": "NVIDIA H200", "date": "today"}, parts)
+    assert "| batch 1 | 16.00 | 16.02 | +0.1% | 90% |" in text
+    assert "| down, batch 8 | 80.0 | 60.0 | 75% | 100.0 | 90.0 |" in text
+    del facts["ceiling read"]
+    assert "no ceiling measured" in summary({"gpu": "NVIDIA H200", "date": "today"}, parts)
+
+
+# --- which parts, and when ------------------------------------------------------------------
+
+
+def test_estimates_fit_the_minutes():
+    assert sum(part.seconds for part in PARTS) <= 540
+    essential = [part for part in PARTS if part.essential]
+    assert sum(part.seconds for part in essential) <= 300
+    assert list(PARTS[: len(essential)]) == essential  # they come first
+    text = estimates(PARTS, 540)
+    assert all(part.name in text for part in PARTS)
+
+
+def test_parts_are_chosen_by_name_and_keep_their_order():
+    assert [part.name for part in choose("model, env")] == ["env", "model"]
+    assert choose("") == list(PARTS)
+
+
+def test_a_part_that_would_end_after_the_deadline_is_skipped_and_said(tmp_path):
+    order = []
+    parts = [
+        Part(name, seconds, "nothing", lambda _, name=name: order.append(name), lambda _: ())
+        for name, seconds in (("first", 5), ("long", 5000), ("last", 5))
+    ]
+    ctx = tiny_context(tmp_path, deadline=1000)
+    assert not run_parts(ctx, parts)
+    assert order == ["first", "last"]
+    found = read_results([tmp_path / "facts.jsonl"])[1]
+    assert "not begun" in found["long"]["skipped"] and found["last"]["passed"]
+    assert "| long | skipped |" in next(tmp_path.glob("cpu/*.md")).read_text()
+
+
+def test_a_dry_run_compiles_without_running(tmp_path):
+    """Each program once, though several parts have it; one that cannot be compiled is named."""
+    ctx = tiny_context(tmp_path)
+    seen = set()
+    found = {name: compile_part(ctx, choose(name)[0], seen) for name in ("prefill", "batches")}
+    drawn = [name for name in seen if name.startswith("draw")]
+    assert (
+        len(drawn) < 13
+    )  # matrices and biases of a layer and the head, of the many that there are
+    assert found["prefill"].programs == len(drawn)  # with the prefill, without batches' pages
+    assert found["batches"].programs == 2  # pages and the chunk: the matrices are prefill's
+    assert not found["prefill"].failures and not found["batches"].failures
+    broken = Part("broken", 1, "", lambda _: None, lambda _: [Program("x", jax.jit(len), ())])
+    assert compile_part(ctx, broken, seen).failures[0].startswith("x: ")
+    assert facts_on_disk(tmp_path) == {}
+
+
+def test_a_dry_run_for_an_h100(capsys):
+    needs("gpu")
+    assert main(["--dry", "--parts", "env,probe"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [["env", "1"], ["probe", "1"], ["all", "2"]]
+
+
+# --- memory ---------------------------------------------------------------------------------
+
+
+def test_bytes_of_the_32b_counted_by_hand():
+    """A draw takes 32 random bits an element beside its array; the largest come first."""
+    path = ROOT / "configs/models/qwen2.5-32b.json"
+    a = Architecture.from_hf(read_config(path), str(path))
+    weights = 32_763_876_352 * 2
+    norms = 2 * (64 * 2 + 1) * 5120
+    token = 2**18
+    # at the end: one of 128 arrays of pages is drawn while all else is there
+    cache = (4096 + 64) * token
+    expected = weights - norms + cache + 4 * cache / 2 / 128 + SPARE
+    assert required_bytes(a, "bfloat16", rows=1, context=4096) == pytest.approx(expected)
+    h100, h200 = 0.95 * 84.93e9, 0.95 * 150.75e9
+    assert required_bytes(a, "bfloat16", rows=8, context=4096 + 32) < h100
+    assert required_bytes(a, "bfloat16", rows=32, context=1024 + 32) < h100
+    assert h100 < required_bytes(a, "bfloat16", rows=32, context=4096 + 32) < h200
+
+
+def test_a_draw_takes_what_is_counted_for_it():
+    needs("gpu")
+    from jaxs1.planning.targets import parse_target
+    from jaxs1.planning.topology import make_devices
+    from kernels.benchmarking.program import draw_program
+
+    (device,) = make_devices(parse_target("h100:1x1"))
+    place = jax.sharding.SingleDeviceSharding(device)
+    memory = draw_program((5120, 27648), "bfloat16", place).compile().memory_analysis()
+    assert memory.output_size_in_bytes == 2 * 5120 * 27648
+    assert memory.temp_size_in_bytes == pytest.approx(4 * 5120 * 27648, rel=0.01)
+
+
+def test_a_memory_that_does_not_do_is_said(tmp_path):
+    ctx = tiny_context(tmp_path, free_bytes=lambda: 1e3)
     with pytest.raises(RuntimeError, match=r"batch 2 needs \d+ GB of 0; give --model"):
-        gpu_check.steps(BED, {})
+        decoding.batches(ctx)
+    assert facts_on_disk(tmp_path) == {"": ["batch 2 does not fit"]}
 
 
-def test_needs_of_the_32b():
-    from jaxs1.model.architecture import read_config
-    from tests.conftest import ROOT
+def test_a_shorter_context_that_fits_is_taken(tmp_path):
+    free = required_bytes(TINY, "float32", rows=2, context=128 + 20)
+    ctx = tiny_context(tmp_path, free_bytes=lambda: free, context=512)
+    assert decoding.fitting_context(ctx, 2) == 128
 
-    path = str(ROOT / "configs/models/qwen2.5-32b.json")
-    a = Architecture.from_hf(read_config(path), path)
-    # 32.76e9 parameters of 2 bytes, and 4096 tokens of 256 KiB and page 0
-    expected = 1.1 * (32_763_876_352 * 2 + (4096 + 64) * 2**18)
-    assert needs(a, "bfloat16", rows=1, context=4096) == pytest.approx(expected)
+
+# --- what is wrong is seen ------------------------------------------------------------------
 
 
 def test_forcing_as_asked(loop):
-    written, _ = loop.run("xla", PROMPTS, [ask(), ask(thinking=8)], steps=24)
+    written = loop.run("xla", PROMPTS, [ask(), ask(thinking=8)], steps=24)
     assert not written.forced_NB[:, 0].any()
     assert written.forced_NB[:, 1].tolist() == [False] * 8 + [True] * 8 + [False] * 8
     assert written.token_NB[8:16, 1].tolist() == [11, 12, 13, 14, 15, 16, 17, 18]
     end = int(written.token_NB[4, 0])
     waiting = ask(thinking=20, waits=1, end=end)
-    again, _ = loop.run("xla", PROMPTS, [waiting, ask()], steps=24)
-    assert (again.kind_NB[:, 0] == budget.TokenKind.WAIT).sum() == 1 and 19 in again.token_NB[:, 0]
-    assert regret(loop, PROMPTS, again) <= 1e-3
+    again = loop.run("xla", PROMPTS, [waiting, ask()], steps=24)
+    assert (again.kind_NB[:, 0] == TokenKind.WAIT).sum() == 1 and 19 in again.token_NB[:, 0]
+    assert logit_gap(loop, PROMPTS, again) <= 1e-3
 
 
 def test_a_wrong_token_is_seen(loop):
-    written, _ = loop.run("xla", PROMPTS, [ask(), ask()], steps=24)
-    assert regret(loop, PROMPTS, written) <= 1e-3
+    written = loop.run("xla", PROMPTS, [ask(), ask()], steps=24)
+    assert logit_gap(loop, PROMPTS, written) <= 1e-3
     wrong = written._replace(token_NB=written.token_NB.copy())
     wrong.token_NB[11, 1] = (wrong.token_NB[11, 1] + 7) % 512
-    assert regret(loop, PROMPTS, wrong) > LARGEST_REGRET
+    assert logit_gap(loop, PROMPTS, wrong) > LARGEST_GAP
 
 
 def test_attention_to_wrong_keys_is_seen(loop):
     loop.cache = jax.tree.map(lambda pages: pages[:, ::-1], loop.cache)
-    written, _ = loop.run("xla", PROMPTS, [ask(), ask()], steps=24)
-    assert regret(loop, PROMPTS, written) > LARGEST_REGRET
+    written = loop.run("xla", PROMPTS, [ask(), ask()], steps=24)
+    assert logit_gap(loop, PROMPTS, written) > LARGEST_GAP
 
 
-def test_a_loop_that_is_not_repeatable_fails(monkeypatch):
+def test_a_loop_that_is_not_repeatable_fails():
     rng = np.random.default_rng(0)
     none = rng.random((64, 4))
 
     class Restless:
-        def run(self, *_, **__):
-            return ChunkOutput(64, rng.random((64, 4)), none, none), {}
+        def call(self, program, slots):
+            return ChunkOutput(64, rng.random((64, 4)), none, none)
 
-    monkeypatch.setattr(gpu_check, "_small", lambda _: (Restless(), PROMPTS))
+    _, problems = decoding.three_runs(Restless(), None, None)
     with pytest.raises(RuntimeError, match="three runs wrote different tokens"):
-        gpu_check.graph(BED, {})
+        raise_if(problems)
 
 
-def test_percentages_of_the_floor():
-    rows = [{"batch": 1, "unforced": 0.016, "forced": 0.01602, "bytes": 64e9, "floor": 0.0144}]
-    kernel = {"kernel": "down", "batch": 8, "median": 80e-6, "floor": 60e-6, "xla": 100e-6}
-    parts = {"steps": {"passed": True, "seconds": 2.0, "rows": rows, "skipped": []},
-             "times": {"passed": True, "seconds": 1.0, "rows": [kernel]}}  # fmt: skip
-    text = summary({"gpu": "NVIDIA H200", "date": "today"}, parts)
-    assert "| batch 1 | 16.00 | 16.02 | +0.1% | 90% |" in text
-    assert "| down, batch 8 | 80.0 | 60.0 | 75% | 100.0 |" in text
+def test_a_wrong_training_attention_is_seen(monkeypatch, tmp_path):
+    from jaxs1.model import ops
+
+    def blind(q, k, v, segments, **options):
+        """Sequences of a row see each other."""
+        return ops.attention_xla(q, k, v, segments * 0 + 1)
+
+    monkeypatch.setitem(ops.IMPLS["attention"], "blind", blind)
+    ctx = tiny_context(tmp_path, attention="blind")
+    problems = training.compare_attention(ctx, training.random_params(ctx))
+    with pytest.raises(RuntimeError, match="gradients differ by"):
+        raise_if(problems)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
+def test_a_failing_child_is_a_failing_part(monkeypatch, tmp_path):
+    from benchmarks.gpu_parts import cublas
+
+    ctx = dataclasses.replace(tiny_context(tmp_path), device=FakeGpu())
+    with contextlib.suppress(ImportError), pytest.raises(RuntimeError, match="finds no CUDA"):
+        cublas.cublas(ctx)
+
+
+class FakeGpu:
+    platform = "gpu"

@@ -185,9 +185,9 @@ class Triton:
 
     def compiler_options(self) -> Options:
         """See `Backend`. The whole loop becomes one CUDA graph."""
-        from kernels.measure import GRAPH
+        from kernels.xla_call import CUDA_GRAPH_OPTIONS
 
-        return GRAPH
+        return CUDA_GRAPH_OPTIONS
 
 
 class InterpretedTriton(Triton):

@@ -9,14 +9,16 @@ pytest.importorskip("triton", reason="Triton has wheels for Linux only")
 from rich.console import Console
 
 from jaxs1.config import UserError
-from kernels.bench import Row, main, picture, table, write
-from kernels.measure import Ceilings, samples
+from kernels.bench import BenchResult, main, picture, table, write
+from kernels.benchmarking.timing import Ceilings, samples
 
 CEILINGS = Ceilings(copy=4.2e12, read=4e12, write=4e12, matmul=7e14, node=1e-6)
 ROWS = [
-    Row("down", 1, 1024, 3e-3, True, 200_000_000, 400_000_000, 1e-4, 0.9e-4, 1.1e-4, 5e-5, 1.3e-4),
-    Row("attention", 8, 4096, 3e-3, False, 10**8, 5 * 10**8, 5e-5, 4e-5, 6e-5, 2.5e-5, 1e-4),
-]
+    BenchResult("down", 1, 1024, 3e-3, True, 200_000_000, 400_000_000, 1e-4, 0.9e-4, 1.1e-4, 5e-5,
+                1.3e-4),
+    BenchResult("attention", 8, 4096, 3e-3, False, 10**8, 5 * 10**8, 5e-5, 4e-5, 6e-5, 2.5e-5,
+                1e-4),
+]  # fmt: skip
 
 
 def test_without_a_gpu_one_line_says_what_can_be_done():
@@ -61,7 +63,7 @@ def test_table_picture_and_json(tmp_path):
 
 def test_samples_divide_by_the_number_of_calls(monkeypatch):
     ticks = iter([0, 2, 10, 14, 20, 26])
-    monkeypatch.setattr("kernels.measure.time.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("kernels.benchmarking.timing.time.perf_counter", lambda: next(ticks))
     times = samples(lambda: (), calls=2, number=3)
     assert (
         times.median == 2 and times.low == pytest.approx(1.2) and times.high == pytest.approx(2.8)

@@ -1,7 +1,6 @@
 """From jax.jit to the FFI call; compiled for an H200 where the CUDA plugin is installed."""
 
 import functools
-import importlib.metadata
 import importlib.util
 import re
 
@@ -37,6 +36,7 @@ class Descriptor:
 
 @pytest.fixture
 def descriptors(monkeypatch):
+    forget_traces()
     for name in ("TritonKernel", "TritonKernelCall"):
         monkeypatch.setattr(jaxlib.gpu_triton, name, Descriptor, raising=False)
     monkeypatch.setattr(
@@ -45,6 +45,14 @@ def descriptors(monkeypatch):
         lambda zero, align: (zero, align),
         raising=False,
     )
+    yield
+    forget_traces()
+
+
+def forget_traces():
+    """No stand-in's descriptor is left for another test, nor a real one for a stand-in."""
+    xla_call._call_descriptor.cache_clear()
+    jax.clear_caches()
 
 
 def step(weights, scale, head, *rest):
@@ -120,9 +128,9 @@ def test_check_names_what_is_supported(change, message):
 
 @pytest.mark.parametrize("package", ["triton", "jax", "jaxlib"])
 def test_an_unknown_version_is_named(package, monkeypatch):
-    real = importlib.metadata.version
+    real = xla_call.installed_version
     fake = {package: "99.1.0"}
-    monkeypatch.setattr(importlib.metadata, "version", lambda p: fake.get(p) or real(p))
+    monkeypatch.setattr(xla_call, "installed_version", lambda p: fake.get(p) or real(p))
     with pytest.raises(ValueError, match=rf"{package}=99\.1\.0: the Triton kernels need >="):
         decode.check(**GOOD, compute_capability=90)
 

@@ -1,31 +1,59 @@
 """The parts of `make gpu-check` that run single kernels, interpreted in the place of a GPU."""
 
-from functools import partial
+import pytest
 
-import jax
-
-from benchmarks import gpu_check
-from benchmarks.gpu_check import PARTS, Bed, GpuCheck, check
-from benchmarks.gpu_summary import header, write
-from kernels import bench, measure
+from benchmarks.gpu_parts import speed
+from benchmarks.gpu_parts.registry import choose, run_parts
+from benchmarks.gpu_summary import read_results
+from kernels import bench
+from kernels.benchmarking import cases, timing
 from kernels.interpreted import on_jax
+from kernels.product import Tiling
 from kernels.shapes import MODELS
+from tests.tiny_gpu_check import tiny_context
 
-MODEL = "qwen2.5-32b"
+SHAPE = bench.small(MODELS["qwen2.5-32b"])
+NAMES = "kernels,probe,ceilings,times,sweep,shapes"
 
 
-def test_kernels_ceilings_and_times(monkeypatch, tmp_path):
-    monkeypatch.setattr(measure, "ROTATED", 30_000)
-    small = partial(measure.ceilings, size=1 << 16, width=64, nodes=1)
-    monkeypatch.setattr(measure, "ceilings", small)
-    monkeypatch.setattr(gpu_check, "ODD", bench.Bench(batch=[3], context=[65]))
-    shape = bench.small(MODELS[MODEL])
-    options = GpuCheck(batch=[1], context=70, samples=1)
-    bed = Bed(options, jax.devices()[0], on_jax, "none", "float32", {},
-              {MODEL: shape, "odd": shape})  # fmt: skip
-    parts = check(bed, {name: PARTS[name] for name in ("ceilings", "kernels", "times")})
-    assert [part.get("error") for part in parts.values()] == [None] * 3
-    assert parts["kernels"]["largest_error"] <= 1e-5 and parts["kernels"]["checked"] == 12
-    assert [r["kernel"] for r in parts["times"]["rows"]] == list(bench.KERNELS)
-    assert write(str(tmp_path), header(bed.device), parts)
-    assert "| down, batch 1 |" in next(tmp_path.glob("*/*.md")).read_text()
+@pytest.fixture
+def context(monkeypatch, tmp_path):
+    monkeypatch.setattr(timing, "ROTATED", 30_000)
+    monkeypatch.setattr(timing, "LEAST_SECONDS", 0)
+    monkeypatch.setattr(timing, "TURNS", 1)
+    tilings = {"out": [Tiling(64, 5, 2)], "gate_up": [Tiling(128, 3)]}
+    monkeypatch.setattr(speed, "TILINGS", tilings)
+    return tiny_context(tmp_path, run=on_jax, shape=SHAPE, odd_shape=SHAPE, context=70,
+                        batches=(1,))  # fmt: skip
+
+
+def test_the_parts_that_run_single_kernels(context, tmp_path):
+    assert run_parts(context, choose(NAMES))
+    parts = read_results([tmp_path / "facts.jsonl"])[1]
+    for name, number in (("kernels", 6), ("shapes", 6)):
+        facts = parts[name]["facts"].values()
+        assert len(facts) == number
+        assert all(f["difference"] <= 1e-5 and f["repeatable"] for f in facts)
+    assert parts["probe"]["facts"]["kernel loaded in a graph"]["value"] == 512
+    assert len(parts["ceilings"]["facts"]) == 5
+    assert [f["kernel"] for f in parts["times"]["facts"].values()] == list(bench.KERNELS)
+    assert [f["slices"] for f in parts["sweep"]["facts"].values()] == [2, None]
+    assert "| down, batch 1 |" in next(tmp_path.glob("cpu/*.md")).read_text()
+
+
+def test_a_wrong_kernel_fails_and_the_others_are_checked(context, tmp_path, monkeypatch):
+    real = cases.head
+    monkeypatch.setattr(cases, "head", lambda *given, **options: 1.001 * real(*given, **options))
+    cases.make.cache_clear()
+    assert not run_parts(context, choose("kernels"))
+    part = read_results([tmp_path / "facts.jsonl"])[1]["kernels"]
+    assert "head at batch 1, context 70: differs from float64 by 1.0e-03" in part["error"]
+    assert sum(not f["passed"] for f in part["facts"].values()) == 1
+
+
+def test_a_tiling_that_cannot_run_does_not_end_the_sweep(context, tmp_path, monkeypatch):
+    tilings = {"out": [Tiling(48), Tiling(64, 5, 2)]}  # a tile is a power of two
+    monkeypatch.setattr(speed, "TILINGS", tilings)
+    assert run_parts(context, choose("sweep"))
+    first, second = read_results([tmp_path / "facts.jsonl"])[1]["sweep"]["facts"].values()
+    assert "error" in first and second["median"] > 0

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from kernels import decode
+from kernels.benchmarking.program import Program, as_graph, draw, shapes_on
+from kernels.benchmarking.timing import samples
 from kernels.launch import Array, Run
-from kernels.measure import compiled, samples
 from kernels.resources import abstract_layer
 from kernels.shapes import Shape, step_work
 
@@ -25,8 +26,8 @@ TOKENS = 16
 
 def abstract_model(
     shape: Shape, batch: int, context: int, dtype: Any = jnp.bfloat16
-) -> tuple[Any, Any, Any]:
-    """Parameters, pages and the table of a model as shapes."""
+) -> tuple[Any, Any]:
+    """(Parameters, pages) of a model, and its table, as shapes."""
     layer, (_, _, pool, _, table) = abstract_layer(shape, batch, context, dtype)
     D, V = shape.width, shape.vocabulary
     params = {
@@ -36,7 +37,7 @@ def abstract_model(
     }
     if not shape.tied:
         params["lm_head"] = jax.ShapeDtypeStruct((D, V), dtype)
-    return params, [(pool, pool)] * shape.layers, table
+    return (params, [(pool, pool)] * shape.layers), table
 
 
 def chunk(
@@ -77,22 +78,17 @@ def step_times(
     shape: Shape, run: Run, batch: int, context: int, number: int, dtype: Any = jnp.bfloat16
 ) -> dict[str, Any]:
     """Seconds of a step (median, low, high), its bytes, and bytes per second."""
-    abstract, abstract_pages, table = abstract_model(shape, batch, context + TOKENS, dtype)
-
-    @jax.jit
-    def draw(key: Array) -> Any:
-        leaves, tree = jax.tree.flatten((abstract, abstract_pages))
-        keys = jax.random.split(key, len(leaves))
-        pairs = zip(keys, leaves, strict=True)
-        drawn = [jax.random.normal(k, a.shape, a.dtype) / 64 for k, a in pairs]
-        return jax.tree.unflatten(tree, drawn)
-
-    params, pages = draw(jax.random.key(0))
+    device = jax.devices()[0]
+    model, table = abstract_model(shape, batch, context + TOKENS, dtype)
+    model = shapes_on(device, model)
+    leaves, tree = jax.tree.flatten(model)
+    drawn = [draw(leaf, seed, 1 / 64) for seed, leaf in enumerate(leaves)]
+    params, pages = jax.tree.unflatten(tree, drawn)
     table_BM = 1 + jnp.arange(batch * table.shape[1], dtype=jnp.int32).reshape(table.shape)
-    program = compiled(
-        lambda params, pages, table_BM: chunk(shape, run, context, params, pages, table_BM),
-        params, pages, table_BM, donate_argnums=1,
-    )  # fmt: skip
+    function = jax.jit(partial(chunk, shape, run, context), donate_argnums=1)
+    name = f"step at batch {batch}, context {context}"
+    given = (params, pages, table_BM)
+    program = Program(name, function, given, options=as_graph(device)).compile()
 
     def call() -> Any:
         nonlocal pages

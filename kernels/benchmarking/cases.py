@@ -6,6 +6,7 @@ what it can (cuBLAS products, fusions).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,69 +19,95 @@ from kernels import decode
 from kernels.attention import attention
 from kernels.gate_up import gate_up
 from kernels.head import head
-from kernels.launch import Array, Run, ceil_div
+from kernels.launch import Array, ceil_div
 from kernels.product import split
 from kernels.projection import projection
 from kernels.qkv import qkv
 from kernels.shapes import PAGE, Shape
 
 Tree = Any
+#: (*sizes, inputs=) -> normal numbers of variance 1 / inputs
+Normal = Callable[..., Array]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call of a kernel.
+    """One call of a kernel: pure functions, so that each is one program.
 
     Args:
-        fixed: inputs that a call only reads
-        state: inputs that it takes over and gives back: pages, or nothing
-        kernel: (run, fixed, state) -> output, state
+        label: kernel, model's width, batch and context
+        draw: seed -> fixed, state: inputs that a call only reads, and inputs that it takes over
+            and gives back (pages, or nothing). Random, since zeros would run faster than real data
+        kernel: (run, fixed, state, **options of the kernel) -> output, state
         plain: (fixed, state) -> output, state
+        launches: as `kernel`, without what is only done to compare its output: what is timed
     """
 
-    fixed: Tree
-    state: Tree
-    kernel: Callable[[Run, Tree, Tree], tuple[Array, Tree]]
+    label: str
+    draw: Callable[[Array], tuple[Tree, Tree]]
+    kernel: Callable[..., tuple[Array, Tree]]
     plain: Callable[[Tree, Tree], tuple[Array, Tree]]
+    launches: Callable[..., tuple[Tree, Tree]]
 
 
-def make(name: str, shape: Shape, batch: int, context: int, seed: int, dtype: Any) -> Case:
-    """Random inputs of a kernel.
+@functools.cache
+def make(name: str, shape: Shape, batch: int, context: int, dtype: Any) -> Case:
+    """A kernel's case.
 
     Args:
         name: as in `kernels.shapes.kernel_work`
         shape: of the model, or of one device's part
         batch: sequences B
         context: tokens that each new token attends to, itself among them
-        seed: of the random numbers; zeros would run faster than real data
         dtype: bfloat16, or float32 where kernels are interpreted
     """
-    D, F = shape.width, shape.mlp
-    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    keys = iter(jax.random.split(jax.random.key(seed), 8))
 
-    def normal(*sizes: int, inputs: int = 1) -> Array:
-        return jax.random.normal(next(keys), sizes, dtype) * jnp.asarray(inputs**-0.5, dtype)
+    def draw(inputs: Callable[[Normal], tuple[Tree, Tree]], seed: Array) -> tuple[Tree, Tree]:
+        # threefry would need several times the memory and time
+        keys = iter(jax.random.split(jax.random.key(seed, impl="unsafe_rbg"), 8))
+
+        def normal(*sizes: int, inputs: int = 1) -> Array:
+            numbers = jax.random.normal(next(keys), sizes, dtype)
+            return numbers * jnp.asarray(inputs**-0.5, dtype)
+
+        return inputs(normal)
+
+    draw_inputs, kernel, plain = _parts(name, shape, batch, context)
+    label = f"{name}, width {shape.width}, batch {batch}, context {context}"
+    launches = _qkv_launches if name == "qkv" else kernel
+    return Case(label, partial(draw, draw_inputs), kernel, plain, launches)
+
+
+def _parts(name: str, shape: Shape, batch: int, context: int) -> tuple[Any, Any, Any]:
+    """Inputs from a source of normal numbers, the kernel, the plain formula."""
+    D, F, V, eps = shape.width, shape.mlp, shape.vocabulary, shape.eps
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+
+    def projection_inputs(normal: Normal) -> Any:
+        K = q if name == "out" else F
+        return (normal(batch, K), normal(K, D, inputs=K), normal(batch, D)), ()
+
+    def normed_inputs(*widths: tuple[int, ...]) -> Any:
+        def inputs(normal: Normal) -> Any:
+            weights = [normal(*sizes, inputs=D) for sizes in widths]
+            return (normal(batch, D), 1 + normal(D) / 8, *weights), ()
+
+        return inputs
 
     if name == "attention":
-        return _attention(shape, batch, context, normal, dtype)
+        return (partial(_attention_inputs, shape, batch, context),
+                partial(_attention_kernel, shape), partial(_attention_plain, shape))  # fmt: skip
     if name in ("out", "down"):
-        inputs = q if name == "out" else F
-        x, w = normal(batch, inputs), normal(inputs, D, inputs=inputs)
-        return Case((x, w, normal(batch, D)), (), _projection_kernel, _projection_plain)
-    x, scale = normal(batch, D), 1 + normal(D) / 8
+        return projection_inputs, _projection_kernel, _projection_plain
     if name == "qkv":
-        weights = [normal(D, width, 1, inputs=D) for width in (q, kv, kv)]
-        return Case((x, scale, *weights), (), partial(_qkv_kernel, shape.eps),
-                    partial(_qkv_plain, shape.eps))  # fmt: skip
+        return (normed_inputs((D, q, 1), (D, kv, 1), (D, kv, 1)),
+                partial(_qkv_kernel, eps), partial(_qkv_plain, eps))  # fmt: skip
     if name == "gate_up":
-        gate, up = normal(D, F, inputs=D), normal(D, F, inputs=D)
-        return Case((x, scale, gate, up), (), partial(_gate_up_kernel, shape.eps),
-                    partial(_gate_up_plain, shape.eps))  # fmt: skip
-    V = shape.vocabulary
-    w = normal(*((V, D) if shape.tied else (D, V)), inputs=D)
-    return Case((x, scale, w), (), partial(_head_kernel, shape.eps, shape.tied),
-                partial(_head_plain, shape.eps, shape.tied))  # fmt: skip
+        return (normed_inputs((D, F), (D, F)),
+                partial(_gate_up_kernel, eps), partial(_gate_up_plain, eps))  # fmt: skip
+    return (normed_inputs((V, D) if shape.tied else (D, V)),
+            partial(_head_kernel, eps, shape.tied),
+            partial(_head_plain, eps, shape.tied))  # fmt: skip
 
 
 def _norm(x: Array, scale: Array, eps: float) -> Array:
@@ -94,11 +121,15 @@ def _product(x: Array, w: Array) -> Array:
     return jnp.matmul(x, w, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _qkv_kernel(eps: float, run: Run, fixed: Tree, state: Tree) -> tuple[Array, Tree]:
+def _qkv_kernel(eps: float, run: Any, fixed: Tree, state: Tree, **options: Any) -> Any:
     """The attention kernel's part of the norm is done here, so that a result can be compared."""
-    partial_sums, squares = qkv(run, *fixed)
+    partial_sums, squares = qkv(run, *fixed, **options)
     factor = jax.lax.rsqrt(squares.sum(0) / fixed[0].shape[1] + eps)
     return partial_sums.sum(0) * factor[:, None], state
+
+
+def _qkv_launches(run: Any, fixed: Tree, state: Tree, **options: Any) -> Any:
+    return qkv(run, *fixed, **options), state
 
 
 def _qkv_plain(eps: float, fixed: Tree, state: Tree) -> tuple[Array, Tree]:
@@ -107,8 +138,8 @@ def _qkv_plain(eps: float, fixed: Tree, state: Tree) -> tuple[Array, Tree]:
     return jnp.concatenate([_product(n, w[..., 0]) for w in weights], axis=1), state
 
 
-def _projection_kernel(run: Run, fixed: Tree, state: Tree) -> tuple[Array, Tree]:
-    return projection(run, *fixed), state
+def _projection_kernel(run: Any, fixed: Tree, state: Tree, **options: Any) -> Any:
+    return projection(run, *fixed, **options), state
 
 
 def _projection_plain(fixed: Tree, state: Tree) -> tuple[Array, Tree]:
@@ -117,8 +148,8 @@ def _projection_plain(fixed: Tree, state: Tree) -> tuple[Array, Tree]:
     return (residual.astype(y.dtype) + y).astype(residual.dtype), state
 
 
-def _gate_up_kernel(eps: float, run: Run, fixed: Tree, state: Tree) -> tuple[Array, Tree]:
-    return gate_up(run, *fixed, eps=eps), state
+def _gate_up_kernel(eps: float, run: Any, fixed: Tree, state: Tree, **options: Any) -> Any:
+    return gate_up(run, *fixed, eps=eps, **options), state
 
 
 def _gate_up_plain(eps: float, fixed: Tree, state: Tree) -> tuple[Array, Tree]:
@@ -127,8 +158,8 @@ def _gate_up_plain(eps: float, fixed: Tree, state: Tree) -> tuple[Array, Tree]:
     return (jax.nn.silu(_product(n, gate)) * _product(n, up)).astype(x.dtype), state
 
 
-def _head_kernel(eps: float, tied: bool, run: Run, fixed: Tree, state: Tree) -> tuple[Array, Tree]:
-    return head(run, *fixed, eps=eps, tied=tied), state
+def _head_kernel(eps: float, tied: bool, run: Any, fixed: Any, state: Any, **options: Any) -> Any:
+    return head(run, *fixed, eps=eps, tied=tied, **options), state
 
 
 def _head_plain(eps: float, tied: bool, fixed: Tree, state: Tree) -> tuple[Array, Tree]:
@@ -136,7 +167,7 @@ def _head_plain(eps: float, tied: bool, fixed: Tree, state: Tree) -> tuple[Array
     return _product(_norm(x, scale, eps), w.T if tied else w), state
 
 
-def _attention(shape: Shape, batch: int, context: int, normal: Any, dtype: Any) -> Case:
+def _attention_inputs(shape: Shape, batch: int, context: int, normal: Normal) -> Any:
     """Pages dealt in random order; partial sums of q, k and v as the projection leaves them."""
     K, H, D = shape.kv_heads, shape.head_dim, shape.width
     C = (shape.heads + 2 * K) * H
@@ -149,17 +180,16 @@ def _attention(shape: Shape, batch: int, context: int, normal: Any, dtype: Any) 
     table = order.reshape(batch, M).astype(jnp.int32)
     position = jnp.full((batch,), context - 1, jnp.int32)
     rotation = decode.rotation(position, H, shape.theta)
-    fixed = (sums, squares, rotation, position, table)
+    return (sums, squares, rotation, position, table), pages
 
-    def kernel(run: Run, fixed: Tree, pages: Tree) -> tuple[Array, Tree]:
-        sums, squares, rotation, position, table = fixed
-        out, *pages = attention(
-            run, sums, squares, (None,) * 3, (None,) * 2, rotation, position, tuple(pages), table,
-            width=D, eps=shape.eps,
-        )  # fmt: skip
-        return out, tuple(pages)
 
-    return Case(fixed, pages, kernel, partial(_attention_plain, shape))
+def _attention_kernel(shape: Shape, run: Any, fixed: Tree, pages: Tree) -> tuple[Array, Tree]:
+    sums, squares, rotation, position, table = fixed
+    out, *pages = attention(
+        run, sums, squares, (None,) * 3, (None,) * 2, rotation, position, tuple(pages), table,
+        width=shape.width, eps=shape.eps,
+    )  # fmt: skip
+    return out, tuple(pages)
 
 
 def _attention_plain(shape: Shape, fixed: Tree, pages: Tree) -> tuple[Array, Tree]:
