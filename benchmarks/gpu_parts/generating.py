@@ -43,7 +43,7 @@ def make_folder(config: Path, folder: Path) -> None:
     """A Hugging Face folder: config.json, random weights in bfloat16, a small tokenizer."""
     import ml_dtypes
 
-    from convert import shards
+    from convert import safetensors_io
     from convert.mapping import tensors
     from jaxs1.data.tokenizer import train_tokenizer
     from jaxs1.model.architecture import Architecture, read_config
@@ -54,15 +54,15 @@ def make_folder(config: Path, folder: Path) -> None:
     train_tokenizer(texts, folder, vocabulary=512)
     dtype = np.dtype(ml_dtypes.bfloat16)
     shapes = tensors(Architecture.from_hf(read_config(config), str(config)))
-    files, entries = shards.plan({name: (dtype, s) for name, s in shapes.items()}, 1 << 40)
-    shards.write_prefixes(folder, files, entries)
+    files, entries = safetensors_io.plan({name: (dtype, s) for name, s in shapes.items()}, 1 << 40)
+    safetensors_io.write_prefixes(folder, files, entries)
     rng = np.random.default_rng(0)
     for name, shape in shapes.items():
         block = np.ones(shape, np.float32)
         if "norm" not in name:
             rng.standard_normal(dtype=np.float32, out=block)
             block *= 1 if "bias" in name or "embed" in name else shape[-1] ** -0.5
-        shards.write_rows(folder, entries[name], 0, block.astype(dtype))
+        safetensors_io.write_rows(folder, entries[name], 0, block.astype(dtype))
 
 
 def _questions() -> list[str]:
@@ -101,10 +101,9 @@ def _run_command(ctx: CheckContext, folder: Path) -> list[str]:
 
 def _time_engine(ctx: CheckContext, model: Path) -> None:
     """Requests run twice; of the second, nothing is compiled."""
-    from jaxs1.decoding.engine import Limits
+    from jaxs1.decoding.scheduler import Limits
     from jaxs1.decoding.loading import EngineConfig, load_engine
-    from jaxs1.decoding.outputs import Request
-    from jaxs1.decoding.params import ThinkingParams
+    from jaxs1.decoding.params import Request, ThinkingParams
     from jaxs1.decoding.prompt import prompt_ids
 
     dtype: Any = ctx.dtype
