@@ -30,6 +30,9 @@ def copy(target: np.ndarray, source: np.ndarray) -> None:
         return
     fastest = int(np.argmin(source.strides))
     target, source = (np.moveaxis(x, fastest, -1) for x in (target, source))
+    if target.strides[-1] == target.itemsize:  # both are transposed
+        target[...] = source
+        return
     runs, width = TILE
     step = max(1, runs // int(np.prod(source.shape[1:-1])))
     buffer = np.empty((step, *source.shape[1:-1], width + PAD), source.dtype)

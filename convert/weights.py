@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,19 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import DTypeLike
 
 from convert import orbax_io, safetensors_io
 from convert.adapter import Adapter, MergedWeights
 from convert.interface import AUX_FILES, Weights
 from convert.mapping import Piece, parameters, pieces, tensors
-from convert.slices import bounds, intersect, relative
+from convert.slices import bounds, intersect, relative, shape_of
 from convert.transpose import copy
 from jaxs1.config import UserError, one_line
 from jaxs1.model import transformer
 from jaxs1.model.architecture import Architecture, read_config
+from jaxs1.model.decode_params import Key, Stored, assemble, in_layers, stored
+from jaxs1.model.transformer import Transformer
 
 #: Number of threads that read pieces.
 READERS = 2
@@ -161,33 +164,63 @@ def _merged(step: Path, model: Path) -> MergedWeights:
 
 
 def load_params(
-    weights: Weights, model: transformer.Transformer, dtype: Any = None
-) -> dict[str, Any]:
-    """The parameters of `model` as sharded arrays.
+    weights: Weights, model: Transformer, dtype: DTypeLike | None = None
+) -> transformer.Params:
+    """Load the parameters of a model as sharded arrays, with layers stacked.
 
-    One parameter after another is put together on the host, layer by layer, and only the parts
-    that this process's devices hold.
+    One parameter after another is assembled on the host, piece by piece, and only the parts that
+    this process's devices hold.
 
     Args:
-        weights: where they come from
-        model: whose they become, usually `transformer.abstract(...)`
-        dtype: of the arrays; None takes the model's
+        weights: source
+        model: usually `transformer.abstract(...)`
+        dtype: dtype of the arrays; None takes that of the model
 
     Raises:
-        UserError: names or shapes differ, all of them listed.
+        UserError: names or shapes differ from the model's; the message lists all of them.
     """
-    wanted = flatten_dict(transformer.parameters(model), sep=".")
-    layouts = flatten_dict(transformer.shardings(model), sep=".")
-    expected = {path: tuple(array.shape) for path, array in wanted.items()}
-    compare(weights.name, expected, parameters(weights.architecture), "parameters")
-    by_path: dict[str, list[Piece]] = {path: [] for path in wanted}
+    _check_architecture(weights, model)
+    shapes = flatten_dict(transformer.parameters(model), sep=".")
+    shardings = flatten_dict(transformer.shardings(model), sep=".")
+    by_path: dict[str, list[Piece]] = {path: [] for path in shapes}
     for piece in pieces(weights.architecture):
         by_path[piece.param].append(piece)
     loaded = {}
-    for path, array in wanted.items():
-        target = np.dtype(array.dtype if dtype is None else dtype)
-        loaded[path] = _load(weights, by_path[path], array.shape, layouts[path], target)
+    with ThreadPoolExecutor(READERS) as pool:
+        for path, parameter in shapes.items():
+            wanted = parameter.dtype if dtype is None else dtype
+            array = jax.ShapeDtypeStruct(parameter.shape, wanted, sharding=shardings[path])
+            target = Stored(array, tuple(range(array.ndim)))
+            loaded[path] = _load(weights, by_path[path], target, run=pool.map)
     return unflatten_dict(loaded, sep=".")
+
+
+def load_decode_params(weights: Weights, model: Transformer) -> transformer.Params:
+    """Load the parameters of a model as decoding stores them; see `jaxs1.model.decode_params`.
+
+    The arrays of each layer are loaded straight into their final form, so that a device never holds
+    more than `decode_params.loading_peak`.
+
+    Args:
+        weights: source
+        model: usually `transformer.abstract(...)`
+
+    Raises:
+        UserError: names or shapes differ from the model's; the message lists all of them.
+    """
+    _check_architecture(weights, model)
+    targets = stored(model)
+    by_key: dict[Key, list[Piece]] = {}
+    for piece in pieces(weights.architecture):
+        layer = piece.index[0].start if in_layers(piece.param) else None
+        by_key.setdefault((piece.param, layer), []).append(piece)
+
+    def load(key: Key) -> jax.Array:
+        path, layer = key
+        return _load(weights, by_key[key], targets[path], layer)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return assemble(dict(zip(by_key, pool.map(load, by_key), strict=True)))
 
 
 def cast(block: np.ndarray, dtype: np.dtype, path: str) -> np.ndarray:
@@ -206,32 +239,56 @@ def cast(block: np.ndarray, dtype: np.dtype, path: str) -> np.ndarray:
     return out
 
 
+def _check_architecture(weights: Weights, model: Transformer) -> None:
+    arrays = flatten_dict(transformer.parameters(model), sep=".")
+    expected = {path: tuple(array.shape) for path, array in arrays.items()}
+    compare(weights.name, expected, parameters(weights.architecture), "parameters")
+
+
 def _load(
-    weights: Weights, parts: list[Piece], shape: Any, layout: Any, dtype: np.dtype
+    weights: Weights,
+    parts: Iterable[Piece],
+    target: Stored,
+    layer: int | None = None,
+    run: Callable[[Callable[[Piece], None], Iterable[Piece]], Iterable[None]] = map,
 ) -> jax.Array:
-    """One parameter. Devices that hold the same part share its buffer."""
-    indices = layout.addressable_devices_indices_map(shape)
-    places = {device: tuple(bounds(index, shape)) for device, index in indices.items()}
+    """Assemble one array. Devices that hold the same part share its buffer.
+
+    Args:
+        weights: source
+        parts: all pieces of the array
+        target: what it becomes
+        layer: the layer of a stacked parameter that it is; None: all of the parameter
+        run: applies a function to all pieces: `map`, or that of a thread pool
+    """
+    array, order = target
+    indices = array.sharding.addressable_devices_indices_map(array.shape)
+    places = {device: bounds(index, array.shape) for device, index in indices.items()}
     keys = {device: str(place) for device, place in places.items()}
-    held = {keys[device]: place for device, place in places.items()}
-    buffers = {
-        key: np.empty([s.stop - s.start for s in place], dtype) for key, place in held.items()
-    }
+    distinct = {keys[device]: place for device, place in places.items()}
+    buffers = {key: np.empty(shape_of(place), array.dtype) for key, place in distinct.items()}
+    # with the axes of the parameter, as pieces have them
+    axes = tuple(order.index(i) for i in range(array.ndim))
+    views = {key: buffer.transpose(axes) for key, buffer in buffers.items()}
+    held = {key: tuple(place[i] for i in axes) for key, place in distinct.items()}
+    if layer is not None:
+        views = {key: view[None] for key, view in views.items()}
+        held = {key: (slice(layer, layer + 1), *place) for key, place in held.items()}
 
     def fill(piece: Piece) -> None:
         overlaps = {key: intersect(piece.index, place) for key, place in held.items()}
         if not any(overlaps.values()):
             return
-        block = cast(weights.read(piece), dtype, piece.param)
+        block = cast(weights.read(piece), array.dtype, piece.param)
         for key, inside in overlaps.items():
             if inside is not None:
                 part = block[relative(inside, piece.index)]
-                copy(buffers[key][relative(inside, held[key])], part)
+                copy(views[key][relative(inside, held[key])], part)
 
-    with ThreadPoolExecutor(READERS) as pool:
-        list(pool.map(fill, parts))
-    arrays = [jax.device_put(buffers[keys[device]], device) for device in indices]
-    return jax.make_array_from_single_device_arrays(shape, layout, arrays)
+    for _ in run(fill, parts):
+        pass
+    shards = [jax.device_put(buffers[keys[device]], device) for device in indices]
+    return jax.make_array_from_single_device_arrays(array.shape, array.sharding, shards)
 
 
 def _read_architecture(folder: Path) -> tuple[dict[str, Any], Architecture]:

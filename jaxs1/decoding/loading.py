@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from convert.interface import Weights
 from convert.mapping import parameters
-from convert.weights import load_params, open_weights
+from convert.weights import load_decode_params, open_weights
 from jaxs1.config import ComputeConfig, MeshConfig, UserError
 from jaxs1.data.tokenizer import load_tokenizer
 from jaxs1.decoding.base_engine import BaseEngine
@@ -22,7 +22,6 @@ from jaxs1.decoding.scheduler import Limits
 from jaxs1.model import backends, transformer
 from jaxs1.model.architecture import Architecture
 from jaxs1.model.backends import BACKENDS
-from jaxs1.model.decode_params import unstack
 from jaxs1.model.kv_cache import PAGE, token_bytes
 from jaxs1.model.linear import LINEAR
 from jaxs1.model.sharding import ShardingRules, check_divisible, make_sharding_rules
@@ -116,7 +115,7 @@ def load_engine(config: EngineConfig) -> LoadedEngine:
         check_divisible(a, rules)
         backends.check(impl, a, rules, dtype=dtype, sequences=config.limits.max_num_seqs)
         model = transformer.abstract(a, compute, rules, linear=linear)
-        params = unstack(model, load_params(weights, model))
+        params = load_decode_params(weights, model)
         num_pages = 1 + _cache_pages(a, dtype, config.limits, rules)
         engines.append(
             Engine(

@@ -7,7 +7,8 @@ the axes that the model's implementation of products reads (`jaxs1.model.linear`
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxs1.model import transformer
 from jaxs1.model.linear import LINEAR
+from jaxs1.model.sharding import local_bytes
 from jaxs1.model.transformer import Params, Transformer
 
-#: Beginning of the dotted paths of a layer's parameters.
-LAYERS = "layers."
+#: Dotted path of a parameter in the model, and the layer, if it is one of the layers' parameters.
+Key = tuple[str, int | None]
 
 
 class Stored(NamedTuple):
@@ -42,7 +44,7 @@ def stored(model: Transformer) -> dict[str, Stored]:
     inputs = _input_axes(model) if LINEAR[model.build.linear].outputs_first else {}
     found = {}
     for path, parameter in shapes.items():
-        skipped = int(path.startswith(LAYERS))
+        skipped = int(in_layers(path))
         shape, spec = parameter.shape[skipped:], shardings[path].spec[skipped:]
         first = inputs.get(path, 0)
         order = (*range(first, len(shape)), *range(first))
@@ -54,34 +56,51 @@ def stored(model: Transformer) -> dict[str, Stored]:
     return found
 
 
+def in_layers(path: str) -> bool:
+    """Whether a parameter of the model has a leading layer axis."""
+    return path.startswith("layers.")
+
+
+def assemble(arrays: Mapping[Key, Any]) -> Params:
+    """Arrays by path and layer as the tree that decoding takes."""
+    flat = {
+        path if layer is None else f"layers.{layer}.{path.removeprefix('layers.')}": array
+        for (path, layer), array in arrays.items()
+    }
+    tree = unflatten_dict(flat, sep=".")
+    return {**tree, "layers": [tree["layers"][str(i)] for i in range(len(tree["layers"]))]}
+
+
 def abstract_params(model: Transformer) -> Params:
     """Shapes, dtypes and shardings of the parameters."""
-    tree = unflatten_dict({path: s.array for path, s in stored(model).items()}, sep=".")
-    return {**tree, "layers": [tree["layers"]] * model.architecture.num_layers}
+    found = stored(model)
+    return assemble({(path, i): found[path].array for path in found for i in _layers(model, path)})
+
+
+def loading_peak(model: Transformer) -> int:
+    """Most bytes on a device while `convert.weights.load_decode_params` runs, for `plan`.
+
+    The parameters themselves, and up to one layer of them in transit.
+    """
+    params = abstract_params(model)
+    return local_bytes(params) + local_bytes(params["layers"][0])
 
 
 def unstack(model: Transformer, params: Params) -> Params:
-    """Parameters for decoding from those in memory, e.g. of a training run.
+    """Convert parameters in memory, e.g. those of a training run; those on disk are loaded so.
 
-    The arrays are converted and deleted one after another; see `convert.weights.load_decode_params`
-    for those on disk.
+    The arrays are converted and deleted one after another.
 
     Args:
         model: abstract, on the same mesh
         params: as returned by `transformer.parameters`
     """
     arrays = flatten_dict(params, sep=".")
-    single: dict[str, jax.Array] = {}
-    layers: list[dict[str, jax.Array]] = [{} for _ in range(model.architecture.num_layers)]
+    parts: dict[Key, jax.Array] = {}
     for path, (array, order) in stored(model).items():
-        targets = layers if path.startswith(LAYERS) else [single]
-        parts = _split(arrays.pop(path), targets is layers, order, array.sharding)
-        for target, part in zip(targets, parts, strict=True):
-            target[path.removeprefix(LAYERS)] = part
-    return {
-        **unflatten_dict(single, sep="."),
-        "layers": [unflatten_dict(layer, sep=".") for layer in layers],
-    }
+        split = _split(arrays.pop(path), in_layers(path), order, array.sharding)
+        parts |= {(path, i): part for i, part in zip(_layers(model, path), split, strict=True)}
+    return assemble(parts)
 
 
 def _split(
@@ -98,6 +117,11 @@ def _split(
     parts = jax.block_until_ready(jax.jit(split, out_shardings=shardings)(array))
     array.delete()
     return parts
+
+
+def _layers(model: Transformer, path: str) -> list[int | None]:
+    """The layers that a parameter has an array for; [None] outside the layers."""
+    return [*range(model.architecture.num_layers)] if in_layers(path) else [None]
 
 
 def _input_axes(model: Transformer) -> dict[str, int]:

@@ -138,6 +138,13 @@ def make_sharding_rules(
     return ShardingRules(Mesh(grid, MESH_AXES))
 
 
+def local_bytes(tree: Any) -> int:
+    """Bytes of one device's shards of a tree of arrays, or of shapes with shardings."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+
+
 def check_divisible(architecture: Architecture, rules: ShardingRules) -> None:
     """Check that the mesh divides the model's widths.
 

@@ -12,9 +12,11 @@ from convert import mapping
 from convert.from_hf import from_hf
 from convert.in_memory import InMemoryWeights
 from convert.to_hf import to_hf
-from convert.weights import load_params, open_weights
+from convert.weights import load_decode_params, load_params, open_weights
 from jaxs1.config import MeshConfig, UserError
 from jaxs1.model import transformer
+from jaxs1.model.decode_params import abstract_params, loading_peak, unstack
+from jaxs1.model.linear import LINEAR
 from jaxs1.model.sharding import make_sharding_rules
 from tests.convert.checkpoints import make_hf, random_tensors, read_bits, reduced, write_hf
 from tests.tiny_models import FLOAT32, one_device
@@ -28,6 +30,10 @@ MESHES = [
 
 def load(weights, rules, dtype):
     return load_params(weights, transformer.abstract(weights.architecture, FLOAT32, rules), dtype)
+
+
+def bits_of(array):
+    return np.asarray(array).tobytes()
 
 
 def bits(tree):
@@ -66,6 +72,59 @@ def test_loading_reads_every_piece_once(src, monkeypatch):
     assert sorted(p.name for p in read) == sorted(
         p.name for p in mapping.pieces(weights.architecture)
     )
+
+
+@pytest.mark.parametrize("linear", LINEAR)
+@pytest.mark.parametrize("form", ["hf", "orbax"])
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_layers_loaded_for_decoding_are_those_of_the_stack(linear, form, tensor, src, tmp_path):
+    if form == "orbax":
+        from_hf(src, tmp_path / "orbax")
+        src = tmp_path / "orbax"
+    weights = open_weights(src)
+    stacked = flatten_dict(load(weights, one_device(), jnp.float32), sep=".")
+    rules = make_sharding_rules(MeshConfig(fsdp=1, tensor=tensor), jax.devices()[:tensor])
+    model = transformer.abstract(weights.architecture, FLOAT32, rules, linear=linear)
+    params = load_decode_params(weights, model)
+    assert len(params["layers"]) == weights.architecture.num_layers
+    for i, layer in enumerate(params["layers"]):
+        for path, array in flatten_dict(layer, sep=".").items():
+            expected = np.asarray(stacked[f"layers.{path}"][i])
+            if linear == "bf16x3" and path.endswith("kernel"):
+                inputs = 2 if path == "attn.o.kernel" else 1
+                expected = np.moveaxis(expected, range(inputs), range(-inputs, 0))
+            assert np.asarray(array).tobytes() == expected.tobytes(), path
+    head = np.asarray(stacked["lm_head"])
+    expected = {"xla": head, "bf16x3": head.T}[linear]
+    assert np.asarray(params["lm_head"]).tobytes() == expected.tobytes()
+    # the other way to the same parameters
+    again = unstack(model, load(weights, rules, jnp.float32))
+    same = jax.tree.map(lambda a, b: a.sharding == b.sharding and bits_of(a) == bits_of(b),
+                        params, again)  # fmt: skip
+    assert jax.tree.all(same)
+    assert jax.tree.map(jnp.shape, abstract_params(model)) == jax.tree.map(jnp.shape, params)
+
+
+def test_loading_for_decoding_keeps_only_finished_arrays(tmp_path, monkeypatch):
+    """No stacked parameter and no second copy: an 80 GB GPU has to load 65.5 GB of weights."""
+    weights = open_weights(make_hf(tmp_path / "src", "qwen2.5-32b", layers=8))
+    model = transformer.abstract(weights.architecture, FLOAT32, one_device(), linear="bf16x3")
+    final = jax.tree.leaves(abstract_params(model))
+    earlier, live = jax.live_arrays(), []
+
+    def read(piece, original=weights.read):
+        new = [x for x in jax.live_arrays() if not any(x is y for y in earlier)]
+        live.append(sum(x.nbytes for x in new))
+        assert {x.shape for x in new} <= {x.shape for x in final}
+        return original(piece)
+
+    monkeypatch.setattr(weights, "read", read)
+    params = load_decode_params(weights, model)
+    total = sum(x.nbytes for x in jax.tree.leaves(params))
+    layer = sum(x.nbytes for x in jax.tree.leaves(params["layers"][0]))
+    piece = max(piece.size for piece in mapping.pieces(weights.architecture)) * 4
+    assert total / 2 < max(live) <= total + layer + piece
+    assert loading_peak(model) == total + layer
 
 
 def test_loading_casts(src):

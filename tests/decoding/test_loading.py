@@ -20,7 +20,7 @@ from tests.decoding.engines import HOT, LIMITS, complete_all, write_model
 )
 def test_an_implementation_for_other_devices(impl, message, tmp_path, monkeypatch):
     write_model(tmp_path)
-    monkeypatch.setattr(loading, "load_params", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(loading, "load_decode_params", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(UserError, match=message) as error:
         load_engine(EngineConfig(str(tmp_path), impl=impl, limits=LIMITS))
     assert str(error.value).endswith("give --impl xla")
