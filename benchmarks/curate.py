@@ -1,8 +1,8 @@
-"""How fast and how large: python -m benchmarks.curate [--rows 59000 200000 1000000]
+"""Time and memory of curation: python -m benchmarks.curate [--rows 59000 200000 1000000]
 
-Each size is a pool in Parquet with all features present, curated by the command in a process of its
-own: all stages, two benchmark files. Checked before it counts: 1,000 rows, the planted duplicates
-and overlaps gone. The limits are issue 5's. The last line is JSON.
+Each size is a Parquet pool with all features, curated by the command in its own process: all
+stages, two benchmark files. A result counts only if 1,000 rows were selected and the planted
+duplicates and overlaps were dropped. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ LIMITS = {59_000: 20.0, 1_000_000: 300.0}  # rows -> seconds
 
 
 def main() -> None:
-    """Measure every size; exits with 1 where a result is wrong or a limit is passed."""
+    """Measure every size; exit with 1 if a limit is exceeded."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[59_000, 200_000, 1_000_000])
-    parser.add_argument("--words", type=int, default=60, help="words of a question (s1K: 58)")
-    parser.add_argument("--trace", type=int, default=2_000, help="characters of a trace")
+    parser.add_argument(
+        "--words", type=int, default=60, help="number of words of a question (s1K: 58)"
+    )
+    parser.add_argument("--trace", type=int, default=2_000, help="number of characters of a trace")
     args = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory() as name:
@@ -47,7 +49,7 @@ def main() -> None:
 
 
 def measure(pool: Path, rows: int, benchmarks: str, out: Path) -> dict[str, float]:
-    """Run the command on a pool; returns seconds, peak memory and rates."""
+    """Run the command on a pool; return seconds, peak memory and rates."""
     arguments = ["--input", pool, "--output", out, "--benchmarks", benchmarks]
     command = [sys.executable, "-m", "jaxs1.curate", "--config", "configs/curate_s1k.yaml"]
     start = time.perf_counter()
@@ -80,7 +82,7 @@ def measure(pool: Path, rows: int, benchmarks: str, out: Path) -> dict[str, floa
 
 
 def write_benchmarks(folder: Path) -> str:
-    """560 benchmark questions in two files, as --benchmarks takes them."""
+    """Write 560 benchmark questions to two files; return the argument of --benchmarks."""
     files = {}
     for name, count in (("first", 500), ("second", 60)):
         path = folder / f"{name}.jsonl"
@@ -96,9 +98,10 @@ def contamination(name: str) -> str:
 
 
 def write_pool(path: Path, rows: int, words: int, trace: int) -> None:
-    """Rows with all features; one in 1,000 repeats a question, one in 1,000 a benchmark's."""
+    """Write rows with all features; 1 in 1,000 repeats a question, 1 in 1,000 a benchmark's."""
     rng = np.random.default_rng(0)
-    rare = min(4e-4, 400 / rows)  # of each source that makes seeds, of which 1,000 rows hold few
+    # share of each source whose rows are seeds: few among the 1,000 selected
+    rare = min(4e-4, 400 / rows)
     vocabulary = np.array([f"word{i}" for i in range(20_000)])
     writer = None
     for first in range(0, rows, BATCH):

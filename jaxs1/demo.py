@@ -1,14 +1,13 @@
-"""The whole story on a laptop's CPU: `python -m jaxs1.demo`.
+"""The complete pipeline on a laptop's CPU: `python -m jaxs1.demo`.
 
 Writes a synthetic reasoning corpus, trains a tiny base model on its primitives, fine-tunes it on
-exactly 1,000 traces the s1 way, exports it, lets transformers load it, and draws what longer
-thinking buys on questions that neither stage has seen. Every step is an ordinary command of this
-package; started again, finished steps are not repeated.
+1,000 traces as in s1, exports it, loads it in transformers, and plots the accuracy against the
+length of thinking on questions that neither stage has seen. Every step is an ordinary command of
+this package; if the demo is interrupted, repeat the command: finished steps are skipped.
 """
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import subprocess
@@ -21,69 +20,139 @@ from typing import Any
 
 from jaxs1.config import UserError, parse, run_command
 from jaxs1.data.chat import ANSWER, THINK
+from jaxs1.evaluate import EvaluateConfig
+from jaxs1.evaluation.methods import points_of
 from jaxs1.evaluation.metrics import wilson
+from jaxs1.evaluation.samples import current_sample
+from jaxs1.storage import Row, read_jsonl
 from jaxs1.tasks import puzzle_corpus, puzzles
 
-FOLDER = Path("demo")
+FOLDER = "demo"
+BASE, SFT, EVALUATE = (f"configs/demo_{name}.yaml" for name in ("base", "sft", "evaluate"))
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Train, export and try a tiny reasoning model; everything lies in demo/.
+    """Train, export, and evaluate a tiny reasoning model.
 
     Args:
-        problems: held-out questions that the exported model answers
+        output: Output folder
+        documents: Number of documents for the base model
+        traces: Number of reasoning traces for fine-tuning
+        steps: Optimizer steps of each of the two training runs; null trains as the recipes say
+        questions: Number of held-out questions to evaluate, at most 400
+        problems: Number of held-out questions to answer in transformers
     """
 
+    output: str = FOLDER
+    documents: int = 11_770
+    traces: int = 1000
+    steps: int | None = None
+    questions: int = puzzle_corpus.EVALUATION_QUESTIONS
     problems: int = 100
+
+    def __post_init__(self) -> None:
+        """Reject sizes that leave nothing to do."""
+        for name in ("documents", "traces", "steps", "questions", "problems"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value}: must be 1 or more")
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
     config = parse(DemoConfig, argv, command="python -m jaxs1.demo")
-    start = time.monotonic()
-    _say("1  A corpus: worksheets for the base model, 1,000 reasoning traces for fine-tuning")
-    if not (FOLDER / "data").exists():
-        FOLDER.mkdir(exist_ok=True)
-        puzzle_corpus.write_corpus(FOLDER / "data")
-    example = json.loads((FOLDER / "data" / "sft.jsonl").open().readline())
+    folder, start = Path(config.output), time.monotonic()
+    _say("1  Corpus: worksheets for the base model, reasoning traces for fine-tuning")
+    if not (folder / "data").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        puzzle_corpus.write_corpus(
+            folder / "data", base_documents=config.documents, sft_examples=config.traces
+        )
+    example = _rows(folder / "data" / "sft.jsonl", 1)[0]
     trace = f"{example['question']}\n{example['thinking_trajectories'][0]}\n{example['attempt']}"
-    print("   the first trace:\n" + "".join(f"   | {line}\n" for line in trace.splitlines()))
-    _say("2  A base model: language modelling on worksheets, from random weights")
-    _run("jaxs1.train", "configs/demo_base.yaml", "--resume", "auto")
-    _say("3  Supervised fine-tuning on 1,000 traces, the recipe of s1")
-    _run("jaxs1.train", "configs/demo_sft.yaml", "--resume", "auto")
-    _say("4  The exported model in transformers, on questions about digits it has never seen")
-    _answer(FOLDER / "sft" / "hf", config.problems)
+    print(f"   the first trace:\n{_quoted(trace)}")
+    _say("2  Base model: language modelling on worksheets, from random weights")
+    _run("jaxs1.train", BASE, *_train_overrides(config, "base"), "--resume", "auto")
+    _say(f"3  Supervised fine-tuning on {config.traces:,} traces, with the recipe of s1")
+    _run("jaxs1.train", SFT, *_train_overrides(config, "sft"), "--resume", "auto")
+    _say("4  The exported model in transformers, on held-out questions")
+    _answer(folder, config.problems)
     _say("5  Test-time scaling: the same questions with thinking cut short, and with Waits")
-    _run("jaxs1.evaluate", "configs/demo_evaluate.yaml")
-    shutil.copy(FOLDER / "evaluation" / "scaling.png", FOLDER / "scaling.png")
-    _show_rescue(FOLDER / "evaluation" / "samples.jsonl", FOLDER / "data" / "test.jsonl")
-    print(f"done in {time.monotonic() - start:.0f} s. In {FOLDER}/:")
+    overrides = _evaluate_overrides(config)
+    _run("jaxs1.evaluate", EVALUATE, *overrides)
+    shutil.copy(folder / "evaluation" / "scaling.png", folder / "scaling.png")
+    command = ["--config", EVALUATE, *overrides]
+    _show_rescue(folder, parse(EvaluateConfig, command, command="python -m jaxs1.evaluate"))
+    print(f"done in {time.monotonic() - start:.0f} s. In {folder}/:")
     for name, what in [
-        ("scaling.png", "accuracy against thinking, by budgets and by Waits"),
-        ("evaluation/", "the figures behind it, every sample, more pictures"),
-        ("sft/hf/", "the fine-tuned model, for transformers or any engine that takes its format"),
+        ("scaling.png", "accuracy against thinking, with budgets and with Waits"),
+        ("evaluation/", "all figures, samples and pictures"),
+        ("sft/hf/", "the fine-tuned model, for transformers and other engines"),
         ("base/, sft/", "config.yaml, metrics.jsonl, tensorboard/, checkpoints/ of the two runs"),
-        ("data/", "the corpus and its tokenizer (rm -r demo starts over)"),
+        ("data/", f"the corpus and its tokenizer (rm -r {folder} starts over)"),
     ]:
         print(f"   {name:12} {what}")
     return 0
+
+
+def _train_overrides(config: DemoConfig, stage: str) -> list[str]:
+    """Arguments of a training run where the settings differ from its recipe."""
+    arguments: dict[str, object] = {}
+    if config.output != FOLDER:
+        data = f"{config.output}/data"
+        start = {"base": ("tokenizer", f"{data}/tokenizer"), "sft": ("model", _export(config))}
+        arguments = {"data.path": f"{data}/{stage}.jsonl", "output": f"{config.output}/{stage}"}
+        arguments |= dict([start[stage]])
+    if config.steps is not None:
+        arguments["steps"] = config.steps
+    return _flags(arguments)
+
+
+def _export(config: DemoConfig) -> str:
+    return f"{config.output}/base/hf"
+
+
+def _evaluate_overrides(config: DemoConfig) -> list[str]:
+    """Arguments of the evaluation where the settings differ from its recipe."""
+    arguments: dict[str, object] = {}
+    if config.output != FOLDER:
+        arguments = {
+            "model": f"{config.output}/sft/hf",
+            "data.path": f"{config.output}/data/test.jsonl",
+            "output": f"{config.output}/evaluation",
+        }
+    if config.questions != DemoConfig.questions:
+        arguments["limit"] = config.questions
+    return _flags(arguments)
+
+
+def _flags(arguments: dict[str, object]) -> list[str]:
+    return [str(word) for name, value in arguments.items() for word in (f"--{name}", value)]
 
 
 def _say(line: str) -> None:
     print(f"\n{line}", flush=True)
 
 
+def _quoted(text: str) -> str:
+    return "".join(f"   | {line}\n" for line in text.splitlines())
+
+
+def _rows(path: Path, count: int) -> list[Row]:
+    """The first rows of a JSONL file."""
+    return [row for _, (_, row) in zip(range(count), read_jsonl(path), strict=False)]
+
+
 def _run(module: str, recipe: str, *arguments: str) -> None:
     command = ["-m", module, "--config", recipe, *arguments]
     print(f"   $ {shlex.join(['python', *command])}", flush=True)
     if status := subprocess.run([sys.executable, *command]).returncode:
-        raise UserError(f"{recipe}: {module} ended with status {status}; its message is above")
+        raise UserError(f"{recipe}: {module} failed with status {status}; see its message above")
 
 
-def _answer(model_folder: Path, count: int) -> None:
-    """Greedy answers of transformers to held-out questions; prints one and the share correct."""
+def _answer(folder: Path, count: int) -> None:
+    """Answer held-out questions greedily in transformers; print one and the share correct."""
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -92,10 +161,11 @@ def _answer(model_folder: Path, count: int) -> None:
         print("   skipped: needs torch (pip install 'jaxs1[torch]')")
         return
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(model_folder, padding_side="left")
-    model: Any = AutoModelForCausalLM.from_pretrained(model_folder, dtype="float32")
-    lines = (FOLDER / "data" / "test.jsonl").read_text().splitlines()[:count]
-    problems = [puzzles.Problem.from_record(json.loads(line)) for line in lines]
+    export = folder / "sft" / "hf"
+    tokenizer = AutoTokenizer.from_pretrained(export, padding_side="left")
+    model: Any = AutoModelForCausalLM.from_pretrained(export, dtype="float32")
+    rows = _rows(folder / "data" / "test.jsonl", count)
+    problems = [puzzles.Problem.from_record(row) for row in rows]
     chats = [[{"role": "user", "content": p.question}] for p in problems]
     prompts: Any = tokenizer.apply_chat_template(
         chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
@@ -106,32 +176,32 @@ def _answer(model_folder: Path, count: int) -> None:
     replies = [text.split("<|im_end|>")[0] for text in texts]
     answers = [reply.rpartition(ANSWER)[2] for reply in replies]
     correct = sum(map(puzzles.is_correct, problems, answers))
-    shown = f"{problems[0].question}\n{replies[0]}".replace(THINK, "think").replace(
-        ANSWER, "answer"
-    )
-    print("".join(f"   | {line}\n" for line in shown.splitlines()))
+    shown = f"{problems[0].question}\n{replies[0]}".replace(THINK, "think")
+    print(_quoted(shown.replace(ANSWER, "answer")))
     low, high = (f"{x:.0%}" for x in wilson(correct, len(problems)))
     print(
-        f"   {correct} of {len(problems)} correct when it stops by itself (95 %: {low} to {high})\n"
+        f"   {correct} of {len(problems)} correct with natural stopping (95 %: {low} to {high})\n"
     )
 
 
-def _show_rescue(samples: Path, questions: Path) -> None:
-    """Print a question that is answered wrongly without Waits, and rightly with the fewest."""
-    graded: dict[int, dict[str, dict[str, Any]]] = {}
-    for line in samples.open():
-        sample = json.loads(line)
-        graded.setdefault(sample["question_id"], {})[sample["point"]] = sample
-    for waits in range(1, 7):
-        for number, by_point in graded.items():
-            without, with_waits = (by_point.get(f"max=400 num_waits={n}") for n in (0, waits))
-            if without and with_waits and not without["correct"] and with_waits["correct"]:
-                question = json.loads(questions.read_text().splitlines()[number])["question"]
-                print(f"   {question}, without a Wait: {without['answer']}, which is wrong")
-                lines = f"{with_waits['thinking']}\n{with_waits['answer']}".splitlines()
-                print(f"   with {waits}:\n" + "".join(f"   | {line}\n" for line in lines))
+def _show_rescue(folder: Path, config: EvaluateConfig) -> None:
+    """Print a question answered wrongly without Waits, and correctly with the fewest possible."""
+    points = points_of(config.sweep, config.thinking)
+    keys = {point.value: point.key for point in points if point.method == "num_waits"}
+    graded: dict[tuple[str, int], Row] = {}
+    for _, row in read_jsonl(folder / "evaluation" / "samples.jsonl", appended=True):
+        sample = current_sample(row)
+        graded[sample["point"], sample["question_id"]] = sample
+    for waits in sorted(int(n) for n in keys if n):
+        for number in range(config.limit or DemoConfig.questions):
+            before, after = (graded.get((keys[n], number)) for n in (0, waits))
+            if before and after and after["correct"] and not before["correct"]:
+                wrong = before["answer"].strip()
+                print(f"   {before['question']}, without a Wait: {wrong}, which is wrong")
+                text = f"{after['thinking']}\n{after['answer']}"
+                print(f"   with {waits}:\n{_quoted(text)}")
                 return
-    print("   no answer that was wrong became right by a Wait")
+    print("   no answer that was wrong became correct with a Wait")
 
 
 if __name__ == "__main__":

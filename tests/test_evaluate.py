@@ -206,6 +206,7 @@ def run_fake(*arguments, **environment):
     )
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_as_never_killed(task, tmp_path):
     sweep = ("--sweep.budget", "[20,40]", "--sweep.rejection", "[45]")
     more = ("--task", task, *sweep, "--sampling.temperature", 1, "--n", 2)

@@ -109,7 +109,7 @@ def _time_engine(ctx: CheckContext, model: Path) -> None:
     dtype: Any = ctx.dtype
     impl: Any = ctx.impl
     start = time.perf_counter()
-    config = EngineConfig(str(model), dtype=dtype, impl=impl, limits=Limits(context=1024))
+    config = EngineConfig(str(model), dtype=dtype, impl=impl, limits=Limits(max_seq_len=1024))
     engine = load_engine(config).engine
     loaded = time.perf_counter() - start
     thinking = ThinkingParams(

@@ -1,4 +1,4 @@
-"""Computed values on disk, one a line: after an interruption or a re-run nothing is repeated.
+"""Computed values on disk, one per line: after an interruption or a re-run nothing is repeated.
 
 A cache is a folder of JSONL files, one per shard; each line holds a key, a value and details for
 inspection. The files of all shards are read, only the shard's own is written: to merge shards that

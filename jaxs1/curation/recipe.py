@@ -111,8 +111,8 @@ def select(table: Table, recipe: Recipe) -> Selection:
         seeds = int(seeds_N.sum())
         if seeds > recipe.size:
             raise UserError(
-                f"size={recipe.size}: {seeds:,} rows are seeds, which are always selected; raise --size "
-                "or --min_math_length, or give --stages.seeds false"
+                f"size={recipe.size}: {seeds:,} rows are seeds, which are always selected; raise "
+                "--size or --min_math_length, or give --stages.seeds false"
             )
         chosen, notes = _draw(recipe, left, seeds_N)
         verdict = np.where(chosen, -1, 0), ("not drawn",)

@@ -16,7 +16,7 @@ import numpy as np
 
 
 class RandomBits:
-    """A seeded stream of fair random bits, in words of 64."""
+    """A seeded stream of fair random bits, in 64-bit words."""
 
     def __init__(self, seed: int) -> None:
         self._source = np.random.PCG64(seed)

@@ -56,7 +56,7 @@ def draw(results: Results, folder: Path, other: Results | None = None) -> list[s
 
 
 def _thinking(both: Sequence[Results], names: Sequence[str]) -> Figure | None:
-    """Accuracy against mean thinking tokens, one line a method."""
+    """Accuracy against mean thinking tokens, one line per method."""
     figure, axes = _accuracy_axes(both[0], "mean thinking [tokens]")
     all_tokens: list[float] = []
     for number, (results, name) in enumerate(zip(both, names, strict=True)):
@@ -97,7 +97,7 @@ def _waits(both: Sequence[Results], names: Sequence[str]) -> Figure | None:
 
 
 def _majority(both: Sequence[Results], names: Sequence[str]) -> Figure | None:
-    """Accuracy of the majority against the number of voting samples, one line a point."""
+    """Accuracy of the majority against the number of voting samples, one line per point."""
     if all(results.samples_per_question == 1 for results in both):
         return None
     figure, axes = _accuracy_axes(both[0], "voting samples")
@@ -119,7 +119,7 @@ def _majority(both: Sequence[Results], names: Sequence[str]) -> Figure | None:
 
 
 def _differences(results: Results) -> Figure | None:
-    """Differences from natural stopping with their paired intervals, one row a point."""
+    """Differences from natural stopping with their paired intervals, one row per point."""
     rows = [(p, p.versus_natural) for p in results.points if p.versus_natural is not None]
     if not rows:
         return None

@@ -14,7 +14,7 @@ from jaxs1.evaluation.methods import METHODS
 from jaxs1.evaluation.plots import draw
 from jaxs1.evaluation.results import RESULTS, Results
 
-Row = list[str]
+Cells = list[str]
 POINTS = ("setting", "accuracy", "95 %", "thinking", "answer", "Waits", "cut", "within bound")
 MEASURES = ("method", "runs", "Control", "per 1,000 tokens", "per doubling", "Performance")
 COMPARISONS = ("setting", "difference", "95 %", "p", "gained", "lost")
@@ -46,8 +46,8 @@ def terminal(results: Results) -> str:
     return "\n\n".join(parts) + warnings
 
 
-def point_rows(results: Results) -> tuple[Row, list[Row]]:
-    """Header and one row a point; the number of draws is shown if any sample was drawn again."""
+def point_rows(results: Results) -> tuple[Cells, list[Cells]]:
+    """Header and one row per point; the number of draws is shown if any sample was drawn again."""
     again = any(point.draws > 1 for point in results.points)
     rows = []
     for point in results.points:
@@ -68,8 +68,8 @@ def point_rows(results: Results) -> tuple[Row, list[Row]]:
     return [*POINTS, *(["draws"] if again else [])], rows
 
 
-def comparison_rows(results: Results) -> tuple[Row, list[Row]]:
-    """Header and one row a point that is compared with natural stopping."""
+def comparison_rows(results: Results) -> tuple[Cells, list[Cells]]:
+    """Header and one row per point that is compared with natural stopping."""
     rows = []
     for point in results.points:
         if (found := point.versus_natural) is not None:
@@ -80,8 +80,8 @@ def comparison_rows(results: Results) -> tuple[Row, list[Row]]:
     return list(COMPARISONS), rows
 
 
-def measure_rows(results: Results) -> list[Row]:
-    """One row a method, under MEASURES; in percent and percentage points."""
+def measure_rows(results: Results) -> list[Cells]:
+    """One row per method, under MEASURES; in percent and percentage points."""
     return [
         [
             METHODS[method],
@@ -95,7 +95,7 @@ def measure_rows(results: Results) -> list[Row]:
     ]
 
 
-def vote_rows(results: Results) -> tuple[Row, list[Row]]:
+def vote_rows(results: Results) -> tuple[Cells, list[Cells]]:
     """Header and rows of the majority votes; no rows with one sample per question."""
     if results.samples_per_question == 1:
         return [], []

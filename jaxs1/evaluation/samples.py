@@ -1,7 +1,7 @@
 """The folder of an evaluation: an append-only store of graded samples; safe to kill and resume.
 
     settings.json   what all samples share; a folder with other settings is refused
-    samples.jsonl   one graded completion a line; those of one request are written together
+    samples.jsonl   one graded completion per line; those of one request are written together
 
 A request that a kill cut off is removed from the file and run again. Folders of version 0.1 are
 read and continued.

@@ -1,15 +1,12 @@
 """Features computed by tokenizer, grader and models: right, once, resumable, in shards."""
 
 import json
-import random
 import shutil
 import time
 
 import pytest
 
-from jaxs1.config import UserError
 from jaxs1.curate import main
-from jaxs1.curation.cache import Cache
 from jaxs1.curation.features import length_feature, parse_subject
 from jaxs1.data.tokenizer import load_tokenizer, train_tokenizer
 from jaxs1.tasks.graders import final_answer, is_correct
@@ -87,6 +84,7 @@ def test_a_question_that_cannot_be_graded_is_not_asked(tmp_path, subjects):
     assert funnel["features"]["solved_small"]["computed"] == 12
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_computes_nothing_twice(tmp_path, subjects):
     n, parallel = 100, 4
     pool, rows = bare_pool(tmp_path, n)
@@ -132,6 +130,7 @@ def test_shards_together_are_the_whole(tmp_path, tokenizer, subjects):
     assert selected(tmp_path) == selected(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_on_ray_as_here(tmp_path, tokenizer, subjects):
     pytest.importorskip("ray")
     pool, _ = bare_pool(tmp_path, 40)
@@ -167,28 +166,6 @@ def test_a_line_that_was_cut_off_is_computed_again(tmp_path, tokenizer):
     file.write_bytes(whole[:-7])
     run(shard)
     assert file.read_bytes() == whole
-
-
-def test_cache_gives_back_what_was_written_last(tmp_path):
-    """Against a dictionary; keys of several files, some of them twice."""
-    rng, oracle = random.Random(0), {}
-    keys = [f"{rng.getrandbits(64):016x}" for _ in range(300)] + ["0" * 16, "f" * 16]
-    for shard in (1, 2, 3):
-        cache = Cache(tmp_path, (shard, 3), writable=True)
-        for key in rng.sample(keys, 150):
-            oracle[key] = rng.choice([True, False, None, "11", "03"])
-            cache.add(key, oracle[key], {"answer": "a"})
-        cache.close()
-        cache = Cache(tmp_path, writable=False)
-        assert {key: cache.get(key) for key in keys if key in cache} == oracle
-        assert all(cache.get(key) is None for key in keys if key not in oracle)
-    assert 150 < len(oracle) < len(keys)
-
-
-def test_cache_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"features.cache=\S+file/length: cannot be read or wri"):
-        Cache(tmp_path / "file" / "length", writable=True)
 
 
 def test_another_tokenizer_in_the_same_folder_is_another_cache(tmp_path, tokenizer):

@@ -72,6 +72,7 @@ def test_files(pool, tmp_path):
     assert yaml.safe_load((out / "config.yaml").read_text())["size"] == SIZE
 
 
+@pytest.mark.slow
 def test_same_in_another_process_and_from_parquet(pool, tmp_path, run_module):
     path, rows, settings = pool
     first = curate(pool, tmp_path)
@@ -155,6 +156,7 @@ def test_pool_reads_the_same_rows_from_jsonl_and_parquet(pool, tmp_path):
         ]
 
 
+@pytest.mark.slow
 def test_selected_rows_train(pool, tmp_path, tokenizer, run_module):
     out = curate(pool, tmp_path)
     done = run_module(
