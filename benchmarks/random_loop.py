@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxs1.config import ComputeConfig, MeshConfig
 from jaxs1.decoding import budget
 from jaxs1.decoding.decode_loop import ChunkOutput, CompiledFunctions
 from jaxs1.decoding.decode_state import NewSequence, rows_of, table
@@ -20,6 +19,7 @@ from jaxs1.decoding.sampling import SamplingFlags
 from jaxs1.decoding.tokenized_thinking import TokenizedThinking
 from jaxs1.model import decode, kv_cache, transformer
 from jaxs1.model.architecture import Architecture
+from jaxs1.model.config import ComputeConfig, MeshConfig
 from jaxs1.model.sharding import make_sharding_rules
 from jaxs1.planning.decode import abstract_params, compile_and_look
 

@@ -79,6 +79,14 @@ def test_imports_go_one_way():
     assert not wrong, "\n".join(wrong)
 
 
+def test_only_plan_uses_planning():
+    """Training in particular decides by itself whether a run fits."""
+    users = {
+        module_name(path) for path in files() for name in imports(path) if room(name) == "planning"
+    }
+    assert {user for user in users if room(user) != "planning"} == {"jaxs1.plan"}
+
+
 def test_the_rule_is_the_one_in_the_document():
     document = (ROOT / "ARCHITECTURE.md").read_text()
     for name, allowed in MAY_IMPORT.items():

@@ -6,8 +6,9 @@ import json
 import pytest
 import yaml
 
-from jaxs1.config import TrainConfig, UserError, parse, to_yaml
+from jaxs1.config import UserError, parse, to_yaml
 from jaxs1.model.architecture import Architecture, read_config
+from jaxs1.training.config import TrainConfig
 from tests.conftest import ROOT
 
 NEEDED = ["--data.path", "a.jsonl", "--model", "m"]

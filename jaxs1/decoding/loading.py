@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from convert.interface import Weights
 from convert.mapping import parameters
 from convert.weights import load_params, open_weights
-from jaxs1.config import ComputeConfig, MeshConfig, UserError
+from jaxs1.config import UserError
 from jaxs1.data.tokenizer import load_tokenizer
 from jaxs1.decoding.base_engine import BaseEngine
 from jaxs1.decoding.data_parallel import DataParallelEngine
@@ -20,6 +20,7 @@ from jaxs1.decoding.engine import Engine, Limits
 from jaxs1.decoding.page_allocator import pages_for
 from jaxs1.model import decode, transformer
 from jaxs1.model.architecture import Architecture
+from jaxs1.model.config import ComputeConfig, MeshConfig
 from jaxs1.model.kv_cache import PAGE, token_bytes
 from jaxs1.model.sharding import ShardingRules, check_divisible, make_sharding_rules
 

@@ -6,6 +6,7 @@ axes. Changing a layout is changing a row here or the mesh in the recipe, nothin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +16,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxs1.config import MeshConfig, UserError
+from jaxs1.config import UserError
 from jaxs1.model.architecture import Architecture
+from jaxs1.model.config import MeshConfig
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 
@@ -152,3 +154,9 @@ def check_divisible(architecture: Architecture, rules: ShardingRules) -> None:
             raise UserError(
                 f"{axis}={size}: must divide the model's {name}={width}; choose a divisor"
             )
+
+
+def local_bytes(tree: Any) -> float:
+    """Size on one device of a tree of arrays, or of shapes with shardings [bytes]."""
+    leaves = jax.tree.leaves(tree)
+    return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves))

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import optax
 
 from jaxs1.data.packing import Batch
+from jaxs1.model.sharding import local_bytes
 from jaxs1.model.transformer import Transformer
-from jaxs1.planning.estimate import abstract_state, local_bytes
 from jaxs1.planning.hlo import Collective, collectives
 from jaxs1.planning.targets import Target
 from jaxs1.planning.topology import tracing_for
 from jaxs1.planning.work import product_flops
-from jaxs1.training.step import batch_sharding, make_train_step
+from jaxs1.training.step import abstract_state, batch_sharding, make_train_step
 
 #: XLA keeps programs under about 77 % of a GPU's memory by computing things again and by giving up
 #: the overlap with communication; this lets it use nearly all. Training takes the same flag from

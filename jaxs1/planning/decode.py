@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxs1.config import ComputeConfig, MeshConfig, UserError, parse
+from jaxs1.config import UserError, parse
 from jaxs1.decoding.decode_loop import CompiledFunctions
 from jaxs1.decoding.decode_state import NewSequence, rows_of
 from jaxs1.decoding.outputs import SamplingParams
@@ -29,8 +29,8 @@ from jaxs1.decoding.sampling import SamplingFlags
 from jaxs1.decoding.tokenized_thinking import TokenizedThinking
 from jaxs1.model import decode, kv_cache, transformer
 from jaxs1.model.architecture import Architecture, read_config
-from jaxs1.model.sharding import check_divisible, make_sharding_rules
-from jaxs1.planning.estimate import local_bytes
+from jaxs1.model.config import ComputeConfig, MeshConfig
+from jaxs1.model.sharding import check_divisible, local_bytes, make_sharding_rules
 from jaxs1.planning.hlo import Collective, collectives
 from jaxs1.planning.targets import Target, parse_target
 from jaxs1.planning.topology import make_devices

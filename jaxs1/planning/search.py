@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from jaxs1.config import TrainConfig, UserError
+from jaxs1.config import UserError
 from jaxs1.planning.case import Case
-from jaxs1.planning.estimate import MARGIN
 from jaxs1.planning.targets import Target
+from jaxs1.training.config import TrainConfig
+from jaxs1.training.memory import MARGIN
 
 #: What one change may change.
 ASPECTS = ("remat", "layout", "gradient_accumulation_steps")

@@ -13,8 +13,9 @@ from convert.from_hf import from_hf
 from convert.in_memory import InMemoryWeights
 from convert.to_hf import to_hf
 from convert.weights import load_params, open_weights
-from jaxs1.config import MeshConfig, UserError
+from jaxs1.config import UserError
 from jaxs1.model import transformer
+from jaxs1.model.config import MeshConfig
 from jaxs1.model.sharding import make_sharding_rules
 from tests.convert.checkpoints import make_hf, random_tensors, read_bits, reduced, write_hf
 from tests.tiny_models import FLOAT32, one_device

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from convert.weights import load_params, open_weights
-from jaxs1.config import MeshConfig
 from jaxs1.model import decode, kv_cache, transformer
+from jaxs1.model.config import MeshConfig
 from jaxs1.model.kv_cache import NULL_PAGE, PAD_POSITION, PAGE
 from jaxs1.model.sharding import make_sharding_rules
 from tests.numerics import assert_close
