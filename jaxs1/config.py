@@ -1,57 +1,62 @@
-"""Every field a user can set, and how YAML and the command line become dataclasses.
+"""From YAML recipes and command lines to dataclasses of settings.
 
-A recipe is a YAML file; any field can be overridden on the command line:
+Every field of a recipe can be overridden on the command line:
 
-    python -m jaxs1.train --config configs/s1_32b.yaml --optimizer.learning_rate 2e-5
+    python -m jaxs1.train --config s1_32b --optimizer.learning_rate 2e-5
 
-`parse` returns frozen dataclasses or raises `UserError`; `run_command` prints a `UserError` as one
-line and exits with status 2. This file knows no other file of the package.
+`parse` returns a frozen dataclass or raises `UserError`; `run_command` prints a `UserError` as one
+line and exits with status 2.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import jsonargparse
 import yaml
+
+from jaxs1.config_errors import explain
 
 T = TypeVar("T")
 
 
 class UserError(ValueError):
-    """Something the user can mend. One line: field, value, constraint, remedy."""
+    """An error the user can fix. One line: field, value, constraint, remedy."""
 
 
 def parse(
     schema: type[T], argv: Sequence[str], *, command: str, positionals: Sequence[str] = ()
 ) -> T:
-    """Build `schema` from `--config FILE.yaml` and overrides in `argv`.
+    """Build `schema` from `--config RECIPE` and overrides in `argv`.
 
     Args:
-        schema: a dataclass whose docstring's `Args:` explain every field
+        schema: dataclass whose docstring describes every field under `Args:`
         argv: command line without the program's name
-        command: how the user calls it, for the help text
-        positionals: fields of `schema` that are given by position
+        command: the command as users type it, for the help text
+        positionals: fields of `schema` that are positional arguments
 
     Raises:
-        UserError: one line that names the field, its value, the constraint and the remedy.
+        UserError: an unknown field, a value of the wrong type, a missing recipe, ...
     """
     parser = jsonargparse.ArgumentParser(
         prog=command,
+        usage=" ".join([command, *positionals, "[--config RECIPE] [--FIELD VALUE ...]"]),
         description=(schema.__doc__ or "").split("\n")[0],
         exit_on_error=False,
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--config", action="config", help="YAML recipe; later arguments override it"
+        "--config",
+        action="config",
+        metavar="RECIPE",
+        help="YAML file, or name of a recipe in configs/; later arguments override it",
     )
     for name in positionals:
         parser.add_argument(name, type=str)
@@ -62,7 +67,52 @@ def parse(
         values.pop("config", None)
         return _build(schema, values)
     except jsonargparse.ArgumentError as error:
-        raise UserError(_explain(str(error), schema, command)) from None
+        raise UserError(explain(one_line(error), schema, command)) from None
+
+
+def override(config: T, changes: Mapping[str, Any], *, command: str) -> T:
+    """A copy of a dataclass with some fields replaced, e.g. by an object of a JSONL file.
+
+    Args:
+        config: dataclass to copy
+        changes: field -> value; for a field that is a dataclass, an object of its fields
+        command: the command as users type it, for error messages
+
+    Raises:
+        UserError: one line that names the field, its value, the constraint and the remedy.
+    """
+    schema: Any = type(config)
+    changes = current_names(dict(changes))
+    _check_null(schema, changes, command)
+    parser = _object_parser(schema)
+    try:
+        base = parser.parse_object(dataclasses.asdict(config))  # type: ignore[call-overload]
+        values = parser.parse_object(changes, namespace=base).as_dict()
+    except jsonargparse.ArgumentError as error:
+        raise UserError(explain(one_line(error), schema, command)) from None
+    return _build(schema, values)
+
+
+@lru_cache
+def _object_parser(schema: type) -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(schema)
+    return parser
+
+
+def _check_null(schema: Any, changes: Mapping[str, Any], command: str, group: str = "") -> None:
+    """Check what `parse_object` does not: null where a field has no null, groups that are none."""
+    hints = get_type_hints(schema)
+    for name, value in changes.items():
+        hint = hints.get(name)
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{group}{name}: must be an object of fields; see {command} --help")
+            _check_null(hint, value, command, f"{group}{name}.")
+        elif value is None and hint is not None and type(None) not in get_args(hint):
+            raise UserError(
+                f"{group}{name}=null: must have a value; leave it out to keep the default"
+            )
 
 
 #: Fields of version 0.1 -> their names now. Recipes, flags and saved settings may still use them.
@@ -107,25 +157,29 @@ def current_names(
     return current
 
 
-def changed_settings(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ: dotted name -> (saved, current) value, sorted; a missing one is None.
+def configs_folder() -> Path:
+    """The folder of recipes: configs/ of a checkout, or that of an installed package."""
+    checkout, package = Path(__file__).parents[1] / "configs", Path(__file__).parent / "configs"
+    return package if package.is_dir() else checkout
+
+
+def find_recipe(name: str, *, setting: str = "config") -> Path:
+    """The file of a recipe or of model shapes.
 
     Args:
-        saved: nested settings as read from JSON, possibly under names of earlier versions
-        current: nested settings
+        name: path, or name of a file in `configs_folder()`: s1_32b, qwen2.5-7b
+        setting: field that holds the name; with "architecture" it must be of model shapes
+
+    Raises:
+        UserError: there is no such file.
     """
-    old = _flat(current_names(saved, notify=False))
-    new = _flat(json.loads(json.dumps(current)))  # tuples become lists
-    names = sorted(old.keys() | new.keys())
-    return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        nested = isinstance(value, dict) and value
-        flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
-    return flat
+    configs = configs_folder()
+    folder, suffix = (configs, ".yaml") if setting == "config" else (configs / "models", ".json")
+    for path in (Path(name), folder / f"{name}{suffix}", configs.parent / name):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.stem for path in folder.glob(f"*{suffix}")))
+    raise UserError(f"{setting}={name}: does not exist; give a file, or one of {known}")
 
 
 def _with_current_names(argv: Sequence[str]) -> list[str]:
@@ -133,30 +187,33 @@ def _with_current_names(argv: Sequence[str]) -> list[str]:
     current: list[str] = []
     for word in argv:
         name, equals, value = word.partition("=")
-        if name.startswith("--"):
+        if name == "--config" and equals:
+            word = f"{name}={_current_recipe(value)}"
+        elif name.startswith("--"):
             (new,) = current_names({name[2:]: None})
             word = f"--{new}{equals}{value}"
         elif current and current[-1] == "--config":
             word = _current_recipe(word)
-        current.append(_current_recipe(word) if word.startswith("--config=") else word)
+        current.append(word)
     return current
 
 
-def _current_recipe(argument: str) -> str:
-    """A recipe's path; its content instead where that uses old names."""
-    flag, path = ("--config=", argument[9:]) if argument.startswith("--config=") else ("", argument)
+def _current_recipe(name: str) -> str:
+    """The path of a recipe; its content if that uses old names."""
+    if "\n" in name or ": " in name:
+        return name  # YAML instead of a file
+    path = find_recipe(name)
     try:
-        recipe = yaml.safe_load(Path(path).read_text())
+        recipe = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return argument  # the parser says what is wrong
-    if not isinstance(recipe, dict):
-        return argument
-    current = current_names(recipe)
-    return argument if current == recipe else flag + yaml.safe_dump(current, sort_keys=False)
+        return str(path)  # the parser explains what is wrong
+    if not isinstance(recipe, dict) or (current := current_names(recipe)) == recipe:
+        return str(path)
+    return yaml.safe_dump(current, sort_keys=False)
 
 
 def to_yaml(config: Any) -> str:
-    """The configuration as YAML that `--config` reads back."""
+    """Settings as YAML that `--config` reads back."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
 
 
@@ -176,7 +233,7 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
 
 
 def _build(schema: type[T], values: dict[str, Any]) -> T:
-    """Nested dictionaries to nested dataclasses (jsonargparse has checked keys and types)."""
+    """Nested dictionaries to nested dataclasses; jsonargparse has checked keys and types."""
     hints = {f.name: f.default_factory for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
     built = {}
     for name, value in values.items():
@@ -187,45 +244,6 @@ def _build(schema: type[T], values: dict[str, Any]) -> T:
     return schema(**built)
 
 
-def _field_names(schema: Any, prefix: str = "") -> list[str]:
-    names = []
-    for f in dataclasses.fields(schema):
-        names.append(prefix + f.name)
-        if dataclasses.is_dataclass(f.default_factory):
-            names += _field_names(f.default_factory, f"{prefix}{f.name}.")
-    return names
-
-
-def _explain(message: str, schema: type, command: str) -> str:
-    """One line from jsonargparse's message, with the nearest known field where one is unknown."""
-    message = one_line(message)
-    unknown = None
-    if match := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
-        unknown = f"{match[1]}.{match[2]}"
-    elif match := re.search(
-        r"(?:[Oo]ption '|[Uu]nrecognized arguments: --)([\w.]+)(?:' is not accepted)?", message
-    ):
-        unknown = match[1]
-    if unknown:
-        group = unknown.rpartition(".")[0]
-        known = _field_names(schema)
-        siblings = [name for name in known if group and name.startswith(f"{group}.")]
-        near = difflib.get_close_matches(unknown, siblings or known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}? " if near else ""
-        return f"{unknown}: no such field; {hint}see {command} --help"
-    if match := re.search(r'Parser key "([\w.]+)": (.*)', message):
-        wanted = re.sub(r"<class '(\w+)'>", r"\1", match[2]).replace("tuple[str, ...]", "tuple")
-        wanted = wanted.replace("tuple", "a list")
-        wanted = re.sub(r"typing\.Literal\[(.*?)\]", lambda m: m[1].replace("'", ""), wanted)
-        if union := re.search(r"Subtypes: \[(.*)\] Errors.*Given value: (.*)", wanted):
-            kinds = union[1].replace("NoneType", "null").replace(", ", " or ")
-            return f"{match[1]}={union[2]}: must be {kinds}; see {command} --help"
-        if got := re.search(r"Expected an? (.*?)\.? Got value: (.*)", wanted):
-            return f"{match[1]}={got[2]}: must be {got[1]}; see {command} --help"
-        return f"{match[1]}: {wanted}; see {command} --help"
-    return f"{message}; see {command} --help"
-
-
 def one_line(message: object) -> str:
-    """A message without line breaks, as a `UserError` needs it."""
+    """A message without line breaks, for a `UserError`."""
     return re.sub(r"\s+", " ", str(message)).strip()

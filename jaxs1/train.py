@@ -29,7 +29,7 @@ from convert.interface import Weights
 from convert.to_hf import to_hf
 from convert.transfer import copy_side_files
 from convert.weights import load_params, open_weights
-from jaxs1.config import UserError, parse, run_command, to_yaml
+from jaxs1.config import UserError, find_recipe, parse, run_command, to_yaml
 from jaxs1.data import chat
 from jaxs1.data.batches import Batches, BatchStats, fit_to_block
 from jaxs1.data.records import load_records
@@ -173,7 +173,7 @@ def prepare(config: TrainConfig) -> Job:
     if weights is not None:
         hf_config, source = weights.config, str(config.model)
     else:
-        source = str(config.architecture)
+        source = str(find_recipe(str(config.architecture), setting="architecture"))
         hf_config = read_config(source)
         # for random weights the vocabulary size may come from the tokenizer
         hf_config.setdefault("vocab_size", -(-len(tokenizer) // 64) * 64)

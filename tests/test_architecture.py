@@ -39,7 +39,7 @@ def room(module):
     parts = module.split(".")
     if parts[0] != "jaxs1":
         return parts[0]
-    if len(parts) == 1 or parts[1] in ("config", "storage", "devices"):
+    if len(parts) == 1 or parts[1] in ("config", "config_errors", "storage", "devices"):
         return "config"
     return parts[1] if (ROOT / "jaxs1" / parts[1]).is_dir() else "commands"
 
