@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxs1.config import ComputeConfig, MeshConfig
 from jaxs1.decoding import budget
 from jaxs1.decoding.budget import TokenKind
 from jaxs1.decoding.controls import fit
@@ -26,6 +25,7 @@ from jaxs1.decoding.sampling import SamplingFlags
 from jaxs1.decoding.tokenized_thinking import TokenizedThinking
 from jaxs1.model import decode, kv_cache, transformer
 from jaxs1.model.architecture import Architecture
+from jaxs1.model.config import ComputeConfig, MeshConfig
 from jaxs1.model.decode_params import abstract_params
 from jaxs1.model.sharding import make_sharding_rules
 from jaxs1.planning.compile import compile_program

@@ -23,11 +23,12 @@ import transformers
 from flax import nnx
 
 from convert.mapping import pieces
-from jaxs1.config import ComputeConfig, DataConfig, MeshConfig
 from jaxs1.data.batches import Batches
 from jaxs1.data.chat import Example
+from jaxs1.data.config import DataConfig
 from jaxs1.model import transformer
 from jaxs1.model.architecture import Architecture
+from jaxs1.model.config import ComputeConfig, MeshConfig
 from jaxs1.model.sharding import make_sharding_rules
 from jaxs1.training.step import init_state, make_train_step, put_batch
 

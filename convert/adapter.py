@@ -24,8 +24,8 @@ from safetensors.numpy import save_file
 from convert import orbax_io
 from convert.interface import Weights
 from convert.mapping import TABLE, Piece
-from jaxs1.config import LoraConfig
 from jaxs1.model.architecture import Architecture, read_config
+from jaxs1.model.config import LoraConfig
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 

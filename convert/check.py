@@ -19,8 +19,9 @@ import numpy as np
 
 from convert.interface import Weights
 from convert.weights import load_params, open_weights
-from jaxs1.config import ComputeConfig, MeshConfig, UserError, one_line, parse, run_command
+from jaxs1.config import UserError, one_line, parse, run_command
 from jaxs1.model import transformer
+from jaxs1.model.config import ComputeConfig, MeshConfig
 from jaxs1.model.sharding import make_sharding_rules
 
 Dtype = Literal["float32", "bfloat16"]

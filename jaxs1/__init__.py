@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from jaxs1.config import TrainConfig as TrainConfig
     from jaxs1.config import UserError as UserError
     from jaxs1.curate import CurateConfig as CurateConfig
     from jaxs1.curate import curate as curate
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from jaxs1.llm import Piece as Piece
     from jaxs1.llm import load_model as load_model
     from jaxs1.train import train as train
+    from jaxs1.training.config import TrainConfig as TrainConfig
 
 #: Public name -> the module that defines it.
 _EXPORTS = {
@@ -47,7 +47,7 @@ _EXPORTS = {
     "ParallelConfig": "jaxs1.decoding.loading",
     "load_model": "jaxs1.llm",
     "train": "jaxs1.train",
-    "TrainConfig": "jaxs1.config",
+    "TrainConfig": "jaxs1.training.config",
     "evaluate": "jaxs1.evaluate",
     "EvaluateConfig": "jaxs1.evaluate",
     "curate": "jaxs1.curate",

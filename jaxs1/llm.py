@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
 import jax
 
 from convert.weights import load_params, open_weights
-from jaxs1.config import ComputeConfig, MeshConfig, UserError
+from jaxs1.config import UserError
 from jaxs1.decoding.budget import TokenKind
 from jaxs1.decoding.detokenizer import Detokenizer
 from jaxs1.decoding.loading import EngineConfig, ParallelConfig, load_engine
@@ -25,6 +25,7 @@ from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams
 from jaxs1.decoding.prompt import prompt_ids
 from jaxs1.decoding.scheduler import Limits
 from jaxs1.model import transformer
+from jaxs1.model.config import ComputeConfig, MeshConfig
 from jaxs1.model.sharding import check_divisible, make_sharding_rules
 
 #: Messages with "role" and "content".

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxs1.config import TrainConfig, UserError, one_line, parse, run_command
+from jaxs1.config import UserError, one_line, parse, run_command
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.planning import decode, report
 from jaxs1.planning.planned_run import PlannedRun, Sequences, make_planned_run
@@ -30,6 +30,7 @@ from jaxs1.planning.search import alternatives
 from jaxs1.planning.targets import Target, parse_target
 from jaxs1.planning.topology import make_devices, use_only_cpu
 from jaxs1.planning.workload import S1K_EXAMPLES, S1K_MEAN
+from jaxs1.training.config import TrainConfig
 
 COMMAND = "python -m jaxs1.plan"
 #: Most layouts that a search compiles.

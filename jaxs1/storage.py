@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from jaxs1.config import UserError
+from jaxs1.config import UserError, current_names
 
 Row = dict[str, Any]
 
@@ -311,3 +311,24 @@ def _encode(row: Row) -> bytes:
         return json.dumps(row, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:  # half of a surrogate pair has no UTF-8
         return json.dumps(row).encode() + b"\n"
+
+
+def changed_settings(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ: dotted name -> (saved, current) value, sorted; a missing one is None.
+
+    Args:
+        saved: nested settings as read from JSON, possibly under names of earlier versions
+        current: nested settings
+    """
+    old = _flat(current_names(saved, notify=False))
+    new = _flat(json.loads(json.dumps(current)))  # tuples become lists
+    names = sorted(old.keys() | new.keys())
+    return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        nested = isinstance(value, dict) and value
+        flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return flat

@@ -29,7 +29,7 @@ from convert.interface import Weights
 from convert.to_hf import to_hf
 from convert.transfer import copy_aux_files
 from convert.weights import load_params, open_weights
-from jaxs1.config import TrainConfig, UserError, parse, run_command, to_yaml
+from jaxs1.config import UserError, find_recipe, parse, run_command, to_yaml
 from jaxs1.data import chat
 from jaxs1.data.batches import Batches, BatchStats, fit_to_block
 from jaxs1.data.records import load_records
@@ -39,11 +39,12 @@ from jaxs1.model import ops, transformer
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.model.sharding import ShardingRules, check_divisible, make_sharding_rules
 from jaxs1.model.transformer import Transformer
-from jaxs1.planning.estimate import check_fits
 from jaxs1.storage import explained
 from jaxs1.training import distributed
 from jaxs1.training.checkpoint import Checkpoints, latest_step
+from jaxs1.training.config import TrainConfig
 from jaxs1.training.distributed import print_main
+from jaxs1.training.memory import check_fits
 from jaxs1.training.metrics_logger import MetricsLogger
 from jaxs1.training.optimizer import make_optimizer, make_schedule
 from jaxs1.training.step import (
@@ -172,7 +173,7 @@ def prepare(config: TrainConfig) -> Job:
     if weights is not None:
         hf_config, source = weights.config, str(config.model)
     else:
-        source = str(config.architecture)
+        source = str(find_recipe(str(config.architecture), setting="architecture"))
         hf_config = read_config(source)
         # for random weights the vocabulary size may come from the tokenizer
         hf_config.setdefault("vocab_size", -(-len(tokenizer) // 64) * 64)

@@ -6,8 +6,17 @@ import json
 import pytest
 import yaml
 
-from jaxs1.config import TrainConfig, UserError, parse, to_yaml
+from jaxs1.config import (
+    UserError,
+    configs_folder,
+    current_names,
+    find_recipe,
+    override,
+    parse,
+    to_yaml,
+)
 from jaxs1.model.architecture import Architecture, read_config
+from jaxs1.training.config import TrainConfig
 from tests.conftest import ROOT
 
 NEEDED = ["--data.path", "a.jsonl", "--model", "m"]
@@ -41,6 +50,99 @@ def test_recipe_is_valid_and_reads_back(recipe, tmp_path):
     again.write_text(to_yaml(config))
     assert train_config("--config", str(again)) == config
     assert f"#   python -m jaxs1.train --config configs/{recipe.name}" in recipe.read_text()
+
+
+def test_recipe_and_shapes_are_found_by_name(tmp_path, monkeypatch):
+    assert configs_folder() == CONFIGS
+    for folder in (ROOT, tmp_path):  # from any working directory
+        monkeypatch.chdir(folder)
+        assert train_config("--config", "s1_7b") == train_config("--config=configs/s1_7b.yaml")
+        assert find_recipe("s1_7b").samefile(CONFIGS / "s1_7b.yaml")
+        shapes = [
+            find_recipe(name, setting="architecture")
+            for name in ("qwen2.5-7b", "configs/models/qwen2.5-7b.json")
+        ]
+        assert all(path.samefile(CONFIGS / "models" / "qwen2.5-7b.json") for path in shapes)
+
+
+def test_file_of_the_user_precedes_a_recipe_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s1_7b").write_text("steps: 3")
+    assert train_config(*NEEDED, "--config", "s1_7b").steps == 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "known"), [("config", "s1_32b, s1_32b_lora"), ("architecture", "qwen3-8b, tiny")]
+)
+def test_unknown_name_lists_the_known_ones(setting, known):
+    with pytest.raises(UserError) as error:
+        find_recipe("s1_33b", setting=setting)
+    message = str(error.value)
+    assert message.startswith(f"{setting}=s1_33b: does not exist; give a file, or one of ")
+    assert known in message
+    assert "\n" not in message
+
+
+OLD = """
+accumulate: 4
+optimizer: {clip_norm: 0.5, final_ratio: 0.1}
+lora: {targets: [q_proj]}
+checkpoint: {keep: 7}
+data: {on_too_long: error}
+distributed: {lost_after: 60}
+"""
+
+
+def test_names_of_version_0_1_are_read_and_named(tmp_path, capsys):
+    (tmp_path / "old.yaml").write_text(OLD)
+    config = train_config(*NEEDED, "--config", str(tmp_path / "old.yaml"))
+    assert config.gradient_accumulation_steps == 4
+    assert (config.optimizer.max_grad_norm, config.optimizer.min_lr_ratio) == (0.5, 0.1)
+    assert config.lora.target_modules == ("q_proj",)
+    assert config.checkpoint.max_to_keep == 7
+    assert config.data.overlong == "error"
+    assert config.distributed.heartbeat_timeout == 60
+    notes = capsys.readouterr().err.splitlines()
+    assert "note: accumulate is now called gradient_accumulation_steps" in notes
+    assert len(notes) == 7
+    assert train_config(*NEEDED, "--accumulate=4").gradient_accumulation_steps == 4
+    assert train_config(*NEEDED, "--checkpoint.keep", "7").checkpoint.max_to_keep == 7
+
+
+def test_current_names_leave_values_and_other_names_alone(capsys):
+    settings = {"data": {"fields": {"accumulate": "keep"}}, "checkpoint.keep": 3}
+    expected = {"data": {"fields": {"accumulate": "keep"}}, "checkpoint.max_to_keep": 3}
+    assert current_names(settings, notify=False) == expected
+    assert capsys.readouterr().err == ""
+
+
+def test_override_replaces_nested_and_old_named_fields():
+    config = train_config(*NEEDED)
+    changes = {"seed": 3, "optimizer": {"clip_norm": None, "b1": 0.8}, "accumulate": 2}
+    found = override(config, changes, command="test")
+    optimizer = dataclasses.replace(config.optimizer, max_grad_norm=None, b1=0.8)
+    assert found == dataclasses.replace(
+        config, seed=3, gradient_accumulation_steps=2, optimizer=optimizer
+    )
+    assert override(config, {}, command="test") == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optimizer": {"learning_rat": 1}}, ["did you mean optimizer.learning_rate"]),
+        ({"optimizer": {"name": "sgd"}}, ["optimizer.name=sgd", "adamw", "muon"]),
+        ({"steps": 1.5}, ["steps=1.5", "int or null"]),
+        ({"seed": None}, ["seed=null"]),
+        ({"optimizer": 3}, ["optimizer", "object of fields"]),
+        ({"batch_size": 0}, ["batch_size=0: must be positive"]),
+    ],
+)
+def test_wrong_override_is_one_line(changes, words):
+    with pytest.raises(UserError) as error:
+        override(train_config(*NEEDED), changes, command="test")
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
 
 
 def test_s1_hyper_parameters():
@@ -109,7 +211,11 @@ def test_command_ends_with_one_line_and_status_2(run_module):
 
 
 def test_help_explains_every_field_and_print_config_reads_back(run_module, tmp_path):
-    shown = " ".join(run_module("jaxs1.train", "--help").stdout.split())
+    lines = run_module("jaxs1.train", "--help").stdout.splitlines()
+    shown = " ".join(" ".join(lines).split())
+    assert lines[0] == "usage: python -m jaxs1.train [--config RECIPE] [--FIELD VALUE ...]"
+    titles = ["Training data:", "Optimizer:", "Device mesh:", "Checkpoints:", "Logging:"]
+    assert [line for line in lines if line in titles] == titles
 
     def documented(schema):
         for line in (schema.__doc__ or "").split("Args:")[1].split("\n"):

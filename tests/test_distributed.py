@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 from convert.to_hf import to_hf
-from jaxs1.config import DistributedConfig, UserError
+from jaxs1.config import UserError
 from jaxs1.tasks import puzzle_corpus
 from jaxs1.training import distributed
+from jaxs1.training.config import DistributedConfig
 from tests.conftest import ROOT
 from tests.numerics import assert_close
 from tests.test_train import command

@@ -30,6 +30,7 @@ from benchmarks.random_weights_loop import (
     required_bytes,
 )
 from jaxs1.config import UserError
+from jaxs1.decoding.budget import TokenKind
 from jaxs1.decoding.decode_loop import ChunkOutput
 from jaxs1.model.architecture import Architecture, read_config
 from kernels.benchmarking import timing

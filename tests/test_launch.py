@@ -5,7 +5,8 @@ import subprocess
 import pytest
 import yaml
 
-from jaxs1.config import TrainConfig, parse
+from jaxs1.config import parse
+from jaxs1.training.config import TrainConfig
 from tests.conftest import ROOT
 
 LAUNCH = ROOT / "configs" / "launch"

@@ -16,6 +16,7 @@ from jaxs1.storage import (
     MARKER,
     JsonlWriter,
     atomic_folder,
+    changed_settings,
     complete_lines,
     explained,
     locked,
@@ -290,3 +291,17 @@ def test_file_in_the_place_of_a_parent(tmp_path):
         JsonlWriter(path)
     with pytest.raises(UserError, match=r"Not a directory"):
         write_text(path, "")
+
+
+def test_changed_settings_are_named_with_both_values():
+    saved = {"a": 1, "b": {"c": [1, 2], "d": {}}, "gone": None, "accumulate": 4}
+    same = {"a": 1, "b": {"c": (1, 2), "d": {}}, "gradient_accumulation_steps": 4}
+    assert changed_settings(saved, same) == {}
+    other = {"a": 2, "b": {"c": [1], "d": {"x": 1}}, "new": 3, "gradient_accumulation_steps": 4}
+    assert changed_settings(saved, other) == {
+        "a": (1, 2),
+        "b.c": ([1, 2], [1]),
+        "b.d": ({}, None),
+        "b.d.x": (None, 1),
+        "new": (None, 3),
+    }

@@ -12,8 +12,8 @@ import torch
 import transformers
 
 from convert.weights import load_params, open_weights
-from jaxs1.config import ComputeConfig, MeshConfig
 from jaxs1.model import transformer
+from jaxs1.model.config import ComputeConfig, MeshConfig
 from jaxs1.model.sharding import make_sharding_rules
 
 #: name -> (model type, query heads, kv heads, head width, tied); 14/2 are the head counts of the

@@ -101,10 +101,10 @@ def _run_command(ctx: CheckContext, folder: Path) -> list[str]:
 
 def _time_engine(ctx: CheckContext, model: Path) -> None:
     """Requests run twice; of the second, nothing is compiled."""
-    from jaxs1.decoding.scheduler import Limits
     from jaxs1.decoding.loading import EngineConfig, load_engine
     from jaxs1.decoding.params import Request, ThinkingParams
     from jaxs1.decoding.prompt import prompt_ids
+    from jaxs1.decoding.scheduler import Limits
 
     dtype: Any = ctx.dtype
     impl: Any = ctx.impl

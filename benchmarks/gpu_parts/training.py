@@ -18,17 +18,24 @@ import numpy as np
 from benchmarks.gpu_parts.context import CheckContext, raise_if
 from benchmarks.gpu_parts.environment import memory
 from benchmarks.random_weights_loop import draw_programs, fill_weights, weight_shapes
-from jaxs1.config import ComputeConfig, MeshConfig, OptimizerConfig, one_line
+from jaxs1.config import one_line
 from jaxs1.data import packing
 from jaxs1.data.chat import Example
 from jaxs1.data.packing import Batch
 from jaxs1.model import transformer
+from jaxs1.model.config import ComputeConfig, MeshConfig
 from jaxs1.model.sharding import make_sharding_rules
-from jaxs1.planning.estimate import abstract_state
 from jaxs1.planning.targets import ACCELERATORS
+from jaxs1.training.config import OptimizerConfig
 from jaxs1.training.loss import batch_loss
 from jaxs1.training.optimizer import make_optimizer
-from jaxs1.training.step import batch_sharding, init_state, make_train_step, put_batch
+from jaxs1.training.step import (
+    abstract_state,
+    batch_sharding,
+    init_state,
+    make_train_step,
+    put_batch,
+)
 from kernels.benchmarking.program import Program
 
 #: What the backward pass recomputes, the quickest policy last: the first that fails may be full.

@@ -11,9 +11,10 @@ from typing import Literal
 
 import numpy as np
 
-from jaxs1.config import DataConfig, UserError
+from jaxs1.config import UserError
 from jaxs1.data import packing
 from jaxs1.data.chat import Example
+from jaxs1.data.config import DataConfig
 from jaxs1.data.packing import Batch
 
 

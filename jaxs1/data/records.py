@@ -10,8 +10,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from jaxs1.config import DataConfig, UserError
+from jaxs1.config import UserError
 from jaxs1.data.chat import Record, reasoning
+from jaxs1.data.config import DataConfig
 from jaxs1.data.sources import Row, Source
 
 #: Columns that may contain a question, the most likely first.

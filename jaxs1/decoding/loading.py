@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from convert.interface import Weights
 from convert.mapping import parameters
 from convert.weights import load_decode_params, open_weights
-from jaxs1.config import ComputeConfig, MeshConfig, UserError
+from jaxs1.config import UserError
 from jaxs1.data.tokenizer import load_tokenizer
 from jaxs1.decoding.base_engine import BaseEngine
 from jaxs1.decoding.data_parallel import DataParallelEngine
@@ -22,6 +22,7 @@ from jaxs1.decoding.scheduler import Limits
 from jaxs1.model import backends, transformer
 from jaxs1.model.architecture import Architecture
 from jaxs1.model.backends import BACKENDS
+from jaxs1.model.config import ComputeConfig, MeshConfig
 from jaxs1.model.kv_cache import PAGE, token_bytes
 from jaxs1.model.linear import LINEAR
 from jaxs1.model.sharding import ShardingRules, check_divisible, make_sharding_rules

@@ -16,8 +16,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxs1.config import MeshConfig, UserError
+from jaxs1.config import UserError
 from jaxs1.model.architecture import Architecture
+from jaxs1.model.config import MeshConfig
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 

@@ -22,9 +22,9 @@ from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxs1.config import ComputeConfig, LoraConfig
 from jaxs1.model import ops
 from jaxs1.model.architecture import Architecture
+from jaxs1.model.config import ComputeConfig, LoraConfig
 from jaxs1.model.linear import LINEAR
 from jaxs1.model.sharding import Axes, ShardingRules
 

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import optax
 
 from jaxs1.data.packing import Batch
+from jaxs1.model.sharding import local_bytes
 from jaxs1.model.transformer import Transformer
-from jaxs1.planning.estimate import abstract_state, local_bytes
 from jaxs1.planning.flops import product_flops
 from jaxs1.planning.hlo import Collective, collectives, count_launches
 from jaxs1.planning.targets import Target
 from jaxs1.planning.topology import tracing_for
-from jaxs1.training.step import batch_sharding, make_train_step
+from jaxs1.training.step import abstract_state, batch_sharding, make_train_step
 
 #: XLA limits programs to about 77 % of a GPU's memory, by recomputation and by giving up overlap
 #: with communication; this allows nearly all of it. Training sets the same flag in XLA_FLAGS.

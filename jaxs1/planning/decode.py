@@ -9,17 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxs1.config import ComputeConfig, MeshConfig
 from jaxs1.decoding.decode_loop import CompiledFunctions
 from jaxs1.decoding.decode_state import empty_rows
 from jaxs1.decoding.page_allocator import pages_for
 from jaxs1.decoding.sampling import SamplingFlags
 from jaxs1.model import backends, kv_cache, transformer
 from jaxs1.model.architecture import Architecture
+from jaxs1.model.config import ComputeConfig, MeshConfig
 from jaxs1.model.decode_params import abstract_params
-from jaxs1.model.sharding import check_divisible, make_sharding_rules
+from jaxs1.model.sharding import check_divisible, local_bytes, make_sharding_rules
 from jaxs1.planning.compile import compile_program
-from jaxs1.planning.estimate import local_bytes
 from jaxs1.planning.hlo import Collective, collectives, large_copies
 from jaxs1.planning.targets import Target
 

@@ -1,54 +1,22 @@
-"""Memory and time of a train step in closed form: good to a tenth or so, and instant.
-
-Memory decides which layouts are worth compiling, and refuses a run that cannot fit before it
-starts. Time is a roofline: each kind of work at a stated share of the device's peak.
-"""
+"""Time of a train step in closed form: a roofline, each kind of work at a stated share of the peak."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
-import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
-from jaxs1.config import TrainConfig, UserError
-from jaxs1.data import packing
-from jaxs1.data.batches import Batches
+from jaxs1.devices import Accelerator
 from jaxs1.model import transformer
 from jaxs1.model.transformer import Transformer
-from jaxs1.planning.targets import Accelerator
 from jaxs1.planning.workload import Workload
-from jaxs1.training.optimizer import make_optimizer
-from jaxs1.training.step import TrainState, state_shardings
 
 #: Shares of the peak that are assumed: matrix products, fused attention, memory.
 PRODUCTS, ATTENTION, BANDWIDTH = 0.63, 0.45, 0.8
 #: Share of the communication that hides behind the products, as in the compiled schedule of the
 #: 32B on 16 H100.
 OVERLAP = 0.65
-#: An estimate that is over by less than this might fit after all.
-MARGIN = 1.15
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on one device. working: the largest of what only lives for a while."""
-
-    parameters: float
-    optimizer: float
-    gradients: float
-    activations: float
-    working: float
-
-    @property
-    def total(self) -> float:
-        """All together."""
-        parts = (self.parameters, self.optimizer, self.gradients, self.activations, self.working)
-        return sum(parts)
 
 
 @dataclass(frozen=True)
@@ -65,51 +33,6 @@ class TimeEstimate:
         """What a step takes."""
         computing = self.products + self.attention + self.elementwise
         return computing + (1 - OVERLAP) * self.communication
-
-
-def estimate_memory(
-    model: Transformer,
-    state: Any,
-    *,
-    gradient_accumulation_steps: int,
-    rows: int,
-    length: int,
-    loss_chunk: int,
-) -> Memory:
-    """Bytes on the fullest device.
-
-    Args:
-        model: abstract
-        state: `TrainState` of shapes (or arrays) with shardings
-        gradient_accumulation_steps: micro-batches of a step
-        rows: of a micro-batch
-        length: of a row
-        loss_chunk: see `loss.batch_loss`
-    """
-    a, compute, mesh = model.architecture, model.compute, model.rules.mesh.shape
-    size = jnp.dtype(compute.dtype).itemsize
-    D, F, L, t = a.hidden_size, a.intermediate_size, a.num_layers, mesh["tensor"]
-    q, kv = a.num_heads * a.head_dim / t, a.num_kv_heads * a.head_dim / t
-    tokens = rows / model.rules.size("rows") * length / model.rules.size("sequence")
-    trained = local_bytes(state.params)
-    statistics = 4 * a.num_heads / t * model.max_segments if compute.attention == "cudnn" else 0
-    scores = 4 * a.num_heads / t * length / 2 if compute.attention == "xla" else 0  # causal
-    kept = {
-        "full": D * size,
-        "attention": (2 * D + 2 * q + 2 * kv) * size + statistics,
-        "none": (5 * D + 4 * q + 4 * kv + 4 * F / t) * size + statistics + scores,
-    }[compute.remat]
-    layer = 2 * (3 * D * F / t + 2 * D * (q + kv)) * size
-    passing = tokens * (5 * F / t + 8 * D) * size + layer
-    logits = min(tokens, loss_chunk) * a.vocab_size / t * (4 + 4 + size)
-    head = a.vocab_size * D / t * (size + 4) + logits
-    return Memory(
-        parameters=trained + local_bytes(state.frozen),
-        optimizer=local_bytes(state.opt_state),
-        gradients=trained * (2 if gradient_accumulation_steps > 1 else 1),
-        activations=tokens * L * kept,
-        working=max(passing, head),
-    )
 
 
 def estimate_flops(model: Transformer, padded_tokens: float) -> float:
@@ -189,83 +112,3 @@ def estimate_time(
         elementwise=touched / (BANDWIDTH * accelerator.bandwidth),
         communication=received / accelerator.interconnect_bandwidth if n > 1 else 0.0,
     )
-
-
-def check_fits(
-    model: Transformer, config: TrainConfig, batches: Batches, steps: int, device: jax.Device
-) -> None:
-    """Refuse a run that cannot fit, where the device says how much memory it has (a CPU does not).
-
-    Args:
-        model: abstract
-        config: the recipe
-        batches: know the lengths of all rows
-        steps: of the run
-        device: one of the run's
-
-    Raises:
-        UserError: see `refuse_if_too_large`.
-    """
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    if limit is None:
-        return
-    longest = 0
-    for step in range(min(steps, batches.steps_per_epoch)):
-        lengths = batches.lengths[batches.indices(step)].tolist()
-        contents = packing.plan(lengths, batches.rows * config.gradient_accumulation_steps)
-        longest = max(longest, packing.row_length(lengths, contents, config.data.row_multiple))
-    memory = estimate_memory(
-        model,
-        abstract_state(model, make_optimizer(config.optimizer, steps)),
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        rows=batches.rows,
-        length=longest,
-        loss_chunk=config.compute.loss_chunk,
-    )
-    refuse_if_too_large(memory, limit, device.device_kind)
-
-
-def abstract_state(model: Transformer, optimizer: optax.GradientTransformation) -> TrainState:
-    """Shapes, dtypes and layouts of all that a step reads and changes; no array is made."""
-    shardings = state_shardings(model, optimizer)
-    trained = transformer.parameters(model, transformer.trained(model))
-    shapes = TrainState(
-        jax.ShapeDtypeStruct((), jnp.int32),
-        trained,
-        jax.eval_shape(optimizer.init, trained),
-        None if shardings.frozen is None else transformer.parameters(model),
-    )
-    return jax.tree.map(
-        lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
-        shapes,
-        shardings,
-    )
-
-
-def refuse_if_too_large(memory: Memory, available: float, device: str) -> None:
-    """End a run that cannot fit before it starts.
-
-    Args:
-        memory: estimated
-        available: bytes that the allocator may take of one device
-        device: its name
-
-    Raises:
-        UserError: the estimate is over what is available by more than its own error.
-    """
-    if memory.total <= MARGIN * available:
-        return
-    gigabytes = {name: f"{value / 1e9:.1f}" for name, value in vars(memory).items()}
-    parts = ", ".join(f"{name} {value}" for name, value in gigabytes.items())
-    raise UserError(
-        f"memory={memory.total / 1e9:.1f} GB: a step needs about so much on each device ({parts}) "
-        f"and {device} has {available / 1e9:.1f}; more devices along mesh.fsdp or mesh.context, "
-        "--compute.remat full or a higher --gradient_accumulation_steps help; "
-        "python -m jaxs1.plan finds the fastest"
-    )
-
-
-def local_bytes(tree: Any) -> float:
-    """Bytes that one device holds of a tree of arrays or shapes with shardings."""
-    leaves = jax.tree.leaves(tree)
-    return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves))

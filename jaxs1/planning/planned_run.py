@@ -10,22 +10,19 @@ from typing import Any
 import jax
 import optax
 
-from jaxs1.config import TrainConfig, UserError
+from jaxs1.config import UserError
 from jaxs1.model import ops, transformer
 from jaxs1.model.architecture import Architecture
 from jaxs1.model.sharding import ShardingRules, check_divisible, make_sharding_rules
 from jaxs1.model.transformer import Transformer
 from jaxs1.planning.compile import TrainProgram, compile_step
-from jaxs1.planning.estimate import (
-    Memory,
-    TimeEstimate,
-    abstract_state,
-    estimate_memory,
-    estimate_time,
-)
+from jaxs1.planning.estimate import TimeEstimate, estimate_time
 from jaxs1.planning.targets import Target
 from jaxs1.planning.workload import Workload, draw_lengths, fixed_workload, make_workload
+from jaxs1.training.config import TrainConfig
+from jaxs1.training.memory import Memory, estimate_memory
 from jaxs1.training.optimizer import make_optimizer
+from jaxs1.training.step import abstract_state
 
 
 @dataclass(frozen=True)

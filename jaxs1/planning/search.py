@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from jaxs1.config import TrainConfig, UserError
-from jaxs1.planning.estimate import MARGIN
+from jaxs1.config import UserError
 from jaxs1.planning.planned_run import PlannedRun
 from jaxs1.planning.targets import Target
+from jaxs1.training.config import TrainConfig
+from jaxs1.training.memory import MARGIN
 
 REMATS: tuple[Literal["none", "attention", "full"], ...] = ("none", "attention", "full")
 Make = Callable[[TrainConfig], PlannedRun]

@@ -18,7 +18,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from jaxs1.config import CheckpointConfig, TrainConfig, UserError, changed_settings
+from jaxs1.config import UserError
+from jaxs1.storage import changed_settings
+from jaxs1.training.config import CheckpointConfig, TrainConfig
 from jaxs1.training.step import TrainState, put_scalar
 
 #: Settings that may change when a run is resumed; all others would change the result.

@@ -25,7 +25,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxs1.config import DistributedConfig, UserError, one_line
+from jaxs1.config import UserError, one_line
+from jaxs1.training.config import DistributedConfig
 
 #: Environment variables in which launchers store how many processes they started.
 COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")

@@ -10,8 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxs1.config import LogConfig, UserError
+from jaxs1.config import UserError
 from jaxs1.storage import JsonlWriter, complete_lines, parse_row
+from jaxs1.training.config import LogConfig
 
 
 class MetricsLogger:

@@ -8,7 +8,7 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers
 
-from jaxs1.config import OptimizerConfig
+from jaxs1.training.config import OptimizerConfig
 
 #: Path ending of each matrix of a layer -> its input and output axes; axis 0 stacks the layers.
 MUON_MATRICES: dict[str, MuonDimensionNumbers] = {

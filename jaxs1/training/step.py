@@ -71,6 +71,23 @@ def state_shardings(model: Transformer, optimizer: optax.GradientTransformation)
     return TrainState(replicated, shardings, opt_state, frozen)
 
 
+def abstract_state(model: Transformer, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without allocating it."""
+    shardings = state_shardings(model, optimizer)
+    trained = transformer.parameters(model, transformer.trained(model))
+    shapes = TrainState(
+        jax.ShapeDtypeStruct((), jnp.int32),
+        trained,
+        jax.eval_shape(optimizer.init, trained),
+        None if shardings.frozen is None else transformer.parameters(model),
+    )
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
 def _dict_keys(path: Any) -> tuple[str, ...]:
     return tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
 

@@ -13,8 +13,9 @@ from convert.from_hf import from_hf
 from convert.in_memory import InMemoryWeights
 from convert.to_hf import to_hf
 from convert.weights import load_decode_params, load_params, open_weights
-from jaxs1.config import MeshConfig, UserError
+from jaxs1.config import UserError
 from jaxs1.model import transformer
+from jaxs1.model.config import MeshConfig
 from jaxs1.model.decode_params import abstract_params, loading_peak, unstack
 from jaxs1.model.linear import LINEAR
 from jaxs1.model.sharding import make_sharding_rules

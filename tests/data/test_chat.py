@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from jaxs1.config import DataConfig, UserError
+from jaxs1.config import UserError
 from jaxs1.data import chat
 from jaxs1.data.chat import Record, encode, reasoning, response_mask
+from jaxs1.data.config import DataConfig
 from jaxs1.data.records import load_records
 from jaxs1.data.tokenizer import load_tokenizer, padding_id
 

@@ -5,10 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxs1.config import DataConfig, UserError
+from jaxs1.config import UserError
 from jaxs1.data import packing
 from jaxs1.data.batches import Batches, fit_to_block
 from jaxs1.data.chat import Example
+from jaxs1.data.config import DataConfig
 
 
 def make_examples(count, rng, longest=60):

@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jaxs1.config import DataConfig, UserError
+from jaxs1.config import UserError
+from jaxs1.data.config import DataConfig
 from jaxs1.data.records import load_records
 
 S1K = {"question": "q", "thinking_trajectories": ["t", "other"], "attempt": "a"}

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jaxs1.config import DataConfig, UserError
+from jaxs1.config import UserError
 from jaxs1.curation.pool import Pool
+from jaxs1.data.config import DataConfig
 from jaxs1.data.records import load_records
 from jaxs1.data.sources import BATCH, Source
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from convert.weights import load_params, open_weights
-from jaxs1.config import MeshConfig
 from jaxs1.model import decode, kv_cache, transformer
 from jaxs1.model.backends import BACKENDS
+from jaxs1.model.config import MeshConfig
 from jaxs1.model.decode_params import unstack
 from jaxs1.model.kv_cache import NULL_PAGE, PAD_POSITION, PAGE
 from jaxs1.model.linear import LINEAR

@@ -6,11 +6,13 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxs1.config import ComputeConfig, DataConfig, MeshConfig, UserError
+from jaxs1.config import UserError
 from jaxs1.data.batches import Batches
 from jaxs1.data.chat import Example
+from jaxs1.data.config import DataConfig
 from jaxs1.model import transformer
 from jaxs1.model.architecture import Architecture
+from jaxs1.model.config import ComputeConfig, MeshConfig
 from jaxs1.model.sharding import check_divisible, make_sharding_rules
 from jaxs1.model.transformer import Transformer
 from jaxs1.training.step import init_state, make_train_step, put_batch

@@ -7,8 +7,8 @@ import pytest
 import torch
 from flax import nnx
 
-from jaxs1.config import ComputeConfig
 from jaxs1.model import ops, transformer
+from jaxs1.model.config import ComputeConfig
 from tests.numerics import assert_close, relative_error
 from tests.tiny_models import FLOAT32, KINDS, hf_model, one_device, ours
 

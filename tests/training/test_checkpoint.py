@@ -10,8 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxs1.config import CheckpointConfig, DataConfig, OptimizerConfig, TrainConfig, UserError
+from jaxs1.config import UserError
+from jaxs1.data.config import DataConfig
 from jaxs1.training.checkpoint import Checkpoints, latest_step
+from jaxs1.training.config import CheckpointConfig, OptimizerConfig, TrainConfig
 from jaxs1.training.step import TrainState
 
 CONFIG = TrainConfig(

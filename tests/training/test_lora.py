@@ -15,22 +15,17 @@ from flax.traverse_util import flatten_dict
 from convert.adapter import Adapter, MergedWeights, peft_config
 from convert.to_hf import to_hf
 from convert.weights import load_params, open_weights
-from jaxs1.config import (
-    ComputeConfig,
-    DataConfig,
-    LoraConfig,
-    MeshConfig,
-    TrainConfig,
-    UserError,
-    parse,
-)
+from jaxs1.config import UserError, parse
 from jaxs1.data.batches import Batches
+from jaxs1.data.config import DataConfig
 from jaxs1.data.tokenizer import load_tokenizer
 from jaxs1.model import transformer
 from jaxs1.model.architecture import Architecture
+from jaxs1.model.config import ComputeConfig, LoraConfig, MeshConfig
 from jaxs1.model.sharding import make_sharding_rules
 from jaxs1.tasks import puzzle_corpus
 from jaxs1.train import train as train_command
+from jaxs1.training.config import TrainConfig
 from jaxs1.training.optimizer import make_optimizer
 from jaxs1.training.step import init_state, make_train_step, put_batch, state_shardings
 from tests.numerics import assert_close

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from jaxs1.config import LogConfig, UserError
+from jaxs1.config import UserError
+from jaxs1.training.config import LogConfig
 from jaxs1.training.metrics_logger import MetricsLogger
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 import transformers
 
-from jaxs1.config import DataConfig, OptimizerConfig
 from jaxs1.data.batches import Batches
 from jaxs1.data.chat import Example
+from jaxs1.data.config import DataConfig
 from jaxs1.model import transformer
+from jaxs1.training.config import OptimizerConfig
 from jaxs1.training.optimizer import make_optimizer, make_schedule
 from jaxs1.training.step import init_state, make_train_step, put_batch
 from tests.numerics import assert_close
