@@ -1,8 +1,9 @@
-"""Plans of all recipes as a table: python -m benchmarks.plans docs/plans.md
+"""Plan every recipe for its hardware: python -m benchmarks.plans docs/plans.md
 
-Compiles every recipe for its hardware with `jaxs1.plan` (a minute each for GPUs, some for TPUs, on
-two quiet cores), checks what each must reach, and writes the table. Exit status 1 where one fails.
-`--folder` keeps each plan's JSON; a plan that lies there is not compiled again.
+Compiles the train step of every recipe with `jaxs1.plan` (about a minute each for GPUs, up to 20
+for TPUs, on two idle cores), checks the limits that each must meet, and writes a table, followed by
+the calibration of the time estimate. Exit status 1 if a limit is exceeded. `--folder` keeps the
+plans as JSON; a plan that is already there is not compiled again.
 """
 
 from __future__ import annotations
@@ -16,12 +17,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import calibration
 from jaxs1.config import UserError, parse, run_command
 
 
 @dataclass(frozen=True)
-class Row:
-    """A plan and what it must reach. peak: most GB on a device; minutes: of the whole run."""
+class RecipePlan:
+    """A recipe on its hardware and the limits that its plan must meet.
+
+    Args:
+        name: first column of the table
+        recipe: name of the recipe
+        target: accelerators
+        arguments: further arguments of `jaxs1.plan`
+        fits: whether it must fit
+        peak: most memory on a device [GB]
+        minutes: longest estimated run [min]
+    """
 
     name: str
     recipe: str
@@ -33,41 +45,43 @@ class Row:
 
 
 S1 = ("--rows", "16", "--length", "32768", "--mesh.fsdp", "16", "--mesh.context", "1")
-ROWS = (
-    Row("32B, the recipe", "s1_32b", "h100:2x8", peak=72, minutes=16),
-    Row("32B, rows of 49,152", "s1_32b", "h100:2x8", ("--length", "49152"), peak=64),
-    Row("32B, s1's layout", "s1_32b", "h100:2x8", (*S1, "--compute.remat", "full")),
-    Row("32B, s1's layout, attention kept", "s1_32b", "h100:2x8", S1, fits=False),
-    Row("32B", "s1_32b_v5p", "v5p:2x2x4", ("--mesh.context", "4")),
-    Row("32B", "s1_32b_v5p", "v5p:2x4x4"),
-    Row("32B", "s1_32b_v6e", "v6e:8x8"),
-    Row("72B", "s1_72b", "h100:4x8"),
-    Row("7B", "s1_7b", "h100:1x8"),
-    Row("7B, adapters", "s1_7b_h200", "h200:1x1"),
-    Row("32B, adapters", "s1_32b_lora", "h200:1x1"),
-    Row("7B, adapters", "s1_7b_lora", "rtx4090:1x1"),
+PLANS = (
+    RecipePlan("32B, the recipe", "s1_32b", "h100:2x8", peak=72, minutes=16),
+    RecipePlan("32B, rows of 49,152", "s1_32b", "h100:2x8", ("--length", "49152"), peak=64),
+    RecipePlan("32B, s1's layout", "s1_32b", "h100:2x8", (*S1, "--compute.remat", "full")),
+    RecipePlan("32B, s1's layout, attention kept", "s1_32b", "h100:2x8", S1, fits=False),
+    RecipePlan("32B", "s1_32b_v5p", "v5p:2x2x4", ("--mesh.context", "4")),
+    RecipePlan("32B", "s1_32b_v5p", "v5p:2x4x4"),
+    RecipePlan("32B", "s1_32b_v6e", "v6e:8x8"),
+    RecipePlan("72B", "s1_72b", "h100:4x8"),
+    RecipePlan("7B", "s1_7b", "h100:1x8"),
+    RecipePlan("7B, adapters", "s1_7b_h200", "h200:1x1"),
+    RecipePlan("32B, adapters", "s1_32b_lora", "h200:1x1"),
+    RecipePlan("7B, adapters", "s1_7b_lora", "rtx4090:1x1"),
 )
 
 HEADER = """# Plans
 
-Made by `make aot`: the real train step of each recipe, compiled for hardware that was not there.
-Memory and exchanged bytes are the compiler's, for the longest row of the run; times are a roofline
-over the compiled step and were **not measured**. Lengths of sequences are drawn as in s1K (5,500
-tokens on average), 5 epochs of 1,000, unless a row says otherwise. v5p and v6e count chips.
+Made by `make aot`: the real train step of each recipe, compiled ahead of time for the target
+without the hardware. Memory and communication are the compiler's figures, for the longest row of
+the run. Times are roofline estimates over the compiled step, with the assumptions of the section
+Calibration; they were **not measured**. Unless stated otherwise, sequences have random lengths
+distributed as in s1K (5,500 tokens on average), in 5 epochs of 1,000. v5p and v6e count chips.
 
-| what | target | fsdp x context, rows, recomputes | GB a device | of | fits | s/step | run | $ |
+| recipe | target | fsdp x context, rows, recomputes | GB a device | of | fits | s/step | run | $ |
 |---|---|---|---|---|---|---|---|---|
 """
+NOTE = "\n\\* rescaled from a plan that assumed products at 63 % of the peak.\n"
 
 
 @dataclass(frozen=True)
 class Options:
-    """Compile the plans of all recipes and write them as a table.
+    """Plan every recipe for its hardware and write a table.
 
     Args:
-        output: the Markdown file
-        folder: keeps the plans as JSON; null for a temporary folder
-        only: target whose rows are compiled; null for all
+        output: Markdown file to write
+        folder: Folder to keep the plans in as JSON; null uses a temporary folder
+        only: Target whose plans are made; null makes all
     """
 
     output: str
@@ -76,83 +90,98 @@ class Options:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; 1 where a plan is not what it must be."""
+    """The command; returns 1 if a plan exceeds its limits."""
     options = parse(Options, argv, command="python -m benchmarks.plans", positionals=("output",))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(options.folder or temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in ROWS if options.only in (None, row.target)]
-        plans = [(row, read_plan(row, folder)) for row in rows]
-    table = HEADER + "".join(line(row, plan) for row, plan in plans) + "\n" + details(plans[0][1])
+        chosen = [plan for plan in PLANS if options.only in (None, plan.target)]
+        plans = [(plan, read_figures(plan, folder)) for plan in chosen]
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(options.output).write_text(table)
-    wrong = [f"{row.name} on {row.target}: {e}" for row, plan in plans for e in errors(row, plan)]
-    print("\n".join(wrong) or f"all {len(plans)} plans are as they must be")
+    Path(options.output).write_text(page(plans))
+    wrong = [f"{plan.name} on {plan.target}: {e}" for plan, x in plans for e in errors(plan, x)]
+    print("\n".join(wrong) or f"all {len(plans)} plans meet their limits")
     return 1 if wrong else 0
 
 
-def read_plan(row: Row, folder: Path) -> dict[str, Any]:
-    """The plan's figures; compiled in a process of its own unless they are in the folder."""
-    words = "".join(word.replace("--", "_").replace(".", "") for word in row.arguments)
-    file = folder / f"{row.recipe}_{row.target.replace(':', '_')}{words}.json"
+def read_figures(plan: RecipePlan, folder: Path) -> dict[str, Any]:
+    """Figures of a plan, compiled in a separate process unless they are in the folder."""
+    words = "".join(word.replace("--", "_").replace(".", "") for word in plan.arguments)
+    file = folder / f"{plan.recipe}_{plan.target.replace(':', '_')}{words}.json"
     if not file.exists():
-        print(f"compiling {row.name} for {row.target}", flush=True)
-        command = [sys.executable, "-m", "jaxs1.plan", "--config", f"configs/{row.recipe}.yaml"]
-        command += ["--target", row.target, "--changes", "0", "--output", str(file)]
-        done = subprocess.run([*command, *row.arguments], capture_output=True, text=True)
+        print(f"compiling {plan.name} for {plan.target}", flush=True)
+        command = [sys.executable, "-m", "jaxs1.plan", "--config", plan.recipe]
+        command += ["--target", plan.target, "--changes", "0", "--output", str(file)]
+        done = subprocess.run([*command, *plan.arguments], capture_output=True, text=True)
         if not file.exists():
             reason = done.stderr.strip().split("\n")[-1]
-            raise UserError(f"{row.recipe} for {row.target}: {reason}")
+            raise UserError(f"{plan.recipe} for {plan.target}: {reason}")
     return json.loads(file.read_text())
 
 
-def line(row: Row, plan: dict[str, Any]) -> str:
+def page(plans: Sequence[tuple[RecipePlan, dict[str, Any]]]) -> str:
+    """The document."""
+    table = HEADER + "".join(line(plan, figures) for plan, figures in plans)
+    if any(figures.get("rescaled") for _, figures in plans):
+        table += NOTE
+    return f"{table}\n{details(plans[0][1])}\n{calibration.section()}"
+
+
+def line(plan: RecipePlan, figures: dict[str, Any]) -> str:
     """One line of the table."""
-    mesh = f"{plan['mesh']['fsdp']} x {plan['mesh']['context']}"
-    rows = f"{plan['rows']} x {plan['row_length']:,}"
-    if plan["gradient_accumulation_steps"] > 1:
-        rows = f"{plan['gradient_accumulation_steps']} x {rows}"
-    if plan["longest_row"] > plan["row_length"]:
-        rows += f" (longest {plan['longest_row']:,})"
-    kept = {"full": "all", "attention": "not attention", "none": "nothing"}[plan["remat"]]
+    mesh = f"{figures['mesh']['fsdp']} x {figures['mesh']['context']}"
+    rows = f"{figures['rows']} x {figures['row_length']:,}"
+    if figures["gradient_accumulation_steps"] > 1:
+        rows = f"{figures['gradient_accumulation_steps']} x {rows}"
+    if figures["longest_row"] > figures["row_length"]:
+        rows += f" (longest {figures['longest_row']:,})"
+    kept = {"full": "all", "attention": "not attention", "none": "nothing"}[figures["remat"]]
     cells = [
-        row.name,
-        f"`{plan['target']}`, {plan['devices']} x {plan['device_kind']}",
+        plan.name,
+        f"`{figures['target']}`, {figures['devices']} x {figures['device_kind']}",
         f"{mesh}, {rows}, {kept}",
-        f"{plan['peak_bytes'] / 1e9:.1f}",
-        f"{plan['available_bytes'] / 1e9:.1f}",
-        "yes" if plan["fits"] else "**no**",
+        f"{figures['peak_bytes'] / 1e9:.1f}",
+        f"{figures['available_bytes'] / 1e9:.1f}",
+        "yes" if figures["fits"] else "**no**",
     ]
-    times = ["", "", ""]
-    if plan["fits"]:
-        minutes = plan["run_seconds"] / 60
-        clock = f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-        times = [f"{plan['step_seconds']:.2f}", clock, f"{plan['dollars']:.2f}"]
-    return "| " + " | ".join([*cells, *times]) + " |\n"
+    return "| " + " | ".join([*cells, *_times(figures)]) + " |\n"
 
 
-def details(plan: dict[str, Any]) -> str:
-    """The assumptions, and what the first plan's devices exchange."""
-    received = plan["typical"]["collectives"].items()
+def _times(figures: dict[str, Any]) -> list[str]:
+    """Seconds of a step, duration and price of the run; empty if it does not fit."""
+    if not figures["fits"]:
+        return ["", "", ""]
+    minutes = figures["run_seconds"] / 60
+    clock = f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    star = "\\*" if figures.get("rescaled") else ""
+    return [f"{figures['step_seconds']:.2f}{star}", clock, f"{figures['dollars']:.2f}"]
+
+
+def details(figures: dict[str, Any]) -> str:
+    """Communication, parts of the time and assumptions of one plan."""
+    received = figures["typical"]["collectives"].items()
     parts = ", ".join(f"{kind} {received / 1e9:.1f}" for kind, (_, received) in received)
+    s = figures["seconds"]
     return (
-        f"The 32B on `{plan['target']}`: a device receives in a step, in GB: {parts}. Assumed "
-        f"there: {' '.join(plan['assumptions'].split())}.\n\n"
-        "One plan, with the changes that help most: `python -m jaxs1.plan --config "
-        "configs/s1_32b.yaml --target h100:2x8`; `--search` looks for the fastest layout that "
-        "fits.\n"
+        f"The 32B on `{figures['target']}`: a device receives, in GB a step: {parts}. A step of "
+        f"{figures['step_seconds']:.2f} s consists of products {s['products']:.2f}, attention "
+        f"{s['attention']:.2f}, elementwise operations {s['elementwise']:.2f} and exposed "
+        f"communication {s['exposed']:.2f} (of {s['communication']:.2f}). Assumptions: "
+        f"{' '.join(figures['assumptions'].split())}.\n\n"
+        "To plan one recipe and see the changes that help most: `python -m jaxs1.plan --config "
+        "s1_32b --target h100:2x8`; `--search` looks for the fastest layout that fits.\n"
     )
 
 
-def errors(row: Row, plan: dict[str, Any]) -> list[str]:
-    """In what a plan differs from what it must be."""
+def errors(plan: RecipePlan, figures: dict[str, Any]) -> list[str]:
+    """Limits that a plan exceeds."""
     found = []
-    if plan["fits"] != row.fits:
-        found.append(f"fits is {plan['fits']}")
-    if row.peak is not None and plan["peak_bytes"] > row.peak * 1e9:
-        found.append(f"{plan['peak_bytes'] / 1e9:.1f} GB, more than {row.peak}")
-    if row.minutes is not None and plan["run_seconds"] > row.minutes * 60:
-        found.append(f"{plan['run_seconds'] / 60:.1f} minutes, more than {row.minutes}")
+    if figures["fits"] != plan.fits:
+        found.append(f"fits is {figures['fits']}")
+    if plan.peak is not None and figures["peak_bytes"] > plan.peak * 1e9:
+        found.append(f"{figures['peak_bytes'] / 1e9:.1f} GB, more than {plan.peak}")
+    if plan.minutes is not None and figures["run_seconds"] > plan.minutes * 60:
+        found.append(f"{figures['run_seconds'] / 60:.1f} minutes, more than {plan.minutes}")
     return found
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,31 +14,75 @@ from jaxs1.model import transformer
 from jaxs1.model.transformer import Transformer
 from jaxs1.planning.workload import Workload
 
-#: Shares of the peak that are assumed: matrix products, fused attention, memory.
-PRODUCTS, ATTENTION, BANDWIDTH = 0.63, 0.45, 0.8
-#: Share of the communication that hides behind the products, as in the compiled schedule of the
+
+class Assumptions(NamedTuple):
+    """Shares of an accelerator's data sheet that a step reaches.
+
+    Args:
+        products: share of the peak FLOP/s in matrix products
+        attention: share of the peak FLOP/s in fused attention
+        bandwidth: share of the memory's bandwidth in elementwise operations
+        overlap: share of the communication that is hidden behind computation
+    """
+
+    products: float
+    attention: float
+    bandwidth: float
+    overlap: float
+
+
+#: Share of the peak in matrix products, set by `benchmarks.calibration` from published runs.
+PRODUCTS = {
+    "NVIDIA H100 80GB HBM3": 0.64,
+    "NVIDIA A100-SXM4-80GB": 0.65,
+    "TPU v5": 0.76,
+    "TPU v6 lite": 0.56,
+}
+#: Accelerators without a share of their own, and the ones whose share they take.
+SIMILAR = {
+    "NVIDIA H200": "NVIDIA H100 80GB HBM3",
+    "NVIDIA GeForce RTX 4090": "NVIDIA A100-SXM4-80GB",
+    "TPU v5 lite": "TPU v5",
+}
+#: Shares that published runs do not determine. The overlap is that of the compiled schedule of the
 #: 32B on 16 H100.
-OVERLAP = 0.65
+ATTENTION, BANDWIDTH, OVERLAP = 0.45, 0.8, 0.65
+#: Published times relative to their estimates: smallest and largest deviation, by platform.
+SPREAD = {"gpu": (-0.25, 0.39), "tpu": (-0.16, 0.02)}
 
 
 @dataclass(frozen=True)
 class TimeEstimate:
-    """Of one step. communication: all of it; of which `OVERLAP` hides behind the rest."""
+    """Seconds of one step.
+
+    Args:
+        products: matrix products
+        attention: fused attention
+        elementwise: norms, rotations, residuals, the gate and the optimizer
+        communication: all exchanges between devices
+        exposed: the part of the communication that is not hidden behind computation
+    """
 
     products: float
     attention: float
     elementwise: float
     communication: float
+    exposed: float
 
     @property
     def total(self) -> float:
-        """What a step takes."""
-        computing = self.products + self.attention + self.elementwise
-        return computing + (1 - OVERLAP) * self.communication
+        """Seconds of a step."""
+        return self.products + self.attention + self.elementwise + self.exposed
+
+
+def assumptions_for(accelerator: Accelerator) -> Assumptions:
+    """The calibrated assumptions; NaN for a CPU, whose speed is unknown."""
+    kind = SIMILAR.get(accelerator.device_kind, accelerator.device_kind)
+    return Assumptions(PRODUCTS.get(kind, math.nan), ATTENTION, BANDWIDTH, OVERLAP)
 
 
 def estimate_flops(model: Transformer, padded_tokens: float) -> float:
-    """FLOPs of the matrix products of a step over all devices, recomputed ones included.
+    """FLOPs of the matrix products of a step on all devices, recomputed ones included.
 
     Args:
         model: abstract
@@ -53,10 +99,16 @@ def estimate_flops(model: Transformer, padded_tokens: float) -> float:
 
 
 def estimate_received(model: Transformer, workload: Workload, length: float) -> float:
-    """Bytes that one device receives in a step: weights, their gradients, parts of sequences."""
+    """Bytes that one device receives in a step: weights, their gradients, parts of sequences.
+
+    Args:
+        model: abstract
+        workload: rows of a step
+        length: length of a row [tokens]
+    """
     a, rules = model.architecture, model.rules
     size = jnp.dtype(model.compute.dtype).itemsize
-    shared, context = rules.size("embed"), rules.size("sequence")
+    shards, context, data = rules.size("embed"), rules.size("sequence"), rules.mesh.shape["data"]
     weights = a.num_parameters / rules.mesh.shape["tensor"] * size
     tokens = workload.rows / rules.size("rows") * length / context
     moved = 2 * (a.num_heads + a.num_kv_heads) * a.head_dim * size * (context - 1) / context
@@ -64,8 +116,9 @@ def estimate_received(model: Transformer, workload: Workload, length: float) -> 
     sequences = tokens * a.num_layers * moved * passes
     tensor = rules.mesh.shape["tensor"]
     reduced = tokens * a.num_layers * 8 * a.hidden_size * size * (tensor - 1) / tensor
-    gathers = 3 * weights * (shared - 1) / shared
-    return workload.gradient_accumulation_steps * (gathers + sequences + reduced)
+    gathers = 3 * weights * (shards - 1) / shards
+    replicas = 2 * weights / shards * (data - 1) / data  # all-reduce of the gradients
+    return workload.gradient_accumulation_steps * (gathers + sequences + reduced + replicas)
 
 
 def estimate_time(
@@ -75,16 +128,19 @@ def estimate_time(
     *,
     products: float | None = None,
     received: float | None = None,
+    assumptions: Assumptions | None = None,
 ) -> TimeEstimate:
     """Time of a step of average length.
 
     Args:
         model: abstract
-        accelerator: what each device is
+        accelerator: kind of the devices
         workload: rows and their lengths
         products: FLOPs of matrix products on one device at the average length, from a compiled step
-        received: bytes that a device receives in a step of average length, likewise
+        received: bytes that a device receives at the average length, from a compiled step
+        assumptions: shares of the data sheet; None takes the calibrated ones
     """
+    share = assumptions or assumptions_for(accelerator)
     a, n = model.architecture, model.rules.mesh.size
     padded_tokens = workload.gradient_accumulation_steps * workload.rows * workload.mean
     if products is None:
@@ -92,23 +148,22 @@ def estimate_time(
     if received is None:
         received = estimate_received(model, workload, workload.mean)
     size = jnp.dtype(model.compute.dtype).itemsize
-    # forward 4 FLOPs a pair and width, backward 10 (it computes the scores again)
+    # 4 FLOPs forward and 10 backward (which recomputes the scores), for each pair and unit of width
     per_pair = 4 * a.num_layers * a.num_heads * a.head_dim
     passes = 4.5 if model.compute.remat == "full" else 3.5
-    # splash and XLA compute the whole triangle of a row, whatever its segments; XLA's are products
-    seen = (
-        workload.pairs if model.compute.attention == "cudnn" else padded_tokens * workload.mean / 2
-    )
-    attention = 0.0 if model.compute.attention == "xla" else per_pair * passes * seen / n
-    # norms, rotation, residuals and the gate read and write about so much, three times over
-    touched = (
-        3 * (12 * a.hidden_size + 4 * a.intermediate_size) * a.num_layers * size * padded_tokens / n
-    )
+    # splash and XLA compute the whole triangle of a row for all segments; XLA's are products
+    cudnn = model.compute.attention == "cudnn"
+    pairs = workload.pairs if cudnn else padded_tokens * workload.mean / 2
+    attention = 0.0 if model.compute.attention == "xla" else per_pair * passes * pairs / n
+    # three passes over the operands of norms, rotation, residuals and the gate
+    widths = 12 * a.hidden_size + 4 * a.intermediate_size
+    touched = 3 * widths * a.num_layers * size * padded_tokens / n
     touched += 28 * a.num_parameters / n  # the optimizer, in float32
-    peak = accelerator.flops
+    communication = received / accelerator.interconnect_bandwidth if n > 1 else 0.0
     return TimeEstimate(
-        products=products / (PRODUCTS * peak),
-        attention=attention / (ATTENTION * peak),
-        elementwise=touched / (BANDWIDTH * accelerator.bandwidth),
-        communication=received / accelerator.interconnect_bandwidth if n > 1 else 0.0,
+        products=products / (share.products * accelerator.flops),
+        attention=attention / (share.attention * accelerator.flops),
+        elementwise=touched / (share.bandwidth * accelerator.bandwidth),
+        communication=communication,
+        exposed=(1 - share.overlap) * communication,
     )

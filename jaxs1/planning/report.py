@@ -11,7 +11,7 @@ from typing import Any
 from jaxs1.model.architecture import Architecture
 from jaxs1.planning.compile import TrainProgram
 from jaxs1.planning.decode import DecodeProgram
-from jaxs1.planning.estimate import ATTENTION, BANDWIDTH, OVERLAP, PRODUCTS
+from jaxs1.planning.estimate import SPREAD, assumptions_for
 from jaxs1.planning.planned_run import PlannedRun
 from jaxs1.planning.search import describe
 from jaxs1.planning.targets import Target
@@ -116,9 +116,10 @@ def print_outcome(outcome: Outcome) -> None:
         return
     seconds = run.time(first)
     print(
-        f"time      {seconds.total:.2f} s a step: products {seconds.products:.2f}, attention "
-        f"{seconds.attention:.2f}, elementwise {seconds.elementwise:.2f}, and of "
-        f"{seconds.communication:.2f} communication what does not overlap"
+        f"time      {seconds.total:.2f} s a step ({spread(run)}): products "
+        f"{seconds.products:.2f}, attention {seconds.attention:.2f}, elementwise "
+        f"{seconds.elementwise:.2f}, exposed communication {seconds.exposed:.2f} of "
+        f"{seconds.communication:.2f}"
     )
     print(
         f"run       {_clock(outcome.run_seconds)} for {run.workload.steps:,} steps, MFU "
@@ -165,6 +166,7 @@ def _time_of_change(outcome: Outcome, first: Outcome) -> str:
 def assumptions(run: PlannedRun) -> str:
     """What the time rests on."""
     a, w = run.target.accelerator, run.workload
+    share = assumptions_for(a)
     drawn = (
         f"{w.tokens:,.0f} tokens a step; lengths log-normal with spread {S1K_SPREAD} as in s1K "
         "(--mean_length, --examples)"
@@ -172,12 +174,19 @@ def assumptions(run: PlannedRun) -> str:
     if len(w.lengths) == 1:
         drawn = f"{w.tokens:,.0f} tokens a step in rows of a given length"
     return (
-        f"products at {PRODUCTS:.0%} and attention at {ATTENTION:.0%} of {a.flops / 1e12:,.0f} "
-        f"TFLOP/s, memory at {BANDWIDTH:.0%} of {a.bandwidth / 1e12:.2f} TB/s,\n"
+        f"products at {share.products:.0%} and attention at {share.attention:.0%} of "
+        f"{a.flops / 1e12:,.0f} TFLOP/s, memory at {share.bandwidth:.0%} of "
+        f"{a.bandwidth / 1e12:.2f} TB/s,\n"
         f"collectives at {a.interconnect_bandwidth / 1e9:,.0f} GB/s a device, "
-        f"{OVERLAP:.0%} of them hidden;\n"
-        f"{drawn};\nloading, compiling and checkpoints not counted"
+        f"{share.overlap:.0%} of them hidden;\n"
+        f"{drawn};\nloading, compiling and checkpoints are not counted"
     )
+
+
+def spread(run: PlannedRun) -> str:
+    """How far published runs are from their estimates on this platform."""
+    low, high = SPREAD[run.target.accelerator.platform]
+    return f"published runs: {100 * low:+.0f} % to {100 * high:+.0f} %"
 
 
 def print_decoding(
@@ -232,6 +241,7 @@ def to_json(outcomes: list[Outcome]) -> dict[str, Any]:
         "devices": first.run.target.devices,
         "device_kind": first.run.target.accelerator.device_kind,
         "assumptions": assumptions(first.run),
+        "spread": None if _unknown(first.run) else SPREAD[first.run.target.accelerator.platform],
         **_figures(first),
         "changes": [_figures(outcome) for outcome in outcomes[1:]],
     }
