@@ -120,7 +120,7 @@ def config(*arguments):
 def evaluate(config, engine):
     """The command behind its parser."""
     return command.evaluate(
-        config, lambda _: LoadedEngine(engine, "fake", engine.fingerprint, "a fake")
+        config, lambda _: LoadedEngine(engine, engine.fingerprint, "a fake")
     )
 
 
