@@ -12,7 +12,7 @@ from jaxs1.decoding.params import SamplingParams, ThinkingParams
 from jaxs1.decoding.sampling import SamplingFlags
 from jaxs1.decoding.tokenized_thinking import tokenize_thinking
 from jaxs1.model.kv_cache import NULL_PAGE, PAGE
-from tests.decoding.test_tokenized_thinking import Words
+from tests.decoding.words import Words
 
 IS_NEWLINE = np.asarray([word.endswith("\n") for word in Words().words])
 V = len(IS_NEWLINE)

@@ -22,7 +22,7 @@ from tests.decoding.engines import (
     tokenizer,
     write_model,
 )
-from tests.decoding.test_tokenized_thinking import Words
+from tests.decoding.words import Words
 
 ENDS = ("<|im_end|>", "<|endoftext|>")
 #: Prompt lengths around the edges of pages and of pieces of a prefill.
