@@ -59,7 +59,11 @@ class NewSequence(NamedTuple):
 
 
 def rows_of(
-    sequences: Sequence[NewSequence], rows: int, *, max_pages: int, is_newline_V: Any
+    sequences: Sequence[NewSequence],
+    rows: int,
+    *,
+    max_pages: int,
+    is_newline_V: jax.Array | np.ndarray,
 ) -> DecodeState:
     """The first state of some sequences; the last one is repeated to fill up the rows.
 
@@ -86,7 +90,7 @@ def rows_of(
     )
 
 
-def empty_rows(rows: int, *, max_pages: int, is_newline_V: Any) -> DecodeState:
+def empty_rows(rows: int, *, max_pages: int, is_newline_V: jax.Array | np.ndarray) -> DecodeState:
     """Rows without a sequence: DONE from the start."""
     params = ThinkingParams(mode="off", min_answer_tokens=1)
     thinking = TokenizedThinking(params, (), (), (), (), (), (), (), (), ())

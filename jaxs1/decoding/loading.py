@@ -114,7 +114,7 @@ def load_engine(config: EngineConfig) -> LoadedEngine:
 
 
 def resolve_impl(name: str, dtype: str, weights: Weights, parallel: ParallelConfig) -> str:
-    """The implementation of the decode step that a setting stands for.
+    """The implementation of the decode step for a setting, "auto" resolved.
 
     Raises:
         UserError: there is no such implementation, or these weights would lose precision in it

@@ -46,6 +46,7 @@ def test_bf16x3_refuses_weights_that_it_would_round(tmp_path):
         load_engine(EngineConfig(str(tmp_path), impl="bf16x3", limits=LIMITS))
 
 
+@pytest.mark.slow
 def test_bf16x3_decodes_the_tokens_of_float32(tmp_path):
     """Greedy and sampled; a batch and its first request alone."""
     write_model(tmp_path).bfloat16().save_pretrained(tmp_path)
