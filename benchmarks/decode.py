@@ -255,9 +255,7 @@ def check_tokens(engine: Engine, model: Any) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "--tokenizer", default="Transformer/Qwen2.5-0.5B-Instruct", help="folder or id"
-    )
+    parser.add_argument("--tokenizer", default="Qwen/Qwen2.5-0.5B-Instruct", help="folder or id")
     parser.add_argument("--layers", type=int, help="of the model; default: all 24")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens, a multiple of 32")
     parser.add_argument("--rounds", type=int, default=3)

@@ -11,7 +11,7 @@ from jaxs1.decoding.budget import TokenKind
 from jaxs1.decoding.outputs import Completion, StreamOutput, TokenLog
 from tests.decoding.engines import LIMITS, encode, tokenizer, write_model
 
-#: Of a completion, as the issue lists them.
+#: Fields of a completion that users may rely on.
 DOCUMENTED = (
     "prompt_ids", "thinking_ids", "answer_ids", "thinking", "answer", "interventions",
     "finish_reason", "usage", "settings",
@@ -51,6 +51,7 @@ def test_a_prompt_streams(folder, capsys):
     assert tokenizer().decode(record["prompt_ids"]) == chat + "<|im_start|>think"
 
 
+@pytest.mark.slow
 def test_prompts_and_their_own_settings(folder, tmp_path, capsys):
     lines = [
         {"question": "How many?", "id": 7, "n": 2, "sampling": {"temperature": 1.0}, "seed": 3},
@@ -79,7 +80,7 @@ def test_prompts_and_their_own_settings(folder, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_the_healthy_finish_beside_the_sick(folder, tmp_path, capsys):
+def test_invalid_prompts_do_not_stop_the_others(folder, tmp_path, capsys):
     lines = [
         {"prompt": "How many?"},
         {"prompt": " "},

@@ -34,7 +34,7 @@ class _Ticket:
 
     Args:
         source: request
-        on_output: called with every output; None: nobody listens
+        on_output: called with every output; None: not called
         future: receives the completions
         completions: those that are complete
         n: how many there will be

@@ -59,7 +59,11 @@ class NewSequence(NamedTuple):
 
 
 def rows_of(
-    sequences: Sequence[NewSequence], rows: int, *, max_pages: int, is_newline_V: Any
+    sequences: Sequence[NewSequence],
+    rows: int,
+    *,
+    max_pages: int,
+    is_newline_V: jax.Array | np.ndarray,
 ) -> DecodeState:
     """The first state of some sequences; the last one is repeated to fill up the rows.
 
@@ -86,7 +90,7 @@ def rows_of(
     )
 
 
-def empty_rows(rows: int, *, max_pages: int, is_newline_V: Any) -> DecodeState:
+def empty_rows(rows: int, *, max_pages: int, is_newline_V: jax.Array | np.ndarray) -> DecodeState:
     """Rows without a sequence: DONE from the start."""
     params = ThinkingParams(mode="off", min_answer_tokens=1)
     thinking = TokenizedThinking(params, (), (), (), (), (), (), (), (), ())
@@ -115,22 +119,23 @@ def sampling_flags(sampling: Sequence[SamplingParams]) -> SamplingFlags:
 
 def _sampling(sequences: Sequence[NewSequence], vocabulary: int) -> SamplingState:
     params = [s.sampling for s in sequences]
-    seen_BV = np.zeros((len(sequences), vocabulary), bool)
+    seen_BV: Any = np.zeros((len(sequences), vocabulary), bool)
     for row_V, s in zip(seen_BV, sequences, strict=True):
         if s.sampling.repetition_penalty != 1:
             row_V[s.prompt] = True
 
-    def column(name: str, dtype: Any = np.float32) -> np.ndarray:
+    def column(name: str, dtype: Any = np.float32) -> Any:
         return np.asarray([getattr(p, name) for p in params], dtype)
 
-    answer = [
-        p.temperature if p.answer_temperature is None else p.answer_temperature for p in params
-    ]
+    answer: Any = np.asarray(
+        [p.temperature if p.answer_temperature is None else p.answer_temperature for p in params],
+        np.float32,
+    )
     seed_B = np.asarray([s.seed & 0xFFFFFFFF for s in sequences], np.uint32)
     sample_B = np.asarray([s.sample for s in sequences], np.uint32)
     return SamplingState(
         temperature=column("temperature"),
-        answer_temperature=np.asarray(answer, np.float32),
+        answer_temperature=answer,
         top_k=column("top_k", np.int32),
         top_p=column("top_p"),
         min_p=column("min_p"),

@@ -5,7 +5,7 @@ for index, completions in engine.run(requests): ...
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -75,7 +75,8 @@ class Engine(BaseEngine):
             is_newline_V=self._is_newline_V,
         )
         self._decode_state = jax.device_put(rows, replicated)
-        self._tokenized = lru_cache(256)(self._tokenize)
+        # not a method: a cycle would keep the device's memory until the next garbage collection
+        self._tokenize = lru_cache(256)(partial(_tokenize, tokenizer))
         self._refused: list[StreamOutput] = []
         self._output: ChunkOutput | None = None
 
@@ -85,7 +86,7 @@ class Engine(BaseEngine):
         self.submitted += 1
         try:
             self._check_ids(request.prompt_ids)
-            thinking = self._tokenized(request.thinking)
+            thinking = self._tokenize(request.thinking)
             length = (longest or len(request.prompt_ids)) + len(thinking.start)
             prompt = [*request.prompt_ids, *thinking.start]
             self.scheduler.add(number, request, resolve_auto(thinking, [length]), prompt)
@@ -202,11 +203,6 @@ class Engine(BaseEngine):
             ended_by=ended_by, finish=finish, note=s.limits.note,
         )  # fmt: skip
 
-    def _tokenize(self, params: ThinkingParams) -> TokenizedThinking:
-        thinking = tokenize_thinking(params, self.tokenizer)
-        check_sizes(thinking)
-        return thinking
-
     def _check_ids(self, ids: Any) -> None:
         if not len(ids):
             raise UserError("prompt: is empty; give at least one token")
@@ -215,6 +211,12 @@ class Engine(BaseEngine):
             raise UserError(
                 f"prompt: id {wrong[0]} is not in the tokenizer; give ids from 0 to {size - 1}"
             )
+
+
+def _tokenize(tokenizer: Any, params: ThinkingParams) -> TokenizedThinking:
+    thinking = tokenize_thinking(params, tokenizer)
+    check_sizes(thinking)
+    return thinking
 
 
 def _padded(rows: list[int], out_of_bounds: int) -> np.ndarray:

@@ -1,10 +1,10 @@
-"""From a folder or a hub id to an engine."""
+"""Load an engine: from a folder or a hub id to a model that is ready to decode."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,19 +27,19 @@ from jaxs1.model.kv_cache import PAGE, token_bytes
 from jaxs1.model.linear import LINEAR
 from jaxs1.model.sharding import ShardingRules, check_divisible, make_sharding_rules
 
-#: Bytes of keys and values on a device that does not say how much memory it has.
+#: Bytes of keys and values on a device that does not report its memory.
 DEFAULT_CACHE = 2 << 30
-#: Share of a device's free memory that the cache takes.
+#: Fraction of a device's free memory that the cache takes.
 CACHE_SHARE = 0.9
 
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How decoding is spread over devices.
+    """Parallelism of decoding.
 
     Args:
-        tensor: devices that share one copy of the model
-        replicas: copies of the model; requests are shared out among them
+        tensor: number of devices that share one copy of the model (tensor parallelism)
+        replicas: number of copies of the model, which share the requests (data parallelism)
     """
 
     tensor: int = 1
@@ -48,18 +48,18 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Which model decodes, and on what.
+    """Model and engine.
 
     Args:
-        model: a Hugging Face folder, a hub id, a converted checkpoint, a training run or a step
-        tokenizer: Hugging Face folder or hub id; null takes the one of `model`
-        dtype: of weights, computation and cache; auto: float32 on a CPU (whose bfloat16 is slow),
-            bfloat16 elsewhere
-        impl: of the decode step; auto: the fastest that is known to be right on this device.
-            bf16x3: float32 over a checkpoint's own bfloat16 weights, in half the memory; auto
-            where a CPU multiplies bfloat16 (AMX)
-        limits: what may be used
-        parallel: how it is spread over devices
+        model: Hugging Face folder, hub id, converted checkpoint, training run or a step of one
+        tokenizer: Hugging Face folder or hub id; null: the tokenizer of `model`
+        dtype: dtype of weights, computation and KV cache; auto: float32 on a CPU (where bfloat16 is
+            slow), bfloat16 elsewhere
+        impl: implementation of the decode step; auto: the fastest that is verified on this device.
+            bf16x3 computes in float32 with a checkpoint's own bfloat16 weights, in half the memory;
+            auto picks it on CPUs with bfloat16 matrix instructions (AMX)
+        limits: limits of the engine
+        parallel: parallelism of decoding
     """
 
     model: str = ""
@@ -72,84 +72,55 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class LoadedEngine:
-    """An engine, and what to call it.
+    """An engine, ready to decode.
 
     Args:
         engine: completes requests
-        name: of the model
-        fingerprint: differs where the weights or the dtype differ
-        description: devices, dtype, implementation and limits, for the user
+        fingerprint: differs if the weights or the dtype differ
+        description: human-readable summary of devices, dtype, implementation and limits
     """
 
     engine: BaseEngine
-    name: str
     fingerprint: str
     description: str
 
 
+class _Numerics(NamedTuple):
+    """Resolved implementation and dtypes of computation and weights."""
+
+    impl: str
+    dtype: Any
+    param_dtype: Any
+
+
 def load_engine(config: EngineConfig) -> LoadedEngine:
-    """Load a model and make it ready to decode.
+    """Load a model and its tokenizer, and prepare to decode.
 
     Raises:
-        UserError: no such model, a tokenizer that does not fit, devices or memory that do not do.
+        UserError: the model does not exist, the tokenizer does not match it, or there are too few
+            devices or too little memory
     """
     if not config.model:
-        raise UserError("model='': must name the weights; give --model DIR or a hub id")
+        raise UserError("model='': names no weights; give --model DIR or a hub id")
     weights = open_weights(config.model)
-    tokenizer = load_tokenizer(config.tokenizer or str(weights.aux_files))
-    a = weights.architecture
-    if len(tokenizer) > a.vocab_size:
-        raise UserError(
-            f"tokenizer={config.tokenizer or config.model}: has {len(tokenizer)} tokens, more than "
-            f"the model's vocab_size={a.vocab_size}; use the model's own tokenizer"
-        )
-    platform = jax.devices()[0].platform
-    dtype: Any = config.dtype
-    if dtype == "auto":
-        dtype = "float32" if platform == "cpu" else "bfloat16"
-    impl = resolve_impl(config.impl, dtype, weights, config.parallel)
-    linear = BACKENDS[impl].linear
-    param_dtype: Any = LINEAR[linear].weight_dtype or dtype
-    compute = ComputeConfig(dtype=dtype, param_dtype=param_dtype, remat="none", attention="xla")
-    engines = []
-    for rules in _partitions(config.parallel):
-        check_divisible(a, rules)
-        backends.check(impl, a, rules, dtype=dtype, sequences=config.limits.max_num_seqs)
-        model = transformer.abstract(a, compute, rules, linear=linear)
-        params = load_decode_params(weights, model)
-        num_pages = 1 + _cache_pages(a, dtype, config.limits, rules)
-        engines.append(
-            Engine(
-                model,
-                params,
-                tokenizer,
-                config.limits,
-                num_pages=num_pages,
-                cache_dtype=jnp.dtype(dtype),
-                impl=impl,
-            )
-        )
-    engine = engines[0] if len(engines) == 1 else DataParallelEngine(engines)
-    kind = jax.devices()[0].device_kind
-    # what a mesh exchanges is in no graph
-    one = BACKENDS[impl].compiler_options() and config.parallel.tensor == 1
-    graph = ", a chunk of steps as one CUDA graph" if one else ""
-    parallel = config.parallel
-    widths = dtype if param_dtype == dtype else f"{dtype} over weights in {param_dtype}"
-    description = (
-        f"{config.model}: {a.num_parameters:,} parameters, {widths}, {impl}{graph}; "
-        f"{parallel.replicas} x {parallel.tensor} {kind}; context {engine.context:,}, cache "
-        f"{(num_pages - 1) * PAGE:,} tokens, {config.limits.max_num_seqs} sequences at a time"
+    tokenizer = _tokenizer(config, weights)
+    numerics = _resolve(config, weights)
+    engines = [
+        _build(config, numerics, weights, tokenizer, rules)
+        for rules in _sharding_rules(config.parallel)
+    ]
+    return LoadedEngine(
+        engine=engines[0] if len(engines) == 1 else DataParallelEngine(engines),
+        fingerprint=f"{weights.fingerprint()} {numerics.dtype}",
+        description=_describe(config, numerics, engines[0]),
     )
-    fingerprint = f"{weights.fingerprint()} {dtype}"
-    return LoadedEngine(engine, config.model, fingerprint, description)
 
 
 def resolve_impl(name: str, dtype: str, weights: Weights, parallel: ParallelConfig) -> str:
-    """The implementation of the decode step that a setting stands for.
+    """The implementation of the decode step for a setting, "auto" resolved.
 
     Raises:
-        UserError: a named one that is not there, or that these weights are too wide for.
+        UserError: there is no such implementation, or these weights would lose precision in it
     """
     if name not in ("auto", *BACKENDS):
         raise UserError(f"impl={name}: must be auto or one of {', '.join(BACKENDS)}")
@@ -162,20 +133,82 @@ def resolve_impl(name: str, dtype: str, weights: Weights, parallel: ParallelConf
                 f"{', '.join(sorted(stored))}; give --impl xla"
             )
         return name
-    # triton on NVIDIA once a `make gpu-check` that passed there is committed: benchmarks/gpu
+    # triton on NVIDIA once a passing `make gpu-check` from there is committed in benchmarks/gpu
     exact = stored == {"bfloat16"} and dtype == "float32" and parallel.tensor == 1
     return "bf16x3" if exact and _multiplies_bfloat16() else "xla"
 
 
+def _tokenizer(config: EngineConfig, weights: Weights) -> Any:
+    tokenizer = load_tokenizer(config.tokenizer or str(weights.aux_files))
+    size = weights.architecture.vocab_size
+    if len(tokenizer) > size:
+        raise UserError(
+            f"tokenizer={config.tokenizer or config.model}: has {len(tokenizer)} tokens, more than "
+            f"the model's vocab_size={size}; use the model's own tokenizer"
+        )
+    return tokenizer
+
+
+def _resolve(config: EngineConfig, weights: Weights) -> _Numerics:
+    """Replace "auto" by what fits the device and the weights."""
+    dtype: Any = config.dtype
+    if dtype == "auto":
+        dtype = "float32" if jax.devices()[0].platform == "cpu" else "bfloat16"
+    impl = resolve_impl(config.impl, dtype, weights, config.parallel)
+    return _Numerics(impl, dtype, LINEAR[BACKENDS[impl].linear].weight_dtype or dtype)
+
+
+def _build(
+    config: EngineConfig,
+    numerics: _Numerics,
+    weights: Weights,
+    tokenizer: Any,
+    rules: ShardingRules,
+) -> Engine:
+    """Load the weights onto the devices of one replica and allocate its cache."""
+    a, impl, dtype = weights.architecture, numerics.impl, numerics.dtype
+    check_divisible(a, rules)
+    backends.check(impl, a, rules, dtype=dtype, sequences=config.limits.max_num_seqs)
+    compute = ComputeConfig(
+        dtype=dtype, param_dtype=numerics.param_dtype, remat="none", attention="xla"
+    )
+    model = transformer.abstract(a, compute, rules, linear=BACKENDS[impl].linear)
+    return Engine(
+        model,
+        load_decode_params(weights, model),
+        tokenizer,
+        config.limits,
+        num_pages=1 + _cache_pages(a, dtype, config.limits, rules),
+        cache_dtype=jnp.dtype(dtype),
+        impl=impl,
+    )
+
+
+def _describe(config: EngineConfig, numerics: _Numerics, engine: Engine) -> str:
+    """One line about an engine and its replicas."""
+    parallel, impl, dtype = config.parallel, numerics.impl, numerics.dtype
+    # collectives cannot be part of a CUDA graph
+    is_graph = BACKENDS[impl].compiler_options() and parallel.tensor == 1
+    graph = ", each run of decode steps as one CUDA graph" if is_graph else ""
+    if numerics.param_dtype != dtype:
+        dtype = f"{dtype} with weights in {numerics.param_dtype}"
+    return (
+        f"{config.model}: {engine.model.architecture.num_parameters:,} parameters, {dtype}, "
+        f"{impl}{graph}; {parallel.replicas} x {parallel.tensor} {jax.devices()[0].device_kind}; "
+        f"context {engine.context:,} tokens, cache {engine.scheduler.pages.size * PAGE:,} tokens, "
+        f"up to {config.limits.max_num_seqs} sequences at a time"
+    )
+
+
 def _multiplies_bfloat16() -> bool:
-    """Whether this is a CPU with matrix instructions for bfloat16; others may still do it."""
+    """Whether this is a CPU with matrix instructions for bfloat16."""
     flags = Path("/proc/cpuinfo")
     has_amx = flags.exists() and " amx_bf16 " in flags.read_text()
     return has_amx and jax.devices()[0].platform == "cpu"
 
 
-def _partitions(parallel: ParallelConfig) -> list[ShardingRules]:
-    """One mesh for every replica."""
+def _sharding_rules(parallel: ParallelConfig) -> list[ShardingRules]:
+    """The mesh of each replica."""
     for name, value in vars(parallel).items():
         if value < 1:
             raise UserError(f"parallel.{name}={value}: must be at least 1")
@@ -192,11 +225,11 @@ def _partitions(parallel: ParallelConfig) -> list[ShardingRules]:
 
 
 def _cache_pages(a: Architecture, dtype: Any, limits: Limits, rules: ShardingRules) -> int:
-    """Pages of the cache: what was asked for, or what fits, but no more than can be used."""
-    context = limits.max_seq_len or a.max_position_embeddings
+    """Pages of the cache: as configured, or as many as fit and can be used."""
     if limits.kv_cache_tokens is not None:
         return pages_for(limits.kv_cache_tokens)
-    useful = limits.max_num_seqs * pages_for(context)
+    longest = limits.max_seq_len or a.max_position_embeddings
+    useful = limits.max_num_seqs * pages_for(longest)
     devices = list(rules.mesh.devices.flat)
     stats = devices[0].memory_stats() or {}
     free = DEFAULT_CACHE
@@ -207,6 +240,6 @@ def _cache_pages(a: Architecture, dtype: Any, limits: Limits, rules: ShardingRul
     if fitting < 1:
         raise UserError(
             f"model: its weights leave {free / 1e9:.1f} GB for keys and values, less than a page; "
-            "give --parallel.tensor or a smaller model"
+            "raise --parallel.tensor or use a smaller model"
         )
     return min(useful, fitting)

@@ -1,4 +1,4 @@
-"""Which page of the KV cache belongs to whom: counted on the host, nothing else."""
+"""Allocation of the KV cache's pages, with reference counts; host only."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from jaxs1.model.kv_cache import PAGE
 
 
 def pages_for(tokens: int) -> int:
-    """Pages that so many tokens fill."""
+    """Pages needed for a number of tokens."""
     return -(-tokens // PAGE)
 
 
 class PageAllocator:
-    """Free pages, and for the others how many sequences hold them.
+    """Free pages, and reference counts of the others.
 
     Args:
-        num_pages: of the cache; page 0 is nobody's
+        num_pages: pages of the cache; page 0 is reserved
     """
 
     def __init__(self, num_pages: int):
@@ -30,18 +30,18 @@ class PageAllocator:
         return len(self._free)
 
     def allocate(self, count: int) -> list[int]:
-        """Pages for one holder; there must be as many free ones."""
-        taken = [self._free.pop() for _ in range(count)]
-        self._holders.update(dict.fromkeys(taken, 1))
-        return taken
+        """Pages for one holder; the caller checks `num_free`."""
+        pages = [self._free.pop() for _ in range(count)]
+        self._holders.update(dict.fromkeys(pages, 1))
+        return pages
 
     def share(self, pages: Iterable[int]) -> None:
-        """One more holder of pages that are held already."""
+        """Add a holder to allocated pages."""
         for page in pages:
             self._holders[page] += 1
 
     def free(self, pages: Iterable[int]) -> None:
-        """One holder less; a page without one is free again."""
+        """Remove a holder; a page without holders is free again."""
         for page in pages:
             self._holders[page] -= 1
             if not self._holders[page]:

@@ -57,12 +57,12 @@ class ThinkingParams:
     Args:
         max: maximum thinking tokens, inserted wait strings included; -1: limited only by the
             context, 0: no thinking, auto: derived from max_answer_tokens as s1_harness does
-        min: minimum thinking tokens; the end of thinking is suppressed before
+        min: minimum thinking tokens; the end of thinking is forbidden until then
         num_waits: number of times to suppress the end of thinking and insert a wait string
         wait_strings: strings inserted in place of the end of thinking, used in turn
-        mode: strict enforces max exactly over all rounds; s1_readme and s1_harness reproduce s1's
-            own loops token by token (a budget that excludes wait strings; one budget per round);
-            off disables thinking
+        mode: rules of the budget: strict enforces max exactly over all rounds; s1_readme and
+            s1_harness reproduce s1's own loops token by token (a budget that excludes wait strings;
+            one budget per round); off disables thinking
         preset: named delimiters: s1, or think_tags (R1 distills, QwQ, Qwen3)
         delimiters: texts that replace the preset's
         answer_prefix: text inserted after `close` when thinking is cut short, e.g.

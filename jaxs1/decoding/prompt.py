@@ -1,4 +1,4 @@
-"""From a conversation to the ids of a prompt."""
+"""Render a conversation with the chat template, as token ids."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from jaxs1.decoding.params import ThinkingParams, delimiters_of
 def prompt_ids(
     messages: Sequence[dict[str, str]], thinking: ThinkingParams, tokenizer: Any
 ) -> list[int]:
-    """Ids of a conversation in the tokenizer's chat template, up to where thinking begins.
+    """Ids of a conversation in the tokenizer's chat template, without the start of thinking.
 
-    The engine writes the start of thinking; where a template does so too, it is taken away.
+    The engine appends the start of thinking; if the template has appended it too, it is removed.
 
     Raises:
-        UserError: the tokenizer has no chat template, or one that refuses the conversation.
+        UserError: the tokenizer has no chat template, or the template rejects the conversation
     """
     try:
         text = tokenizer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=True
         )
-    except Exception as error:  # no template, or one that refuses these messages
+    except Exception as error:  # no template, or one that rejects these messages
         raise UserError(
             "model: its tokenizer's chat template cannot render the conversation "
-            f"({one_line(error)[:200]}); give a model with a chat template"
+            f"({one_line(error)[:200]}); use a model with a chat template"
         ) from None
     if thinking.mode != "off":
         text = text.removesuffix(delimiters_of(thinking).start or "")

@@ -1,8 +1,8 @@
 """From logits to a token: greedy, temperature, top-k, top-p, min-p, repetition penalty.
 
-Every sequence has its own settings and its own random key, of which each position takes a new one,
-so that its tokens depend neither on its neighbours nor on when it was admitted. Nothing is sorted:
-a threshold is found by bisection, exactly, in as many passes as a number has bits.
+Every sequence has its own settings and its own random key, which is folded with the position: its
+tokens depend neither on its neighbours nor on when it was admitted. Nothing is sorted: thresholds
+are found by bisection, exactly, in as many passes as a number has bits.
 
 Letters: B sequences, V ids, C blocks of ids.
 """
@@ -10,20 +10,24 @@ Letters: B sequences, V ids, C blocks of ids.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-#: Ids that are summed at a time when a token is drawn.
+#: Ids per block when a token is drawn.
 BLOCK = 512
 
 
 class SamplingFlags(NamedTuple):
-    """What any sequence of a batch needs: what is not needed is not compiled.
+    """What any sequence of a batch needs; the rest is not compiled.
 
-    sampled: a temperature above 0; filtered: top-k, top-p or min-p; penalised: seen tokens
+    Args:
+        sampled: some temperature is above 0
+        filtered: some sequence uses top-k, top-p or min-p
+        penalised: some sequence uses a repetition penalty
     """
 
     sampled: bool
@@ -32,20 +36,27 @@ class SamplingFlags(NamedTuple):
 
 
 class SamplingState(NamedTuple):
-    """How each sequence draws: arrays [B], float32 but for `top_k` (int32, 0: all ids).
+    """Sampling parameters and random keys of each sequence; a pytree of arrays.
 
-    seen_BV: bool, ids that occurred in prompt or completion, kept up where anything is penalised
-    key_B: the sequences' random keys, uint32 [B, 2]
+    Args:
+        temperature: float32 [B], temperature of the thinking; 0: greedy
+        answer_temperature: float32 [B], temperature of the answer
+        top_k: int32 [B], most likely ids to keep; 0: all
+        top_p: float32 [B], probability mass to keep; 1: all
+        min_p: float32 [B], smallest probability to keep, relative to the largest; 0: all
+        penalty: float32 [B], repetition penalty; 1: none
+        seen_BV: bool, ids in prompt or completion; updated only if anything is penalised
+        key_B: uint32 [B, 2], random keys
     """
 
-    temperature: Any
-    answer_temperature: Any
-    top_k: Any
-    top_p: Any
-    min_p: Any
-    penalty: Any
-    seen_BV: Any
-    key_B: Any
+    temperature: jax.Array
+    answer_temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    penalty: jax.Array
+    seen_BV: jax.Array
+    key_B: jax.Array
 
 
 def sample(
@@ -58,11 +69,11 @@ def sample(
     """The next token of every sequence, int32 [B].
 
     Args:
-        logits_BV: float32; -inf for what is forbidden
-        sampling: settings
-        answering_B: bool, whether `answer_temperature` holds
-        position_B: int32, tokens behind the prompt: names the random number
-        flags: static; what `sampling` asks for beyond it is not done
+        logits_BV: float32; -inf: forbidden
+        sampling: parameters and random keys
+        answering_B: bool, whether `answer_temperature` applies
+        position_B: int32, tokens after the prompt; selects the random number
+        flags: static, what to compile; must cover all that `sampling` needs
     """
     if flags.penalised:
         logits_BV = penalise(logits_BV, sampling.seen_BV, sampling.penalty)
@@ -80,7 +91,7 @@ def sample(
 
 
 def penalise(logits_BV: jax.Array, seen_BV: jax.Array, penalty_B: jax.Array) -> jax.Array:
-    """Make tokens that occurred less likely (Keskar et al. 2019, as in transformers)."""
+    """Make tokens that have occurred less likely (Keskar et al. 2019, as in transformers)."""
     penalty = penalty_B[:, None]
     punished = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
     return jnp.where(seen_BV, punished, logits_BV)
@@ -89,9 +100,9 @@ def penalise(logits_BV: jax.Array, seen_BV: jax.Array, penalty_B: jax.Array) -> 
 def keep_likely(
     logits_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array, min_p_B: jax.Array
 ) -> jax.Array:
-    """-inf for all but the likely ids: top-k, then top-p of what is left, then min-p.
+    """Set all but the likely ids to -inf: top-k, then top-p of the rest, then min-p.
 
-    Ids that are exactly as likely as the last one that stays, stay as well.
+    Ids exactly as likely as the least likely id that is kept are kept as well.
     """
     V = logits_BV.shape[-1]
     rank_BV = _ordered(logits_BV)
@@ -112,10 +123,10 @@ def keep_likely(
 
 
 def draw_from(p_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
-    """The id at which the running sum of probabilities passes a number in [0, 1), int32 [B].
+    """The id at which the cumulative probability exceeds a number in [0, 1), int32 [B].
 
-    In two steps, blocks of ids and ids of a block, so that the long sum is a plain reduction. An
-    id of probability 0 is never drawn.
+    Blocks of ids first, then ids of one block, so the long sum is a plain reduction. An id of
+    probability 0 is never drawn.
     """
     B, V = p_BV.shape
     blocks_BCV = jnp.pad(p_BV, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
@@ -127,8 +138,8 @@ def draw_from(p_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
 
 
 def _pass(p_BV: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Where the running sum first exceeds the target, and the target less what comes before."""
-    # running sums are rounded, each in its own way: they can rise by a hair where p is 0, and fall
+    """Where the cumulative sum first exceeds the target, and the target less the sum before it."""
+    # cumulative sums are rounded, each differently: they can rise slightly where p is 0, and fall
     sums_BV = jnp.where(p_BV > 0, jnp.cumsum(p_BV, axis=-1), 0)
     target_B = jnp.minimum(target_B, jnp.nextafter(sums_BV.max(axis=-1), jnp.float32(0)))
     at_B = jnp.argmax(sums_BV > target_B[:, None], axis=-1)
@@ -141,17 +152,17 @@ def _uniform(key: jax.Array, position: jax.Array) -> jax.Array:
 
 
 def _ordered(x: jax.Array) -> jax.Array:
-    """int32 that are ordered as the float32 are."""
+    """int32 with the order of the float32."""
     bits = lax.bitcast_convert_type(x, jnp.int32)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
-def _largest(holds: Any, shape: tuple[int, ...]) -> jax.Array:
-    """The largest int32 for which `holds` (true up to some number) is true, by bisection."""
+def _largest(holds: Callable[[jax.Array], jax.Array], shape: tuple[int, ...]) -> jax.Array:
+    """The largest int32 for which a monotone predicate is true, by bisection."""
     limits = jnp.iinfo(jnp.int32)
 
     def halve(_: Any, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds  # holds at low, not at high
+        low, high = bounds  # true at low, false at high
         middle = (low & high) + ((low ^ high) >> 1)  # their mean, without overflow
         yes = holds(middle)
         return jnp.where(yes, middle, low), jnp.where(yes, high, middle)

@@ -75,8 +75,8 @@ def readme(
     return context[len(prompt) :]
 
 
-def harness(engine, prompt, *, thinking_budget, num_ignore, wait, stops, close, answer_prefix, newline, newlines,
-            answer_stops, max_answer_tokens):  # fmt: skip
+def harness(engine, prompt, *, thinking_budget, num_ignore, wait, stops, close, answer_prefix,
+            newline, newlines, answer_stops, max_answer_tokens):  # fmt: skip
     """The ids behind the prompt, where the thinking among them ends, and the surplus cut off."""
     kept = []
     min_tokens = 0 if num_ignore is None else 1

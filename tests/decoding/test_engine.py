@@ -22,7 +22,7 @@ from tests.decoding.engines import (
     tokenizer,
     write_model,
 )
-from tests.decoding.test_tokenized_thinking import Words
+from tests.decoding.words import Words
 
 ENDS = ("<|im_end|>", "<|endoftext|>")
 #: Prompt lengths around the edges of pages and of pieces of a prefill.
@@ -246,7 +246,7 @@ def test_errors_leave_the_others_whole(tiny, engine):
     bad = {
         "prompt: is empty": Request([], thinking),
         "prompt of 204 tokens: leaves 0 of the context's 64": Request(ids * 10, thinking),
-        "prompt: id 330 is not in the tokenizer (0 to 321)": Request([330], thinking),
+        "prompt: id 330 is not in the tokenizer; give ids from 0 to 321": Request([330], thinking),
         "prompt: id -1 is not in the tokenizer": Request([-1], thinking),
         "thinking.wait_strings='': encodes to no token": Request(
             ids, ThinkingParams(num_waits=1, wait_strings=("",))

@@ -1,4 +1,4 @@
-"""What an engine refuses before any weight is read, and how it decodes where nothing is said."""
+"""What `load_engine` refuses before any weight is read, and what `auto` stands for."""
 
 import numpy as np
 import pytest
@@ -26,30 +26,31 @@ def test_an_implementation_for_other_devices(impl, message, tmp_path, monkeypatc
     assert str(error.value).endswith("give --impl xla")
 
 
-def test_auto_is_narrow_only_where_that_is_fast_and_exact(tmp_path, monkeypatch):
+def test_auto_is_bf16x3_only_where_that_is_fast_and_exact(tmp_path, monkeypatch):
     """On a GPU auto is xla until a check made there is committed."""
     model = write_model(tmp_path / "float32")
     model.bfloat16().save_pretrained(tmp_path / "bfloat16")
-    wide, bf16x3 = (open_weights(str(tmp_path / name)) for name in ("float32", "bfloat16"))
+    float32, bfloat16 = (open_weights(str(tmp_path / name)) for name in ("float32", "bfloat16"))
     monkeypatch.setattr(loading, "_multiplies_bfloat16", lambda: False)
-    assert resolve_impl("auto", "float32", bf16x3, ParallelConfig()) == "xla"
+    assert resolve_impl("auto", "float32", bfloat16, ParallelConfig()) == "xla"
     monkeypatch.setattr(loading, "_multiplies_bfloat16", lambda: True)
-    assert resolve_impl("auto", "float32", bf16x3, ParallelConfig()) == "bf16x3"
-    assert resolve_impl("auto", "float32", wide, ParallelConfig()) == "xla"
-    assert resolve_impl("auto", "bfloat16", bf16x3, ParallelConfig()) == "xla"
-    assert resolve_impl("auto", "float32", bf16x3, ParallelConfig(tensor=2)) == "xla"
+    assert resolve_impl("auto", "float32", bfloat16, ParallelConfig()) == "bf16x3"
+    assert resolve_impl("auto", "float32", float32, ParallelConfig()) == "xla"
+    assert resolve_impl("auto", "bfloat16", bfloat16, ParallelConfig()) == "xla"
+    assert resolve_impl("auto", "float32", bfloat16, ParallelConfig(tensor=2)) == "xla"
 
 
-def test_narrow_refuses_what_it_would_round(tmp_path):
+def test_bf16x3_refuses_weights_that_it_would_round(tmp_path):
     write_model(tmp_path)
     with pytest.raises(UserError, match=r"impl=bf16x3: .* are float32; give --impl xla"):
         load_engine(EngineConfig(str(tmp_path), impl="bf16x3", limits=LIMITS))
 
 
-def test_narrow_decodes_the_tokens_of_float32(tmp_path):
+@pytest.mark.slow
+def test_bf16x3_decodes_the_tokens_of_float32(tmp_path):
     """Greedy and sampled; a batch and its first request alone."""
     write_model(tmp_path).bfloat16().save_pretrained(tmp_path)
-    opened = {
+    loaded = {
         impl: load_engine(EngineConfig(str(tmp_path), impl=impl, dtype="float32", limits=LIMITS))
         for impl in ("xla", "bf16x3")
     }
@@ -60,8 +61,8 @@ def test_narrow_decodes_the_tokens_of_float32(tmp_path):
         for n in (3, 11, 18)
         for sampling in (SamplingParams(), HOT)
     ]
-    xla, bf16x3 = (complete_all(o.engine, requests) for o in opened.values())
+    xla, bf16x3 = (complete_all(o.engine, requests) for o in loaded.values())
     assert [c[0].tokens for c in bf16x3] == [c[0].tokens for c in xla]
-    alone = complete_all(opened["bf16x3"].engine, requests[:1])
+    alone = complete_all(loaded["bf16x3"].engine, requests[:1])
     assert alone[0][0].tokens == bf16x3[0][0].tokens
-    assert "weights in bfloat16, bf16x3" in opened["bf16x3"].description
+    assert "weights in bfloat16, bf16x3" in loaded["bf16x3"].description

@@ -20,6 +20,8 @@ from tests.decoding.engines import (
     write_model,
 )
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = 120
 CLOSE, ANSWER_PREFIX = "<|im_start|>answer", "\nFinal Answer:"
 

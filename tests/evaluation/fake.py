@@ -121,9 +121,7 @@ def config(*arguments):
 
 def evaluate(config, engine):
     """The command behind its parser."""
-    return command.evaluate(
-        config, lambda _: LoadedEngine(engine, "fake", engine.fingerprint, "a fake")
-    )
+    return command.evaluate(config, lambda _: LoadedEngine(engine, engine.fingerprint, "a fake"))
 
 
 def main(argv):
