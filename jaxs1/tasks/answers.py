@@ -250,7 +250,7 @@ def _value(text: str, stated: bool = False) -> str:
     """The answer in a sentence, of which it is all or a part."""
     if stated:
         text = _SENTENCE.split(text)[0]
-        text = re.sub(r"(?<=[\w)}\]])\s*!+\s*[*_]*$", "", text)  # an exclamation, no factorial
+        text = re.sub(r"(?<=[^\s\\])\s*!+\s*[*_]*$", "", text)  # an exclamation, no factorial
     text = _ADVERBS.sub("", stripped(text), count=1)
     while (prose := _PROSE.match(text)) and _MATH.match(text, prose.end()):
         text = text[prose.end() :]

@@ -272,7 +272,8 @@ def _as_equations(given: str, gold: str) -> bool | None:
     if all(named):
         return compact(left[0]) == compact(right[0]) and _same_text(left[-1], right[-1])
     if len(right) == 1:
-        return _same_text(left[-1], gold)
+        curve = left[-1] == "0" and not named[0] and any(map(str.isalpha, _LETTER.findall(left[0])))
+        return not curve and _same_text(left[-1], gold)  # 2x - y = 0 is not 0
     if len(left) == 1:
         return named[1] and _same_text(given, right[-1])
     return None
