@@ -18,6 +18,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from jaxs1.config import CheckpointConfig as CheckpointConfig
+    from jaxs1.config import ComputeConfig as ComputeConfig
+    from jaxs1.config import DataConfig as DataConfig
+    from jaxs1.config import DistributedConfig as DistributedConfig
+    from jaxs1.config import LogConfig as LogConfig
+    from jaxs1.config import LoraConfig as LoraConfig
+    from jaxs1.config import MeshConfig as MeshConfig
+    from jaxs1.config import OptimizerConfig as OptimizerConfig
     from jaxs1.config import TrainConfig as TrainConfig
     from jaxs1.config import UserError as UserError
     from jaxs1.curate import CurateConfig as CurateConfig
@@ -30,9 +38,11 @@ if TYPE_CHECKING:
     from jaxs1.decoding.params import ThinkingParams as ThinkingParams
     from jaxs1.evaluate import EvaluateConfig as EvaluateConfig
     from jaxs1.evaluate import evaluate as evaluate
+    from jaxs1.evaluation.methods import SweepConfig as SweepConfig
     from jaxs1.llm import LLM as LLM
     from jaxs1.llm import Piece as Piece
     from jaxs1.llm import load_model as load_model
+    from jaxs1.tasks.benchmarks import QuestionsConfig as QuestionsConfig
     from jaxs1.train import train as train
 
 #: Public name -> the module that defines it.
@@ -48,8 +58,18 @@ _EXPORTS = {
     "load_model": "jaxs1.llm",
     "train": "jaxs1.train",
     "TrainConfig": "jaxs1.config",
+    "DataConfig": "jaxs1.config",
+    "OptimizerConfig": "jaxs1.config",
+    "LoraConfig": "jaxs1.config",
+    "MeshConfig": "jaxs1.config",
+    "ComputeConfig": "jaxs1.config",
+    "CheckpointConfig": "jaxs1.config",
+    "LogConfig": "jaxs1.config",
+    "DistributedConfig": "jaxs1.config",
     "evaluate": "jaxs1.evaluate",
     "EvaluateConfig": "jaxs1.evaluate",
+    "QuestionsConfig": "jaxs1.tasks.benchmarks",
+    "SweepConfig": "jaxs1.evaluation.methods",
     "curate": "jaxs1.curate",
     "CurateConfig": "jaxs1.curate",
     "UserError": "jaxs1.config",
