@@ -1,15 +1,15 @@
 # Two commands on a machine that has only Python >= 3.11, git and make:
-#   make demo    train a tiny reasoning model on this CPU, export it, look at it
-#   make test    all tests
+#   make demo    train a tiny reasoning model on this CPU, export it, evaluate it
+#   make test    run all tests
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 INSTALLED := $(VENV)/installed-$(VERSION)
-# JAX's compiler for NVIDIA GPUs, which needs none; apart, so that only the tests see it
+# JAX's compiler for NVIDIA GPUs, which needs no GPU; apart from $(VENV), so that only tests see it
 COMPILER := $(VENV)/nvidia-compiler
 
-.PHONY: demo test lint install clean aot gpu-check
+.PHONY: demo test test-fast coverage lint docs dist install clean aot gpu-check
 
 demo: $(INSTALLED)  ## train, export and check a tiny model (a few minutes on 2 cores)
 	$(BIN)/python -m jaxs1.demo
@@ -17,12 +17,25 @@ demo: $(INSTALLED)  ## train, export and check a tiny model (a few minutes on 2 
 test: $(INSTALLED)  ## all tests; no GPU, no network
 	PYTHONPATH=$(abspath $(COMPILER)) $(BIN)/python -m pytest
 
-lint: $(INSTALLED)  ## format, lint, types
+test-fast: $(INSTALLED)  ## the tests that take seconds
+	PYTHONPATH=$(abspath $(COMPILER)) $(BIN)/python -m pytest -m "not slow"
+
+coverage: $(INSTALLED)  ## all tests, and the share of the code that they run
+	PYTHONPATH=$(abspath $(COMPILER)) $(BIN)/python -m pytest --cov --cov-fail-under=89
+
+lint: $(INSTALLED)  ## format, lint, spelling, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 
-aot: $(INSTALLED)  ## compile all recipes for their hardware, check what they reach, write docs/plans.md
+docs: $(INSTALLED)  ## the documentation as pages in site/
+	$(BIN)/mkdocs build --strict
+
+dist: $(INSTALLED)  ## source distribution and wheel in dist/
+	$(BIN)/python -m build
+
+aot: $(INSTALLED)  ## compile all recipes for their hardware and write docs/plans.md
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[plan]'
 	$(BIN)/python -m benchmarks.plans docs/plans.md
 
@@ -30,10 +43,10 @@ gpu-check: $(INSTALLED)  ## on an NVIDIA GPU: check and time decoding and traini
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[cuda]'
 	$(BIN)/python -m benchmarks.gpu_check
 
-install: $(INSTALLED)  ## only create the environment
+install: $(INSTALLED)  ## create the environment only
 
-# A change of pyproject.toml or of PYTHON installs again; otherwise this is done once.
-$(INSTALLED): pyproject.toml
+# A change of pyproject.toml, setup.py or PYTHON installs again.
+$(INSTALLED): pyproject.toml setup.py
 	@echo "installing into $(VENV) for Python $(VERSION) (once; a few minutes)"
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
@@ -43,5 +56,5 @@ $(INSTALLED): pyproject.toml
 	    jax-cuda13-plugin==$$version jax-cuda13-pjrt==$$version; }
 	@touch $@
 
-clean:  ## remove the environment and the demo
-	rm -rf $(VENV) demo
+clean:  ## remove the environment, the demo and what was built
+	rm -rf $(VENV) demo build dist site *.egg-info

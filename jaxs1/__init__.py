@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jaxs1.config import UserError as UserError
     from jaxs1.curate import CurateConfig as CurateConfig
     from jaxs1.curate import curate as curate
+    from jaxs1.data.config import DataConfig as DataConfig
     from jaxs1.decoding.loading import ParallelConfig as ParallelConfig
     from jaxs1.decoding.outputs import Completion as Completion
     from jaxs1.decoding.params import Delimiters as Delimiters
@@ -29,10 +30,19 @@ if TYPE_CHECKING:
     from jaxs1.decoding.scheduler import Limits as Limits
     from jaxs1.evaluate import EvaluateConfig as EvaluateConfig
     from jaxs1.evaluate import evaluate as evaluate
+    from jaxs1.evaluation.methods import SweepConfig as SweepConfig
     from jaxs1.llm import LLM as LLM
     from jaxs1.llm import Piece as Piece
     from jaxs1.llm import load_model as load_model
+    from jaxs1.model.config import ComputeConfig as ComputeConfig
+    from jaxs1.model.config import LoraConfig as LoraConfig
+    from jaxs1.model.config import MeshConfig as MeshConfig
+    from jaxs1.tasks.benchmarks import QuestionsConfig as QuestionsConfig
     from jaxs1.train import train as train
+    from jaxs1.training.config import CheckpointConfig as CheckpointConfig
+    from jaxs1.training.config import DistributedConfig as DistributedConfig
+    from jaxs1.training.config import LogConfig as LogConfig
+    from jaxs1.training.config import OptimizerConfig as OptimizerConfig
     from jaxs1.training.config import TrainConfig as TrainConfig
 
 #: Public name -> the module that defines it.
@@ -48,8 +58,18 @@ _EXPORTS = {
     "load_model": "jaxs1.llm",
     "train": "jaxs1.train",
     "TrainConfig": "jaxs1.training.config",
+    "DataConfig": "jaxs1.data.config",
+    "OptimizerConfig": "jaxs1.training.config",
+    "LoraConfig": "jaxs1.model.config",
+    "MeshConfig": "jaxs1.model.config",
+    "ComputeConfig": "jaxs1.model.config",
+    "CheckpointConfig": "jaxs1.training.config",
+    "LogConfig": "jaxs1.training.config",
+    "DistributedConfig": "jaxs1.training.config",
     "evaluate": "jaxs1.evaluate",
     "EvaluateConfig": "jaxs1.evaluate",
+    "QuestionsConfig": "jaxs1.tasks.benchmarks",
+    "SweepConfig": "jaxs1.evaluation.methods",
     "curate": "jaxs1.curate",
     "CurateConfig": "jaxs1.curate",
     "UserError": "jaxs1.config",

@@ -116,14 +116,6 @@ def _check_null(schema: Any, changes: Mapping[str, Any], command: str, group: st
             )
 
 
-def as_typed(command: str) -> str:
-    """A command's name as the user typed it: `python -m jaxs1.train`, or `jaxs1 train`."""
-    program = sys.argv[0]
-    if program.startswith(("jaxs1 ", "python -m jaxs1 ")):  # set by `jaxs1.__main__`
-        return " ".join([program, *command.split()[3:]])
-    return command
-
-
 #: Fields of version 0.1 -> their names now. Recipes, flags and saved settings may still use them.
 RENAMED = {
     "accumulate": "gradient_accumulation_steps",
@@ -225,6 +217,14 @@ def _current_recipe(name: str) -> str:
 def to_yaml(config: Any) -> str:
     """Settings as YAML that `--config` reads back."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+
+
+def as_typed(command: str) -> str:
+    """A command's name as the user typed it: `python -m jaxs1.train`, or `jaxs1 train`."""
+    program = sys.argv[0]
+    if program.startswith(("jaxs1 ", "python -m jaxs1 ")):  # set by `jaxs1.__main__`
+        return " ".join([program, *command.split()[3:]])
+    return command
 
 
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:

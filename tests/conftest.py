@@ -1,4 +1,4 @@
-"""Shared by all tests: eight fake CPU devices, the shared data, commands in fresh processes."""
+"""Shared by all tests: eight simulated CPU devices, large data sets, commands in new processes."""
 
 import os
 
@@ -14,20 +14,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared" / "data"
+#: Folder of public data sets that are too large for the repository; CONTRIBUTING.md lists them.
+SHARED = Path(os.environ.get("JAXS1_TEST_DATA", ROOT / "tests" / "not-given"))
 
 
 @pytest.fixture
 def shared_data():
-    """Folder of real data; tests that need it are skipped where it is absent."""
+    """The folder that JAXS1_TEST_DATA names; tests that need it are skipped without."""
     if not SHARED.is_dir():
-        pytest.skip(f"needs {SHARED.parent.name}/{SHARED.name} beside the repository")
+        pytest.skip("needs public data sets; set JAXS1_TEST_DATA to their folder")
     return SHARED
 
 
 @pytest.fixture
 def run_module():
-    """Run `python -m MODULE ARGUMENTS` from the repository's root, with one CPU device."""
+    """Run `python -m MODULE ARGUMENTS` in the root of the repository, on one CPU device."""
 
     def run(*arguments, timeout=300, **environment):
         return subprocess.run(

@@ -170,6 +170,7 @@ def goes_on_from_the_middle(launch, run, copy, count, **settings):
     assert_close(losses(copy), losses(run), "processes = one process, losses")
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_one_goes_on(launch, alone, tmp_path):
     run = tmp_path / "two"
     out = finish(launch(run, 2, by="slurm"), run)
@@ -181,6 +182,7 @@ def test_two_processes_train_as_one_and_one_goes_on(launch, alone, tmp_path):
 
 
 @large
+@pytest.mark.slow
 def test_four_processes_train_as_one_and_two_go_on(launch, alone, tmp_path):
     run, mesh = tmp_path / "four", {"mesh.fsdp": 2, "mesh.context": 2, "mesh.tensor": 2}
     finish(launch(run, 4, by="open mpi", devices=2, **mesh), run)
@@ -190,6 +192,7 @@ def test_four_processes_train_as_one_and_two_go_on(launch, alone, tmp_path):
 
 
 @large
+@pytest.mark.slow
 def test_adapters_in_two_processes_as_in_one(launch, alone, tmp_path):
     lora = {"model": alone / "hf", "lora.rank": 4, "lora.frozen_dtype": "float32"}
     one, two = tmp_path / "one", tmp_path / "two"
@@ -218,6 +221,7 @@ def lose(group, run, victim, number, step=2):
 FOREVER = {"steps": 100_000, "checkpoint.every": 0, "log.every": 2}
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others(launch, tmp_path):
     run = tmp_path / "killed"
     group = launch(run, 2, **FOREVER)
@@ -227,6 +231,7 @@ def test_a_killed_process_ends_the_others(launch, tmp_path):
     assert "--resume auto" in last
 
 
+@pytest.mark.slow
 def test_what_the_user_can_mend_is_one_line_in_each_process(launch, tmp_path):
     run = tmp_path / "wrong"
     group = launch(run, 2, **{"data.block_size": 4096})
@@ -238,6 +243,7 @@ def test_what_the_user_can_mend_is_one_line_in_each_process(launch, tmp_path):
 
 
 @large
+@pytest.mark.slow
 @pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGKILL), (1, signal.SIGSTOP)])
 def test_a_lost_first_and_a_hung_process_end_the_others(victim, number, launch, tmp_path):
     run = tmp_path / "lost"
@@ -248,6 +254,7 @@ def test_a_lost_first_and_a_hung_process_end_the_others(victim, number, launch, 
 
 
 @large
+@pytest.mark.slow
 def test_a_signal_to_any_process_stops_all_after_the_same_step(launch, tmp_path):
     run = tmp_path / "stopped"
     group = launch(run, 2, **FOREVER)

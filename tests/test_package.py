@@ -17,6 +17,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import jaxs1
 from jaxs1.planning.topology import is_installed
@@ -105,6 +106,28 @@ def test_metadata_is_complete():
     assert project["dynamic"] == ["version"]
     changes = (ROOT / "CHANGELOG.md").read_text()
     assert re.search(rf"^## \[?{re.escape(jaxs1.__version__)}\b", changes, re.M)
+
+
+def test_tools_have_one_version():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    given = {Path(hook["repo"]).name: hook["rev"] for hook in hooks if "rev" in hook}
+    dev = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    pinned = dict(entry.split("==") for entry in dev["dev"] if "==" in entry)
+    assert given == {
+        "ruff-pre-commit": f"v{pinned['ruff']}",
+        "codespell": f"v{pinned['codespell']}",
+    }
+
+
+def test_workflows_call_make():
+    """Every workflow is YAML; what it runs of ours is a target of the Makefile."""
+    made = set()
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for path in (ROOT / ".github" / "workflows").iterdir():
+        assert yaml.safe_load(path.read_text())["jobs"], path
+        made |= set(re.findall(r"run: make ([\w-]+)", path.read_text()))
+    assert made == {"lint", "test", "docs", "dist"}
+    assert made <= targets
 
 
 @pytest.fixture(scope="module")
