@@ -106,7 +106,7 @@ def _require_new(path: Path, partial: Path, setting: str, marker: str) -> None:
     if path.exists() or path.is_symlink():
         raise UserError(f"{name}: exists already; remove it or give another folder")
     if partial.is_dir() and any(partial.iterdir()) and not (partial / marker).exists():
-        raise UserError(f"{name}: {partial} is in the way; move or delete it")
+        raise UserError(f"{name}: {partial} contains something else; move or delete it")
 
 
 def _clear(folder: Path, *, keep: str) -> None:

@@ -39,7 +39,7 @@ from jaxs1.model import ops, transformer
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.model.sharding import ShardingRules, check_divisible, make_sharding_rules
 from jaxs1.model.transformer import Transformer
-from jaxs1.storage import explained
+from jaxs1.storage import explained, write_text
 from jaxs1.training import distributed
 from jaxs1.training.checkpoint import Checkpoints, latest_step
 from jaxs1.training.config import TrainConfig
@@ -63,7 +63,7 @@ class Job:
 
     Args:
         config: settings of the run
-        weights: initial weights; None where they are random
+        weights: initial weights; None if they are random
         tokenizer: Hugging Face tokenizer
         hf_config: the model's config.json
         model: abstract, without parameters
@@ -280,7 +280,7 @@ def _write_run_files(job: Job, run: Path) -> None:
     """
     folder = run / "model"
     folder.mkdir(parents=True, exist_ok=True)
-    (run / "config.yaml").write_text(to_yaml(job.config))
+    write_text(run / "config.yaml", to_yaml(job.config))
     if job.weights is not None and job.weights.aux_files is not None:
         copy_aux_files(job.weights.aux_files, folder)
     if job.config.tokenizer is not None:
@@ -288,9 +288,9 @@ def _write_run_files(job: Job, run: Path) -> None:
             copy_aux_files(Path(job.config.tokenizer), folder)
         else:
             job.tokenizer.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(job.hf_config, indent=2) + "\n")
+    write_text(folder / "config.json", json.dumps(job.hf_config, indent=2) + "\n")
     if job.config.lora.rank:
-        (folder / ADAPTER_CONFIG).write_text(json.dumps(_peft_config(job), indent=2) + "\n")
+        write_text(folder / ADAPTER_CONFIG, json.dumps(_peft_config(job), indent=2) + "\n")
 
 
 def _initial_params(job: Job) -> tuple[Any, Any]:

@@ -1,6 +1,6 @@
-"""Many processes as one run: the losses of one, any number of them goes on, none outlives another.
+"""Several processes as one run: equal losses, resumed by any number, and none outlives another.
 
-The processes here are real, on CPU with gloo. Four of them, a hung one, a lost first one and
+The processes here are real, on CPU with gloo. Four of them, a hung one, a lost main one and
 adapters take minutes on two cores: JAXS1_MANY_PROCESSES=1 runs these too.
 """
 
@@ -121,12 +121,12 @@ LAUNCHERS = {"one": lambda *_: ([], {}), "flags": _flags, "slurm": _slurm, "open
 
 
 def finish(group, run, timeout=300):
-    """Wait for all; returns what the first one said."""
+    """Wait for all; returns what the main one printed."""
     statuses = [process.wait(timeout) for process in group]
     logs = [run.with_suffix(f".{i}.log").read_text() for i in range(len(group))]
     assert statuses == [0] * len(group), "\n".join(logs)
     quiet = [x for log in logs[1:] for x in log.splitlines() if "[Gloo]" not in x]
-    assert not quiet  # the others say nothing
+    assert not quiet  # the others print nothing
     return logs[0]
 
 
@@ -159,7 +159,7 @@ def export_is_the_checkpoint(run, tmp_path):
     assert (tmp_path / name).read_bytes() == (run / name).read_bytes()
 
 
-def goes_on_from_the_middle(launch, run, copy, count, **settings):
+def resume_in_the_middle(launch, run, copy, count, **settings):
     """A copy of a run without its last checkpoint and export, continued by `count` processes."""
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "checkpoints" / str(STEPS))
@@ -171,24 +171,24 @@ def goes_on_from_the_middle(launch, run, copy, count, **settings):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_and_one_goes_on(launch, alone, tmp_path):
+def test_two_processes_train_as_one_and_one_resumes(launch, alone, tmp_path):
     run = tmp_path / "two"
     out = finish(launch(run, 2, by="slurm"), run)
     assert "processes 2, each with 1 devices" in out
     assert_close(losses(run), losses(alone), "processes = one process, losses")
     assert losses(run)[-1, 0] < losses(run)[0, 0]
     export_is_the_checkpoint(run, tmp_path)
-    goes_on_from_the_middle(launch, run, tmp_path / "one", 1)
+    resume_in_the_middle(launch, run, tmp_path / "one", 1)
 
 
 @large
 @pytest.mark.slow
-def test_four_processes_train_as_one_and_two_go_on(launch, alone, tmp_path):
+def test_four_processes_train_as_one_and_two_resume(launch, alone, tmp_path):
     run, mesh = tmp_path / "four", {"mesh.fsdp": 2, "mesh.context": 2, "mesh.tensor": 2}
     finish(launch(run, 4, by="open mpi", devices=2, **mesh), run)
     export_is_the_checkpoint(run, tmp_path)
     assert_close(losses(run), losses(alone), "processes = one process, losses")
-    goes_on_from_the_middle(launch, run, tmp_path / "two", 2)
+    resume_in_the_middle(launch, run, tmp_path / "two", 2)
 
 
 @large
@@ -200,7 +200,7 @@ def test_adapters_in_two_processes_as_in_one(launch, alone, tmp_path):
     finish(launch(two, 2, **lora), two)
     assert_close(losses(two), losses(one), "processes = one process, losses")
     export_is_the_checkpoint(two, tmp_path)
-    goes_on_from_the_middle(launch, two, tmp_path / "on", 2, **lora)
+    resume_in_the_middle(launch, two, tmp_path / "on", 2, **lora)
 
 
 def lose(group, run, victim, number, step=2):
@@ -232,7 +232,7 @@ def test_a_killed_process_ends_the_others(launch, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_the_user_can_mend_is_one_line_in_each_process(launch, tmp_path):
+def test_an_error_of_the_user_is_one_line_in_each_process(launch, tmp_path):
     run = tmp_path / "wrong"
     group = launch(run, 2, **{"data.block_size": 4096})
     assert [process.wait(120) for process in group] == [2, 2]

@@ -1,4 +1,4 @@
-"""Launch files, as far as a dry run goes: they are well-formed and start what our parser takes."""
+"""Launch files in a dry run: well-formed, and they start what the parser accepts."""
 
 import subprocess
 
@@ -21,7 +21,7 @@ def test_every_launch_file_is_tested():
 
 
 def test_slurm_starts_the_given_recipe_and_resumes(tmp_path):
-    """A stand-in for srun prints what it is asked to start."""
+    """A stand-in for srun prints the command it would start."""
     stub = tmp_path / "srun"
     stub.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
     stub.chmod(0o755)

@@ -172,6 +172,7 @@ def test_finished_run_resumes_to_nothing(corpus, uninterrupted, run_module):
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_non_finite_loss_names_step_and_batch(corpus, tmp_path, run_module):
     run = tmp_path / "exploded"
     settings = {"optimizer.learning_rate": 1e20, "optimizer.max_grad_norm": "null"}

@@ -53,7 +53,7 @@ class ComputeConfig:
         param_dtype: Data type of parameters and optimizer state
         remat: Activations to recompute in the backward pass: none, all but attention, or all (full)
         scan_layers: Compile one layer for all; false compiles each, for small models on a CPU
-        attention: Attention implementation; auto uses cudnn on NVIDIA GPUs, splash on TPUs, else xla
+        attention: Attention implementation; auto uses cudnn on NVIDIA, splash on TPU, otherwise xla
         loss_chunk: Number of tokens per device whose logits exist at once
     """
 

@@ -1,4 +1,7 @@
-"""The text and the loss mask of s1's training, on the real tokenizer."""
+"""The text and the loss mask of s1's training, with a small tokenizer and with Qwen2.5's."""
+
+import functools
+import json
 
 import numpy as np
 import pytest
@@ -8,36 +11,50 @@ from jaxs1.data import chat
 from jaxs1.data.chat import Record, encode, reasoning, response_mask
 from jaxs1.data.config import DataConfig
 from jaxs1.data.records import load_records
-from jaxs1.data.tokenizer import load_tokenizer, padding_id
+from jaxs1.data.tokenizer import CHAT_TEMPLATE, load_tokenizer, train_tokenizer
+
+#: What Qwen2.5's own template writes before a conversation without a system message.
+SYSTEM = (
+    "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+    "<|im_end|>\n"
+)
+load_tokenizer = functools.cache(load_tokenizer)
 
 
-@pytest.fixture(scope="session")
-def tokenizer():
-    from tests.conftest import SHARED
+@pytest.fixture(scope="module")
+def small_tokenizer(tmp_path_factory):
+    """Trained on two sentences, with the part of Qwen2.5's template that these tests reach."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(["First, one and one.\nSo two.", "user\nassistant\nsystem"], folder)
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.chat_template = f"{{{{- {SYSTEM!r} }}}}{CHAT_TEMPLATE}"
+    return tokenizer
 
-    if not SHARED.is_dir():
-        pytest.skip("needs the real tokenizer in shared/data")
-    return load_tokenizer(str(SHARED / "qwen2.5-tokenizer"))
+
+@pytest.fixture(params=["small", "qwen2.5"])
+def tokenizer(request):
+    if request.param == "small":
+        return request.getfixturevalue("small_tokenizer")
+    folder = request.getfixturevalue("shared_data") / "qwen2.5-tokenizer"
+    return load_tokenizer(str(folder))
 
 
 def test_exact_text_and_mask_of_s1(tokenizer):
     content = reasoning("  First, 1+1.\nSo 2.\n", "2\n")
     messages = ({"role": "user", "content": "1+1?"}, {"role": "assistant", "content": content})
     (example,) = encode([Record("here", messages)], tokenizer)
-    prompt = (
-        "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant."
-        "<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
-    )
+    prompt = f"{SYSTEM}<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
     answer = "<|im_start|>think\nFirst, 1+1.\nSo 2.\n<|im_start|>answer\nAnswer: 2<|im_end|>\n"
     assert tokenizer.decode(example.tokens) == prompt + answer
     assert tokenizer.decode(example.tokens[example.is_target]) == answer
     assert tokenizer.decode(example.tokens[~example.is_target]) == prompt
-    special = [151644, 151645]  # the delimiters are the special ids, not the letters' pieces
-    assert [int(t) for t in example.tokens if t in special] == [
-        *[151644, 151645] * 2,
-        *[151644, 151644, 151644, 151645],
+    # the delimiters are the special ids, not the letters' pieces
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert [int(t) for t in example.tokens if t in (start, end)] == [
+        *[start, end] * 2,
+        *[start, start, start, end],
     ]
-    assert padding_id(tokenizer) == 151662
+    assert (start, end) == ((151644, 151645) if len(tokenizer) > 1000 else (1, 2))
 
 
 @pytest.mark.parametrize(
@@ -88,13 +105,35 @@ def test_template_without_assistant_turn_is_refused(tokenizer):
         encode([record], tokenizer)
 
 
-def test_unknown_tokenizer_is_one_line():
-    with pytest.raises(UserError, match=r"tokenizer=/nowhere/at/all: ") as error:
-        load_tokenizer("/nowhere/at/all")
+def test_tokenizer_without_a_template_is_refused(small_tokenizer):
+    record = Record("file:3", ({"role": "user", "content": "a"},))
+    template, small_tokenizer.chat_template = small_tokenizer.chat_template, None
+    try:
+        with pytest.raises(UserError, match=r"file:3: the chat template cannot render it") as error:
+            encode([record], small_tokenizer)
+    finally:
+        small_tokenizer.chat_template = template
     assert "\n" not in str(error.value)
 
 
-def test_gsm8k_whole(shared_data, tokenizer):
+def test_gsm8k_record_becomes_thinking_and_answer(tokenizer, tmp_path):
+    """A record of GSM8K's form, with the calculator's annotations."""
+    path = tmp_path / "gsm8k.jsonl"
+    answer = "Two cats have 2 * 4 = <<2*4=8>>8 legs.\nWith a bird: 8 + 2 = <<8+2=10>>10.\n#### 10"
+    path.write_text(json.dumps({"question": "How many legs?", "answer": answer}) + "\n")
+    name, records = load_records(DataConfig(path=str(path)))
+    [example] = encode(records, tokenizer)
+    assert name == "gsm8k"
+    assert tokenizer.decode(example.tokens[example.is_target]) == (
+        "<|im_start|>think\n"
+        "Two cats have 2 * 4 = 8 legs.\n"
+        "With a bird: 8 + 2 = 10.\n"
+        "<|im_start|>answer\nAnswer: 10<|im_end|>\n"
+    )
+
+
+def test_first_records_of_gsm8k(shared_data):
+    tokenizer = load_tokenizer(str(shared_data / "qwen2.5-tokenizer"))
     path = str(shared_data / "gsm8k" / "test.jsonl")
     name, records = load_records(DataConfig(path=path, limit=200))
     examples = encode(records, tokenizer)

@@ -1,15 +1,12 @@
-"""Plans are balanced and complete, packed rows hold what they should, batches follow the seed."""
+"""Plans are balanced and complete, and packed rows contain every sequence once."""
 
 import itertools
 
 import numpy as np
 import pytest
 
-from jaxs1.config import UserError
 from jaxs1.data import packing
-from jaxs1.data.batches import Batches, fit_to_block
 from jaxs1.data.chat import Example
-from jaxs1.data.config import DataConfig
 
 
 def make_examples(count, rng, longest=60):
@@ -17,20 +14,6 @@ def make_examples(count, rng, longest=60):
         Example(rng.integers(1, 99, n).astype(np.int32), rng.random(n) > 0.4)
         for n in rng.integers(2, longest, count)
     ]
-
-
-def make_batches(examples, seed=0, loss="token", num_row_shards=1, **data):
-    return Batches(
-        examples,
-        DataConfig(**{"row_multiple": 8, **data}),
-        batch_size=16,
-        gradient_accumulation_steps=1,
-        loss=loss,
-        seed=seed,
-        num_row_shards=num_row_shards,
-        attention=0.01,
-        padding_id=0,
-    )
 
 
 def test_plan_is_complete_and_within_its_bound_of_the_best():
@@ -96,7 +79,7 @@ def test_rows_hold_every_sequence_once(loss, gradient_accumulation_steps):
             np.testing.assert_array_equal(positions, np.arange(len(tokens)))
             share = 1 / sum(counts) if loss == "token" else 1 / counts[index] / len(examples)
             np.testing.assert_allclose(weights[:-1], example.is_target[1:] * share, rtol=1e-6)
-            assert weights[-1] == 0  # the next sequence's first token is nobody's target
+            assert weights[-1] == 0  # the next sequence's first token is no target
         padding = rows[4][row] == 0
         assert (rows[0][row][padding] == 55).all()
         assert rows[2][row][padding].sum() == 0
@@ -112,46 +95,22 @@ def test_sequence_without_targets_has_no_share():
     assert batch.weights.sum() == pytest.approx(1)
 
 
-def test_every_epoch_is_a_permutation_and_depends_on_the_seed():
-    examples = make_examples(50, np.random.default_rng(2))
-    batches = make_batches(examples)
-    assert batches.steps_per_epoch == 4
-    epochs = [np.concatenate([batches.indices(4 * e + s) for s in range(4)]) for e in range(3)]
-    for epoch in epochs:
-        assert sorted(epoch) == list(range(50))
-    assert not np.array_equal(epochs[0], epochs[1])
-    assert len(batches.indices(3)) == 2  # the rest of an epoch is a smaller step
-    again, other = make_batches(examples), make_batches(examples, seed=1)
-    for step in (0, 7, 3):  # any order: no hidden position
-        for mine, same in zip(batches.batch(step)[0], again.batch(step)[0], strict=True):
-            np.testing.assert_array_equal(mine, same)
-    assert not np.array_equal(batches.indices(0), other.indices(0))
+@pytest.mark.parametrize("shards", [1, 2, 4])
+def test_chosen_rows_are_the_cheapest_of_all(shards):
+    """Against the cost of every possible number of rows, computed here from packed lengths."""
+    rng = np.random.default_rng(7)
+    steps = [rng.integers(2, 60, 16).tolist() for _ in range(5)]
 
+    def cost(rows):
+        total = 0
+        for lengths in steps:
+            loads = [sum(lengths[i] for i in row) for row in packing.plan(lengths, rows)]
+            length = -(-max(loads) // 8) * 8
+            total += sum(length + 0.05 * length**2 / 2 for _ in range(rows))
+        return total
 
-def test_chosen_rows_are_a_multiple_of_the_parts_and_worth_it():
-    rng = np.random.default_rng(3)
-    examples = make_examples(64, rng)
-    batches = make_batches(examples, num_row_shards=4)
-    assert batches.rows % 4 == 0
-    filled = [batches.batch(s)[1] for s in range(4)]
-    one_each = make_batches(examples, rows=16)
-    one_each_tokens = sum(one_each.batch(s)[1].padded_tokens for s in range(4))
-    assert sum(s.padded_tokens for s in filled) < one_each_tokens
-    assert all(s.tokens <= s.padded_tokens for s in filled)
-
-
-def test_rows_that_the_mesh_cannot_split():
-    with pytest.raises(UserError, match=r"data\.rows=6: must be a multiple of .*=4.*give 8"):
-        make_batches(make_examples(20, np.random.default_rng(4)), num_row_shards=4, rows=6)
-
-
-def test_long_examples_are_dropped_and_counted_or_refused():
-    examples = make_examples(40, np.random.default_rng(5))
-    longer = sum(len(e.tokens) > 30 for e in examples)
-    kept, dropped = fit_to_block(examples, 30, "drop")
-    assert dropped == longer > 0
-    assert len(kept) == 40 - longer
-    with pytest.raises(UserError, match=rf"data\.block_size=30: {longer} of 40 examples"):
-        fit_to_block(examples, 30, "error")
-    with pytest.raises(UserError, match=r"data\.block_size=1: every example is longer"):
-        fit_to_block(examples, 1, "drop")
+    found = packing.choose_rows(
+        steps, num_row_shards=shards, gradient_accumulation_steps=1, multiple=8, attention=0.05
+    )
+    assert cost(found) == min(cost(rows) for rows in range(shards, 17, shards))
+    assert found % shards == 0
