@@ -72,5 +72,5 @@ def test_steps_are_paragraphs(thinking, steps):
 
 
 def test_a_value_that_contradicts_thinking_is_refused():
-    with pytest.raises(UserError, match="must not be above"):
+    with pytest.raises(UserError, match=r"thinking.min=5: must not .* thinking.max=4"):
         points_of(SweepConfig(budget=[4]), THINKING)
