@@ -1,12 +1,13 @@
-"""Decoding beside transformers, and what forcing costs: python -m benchmarks.decode --tokenizer DIR
+"""Decoding speed compared with transformers: python -m benchmarks.decode --tokenizer DIR
 
-One random model of Qwen2.5-0.5B's shape, one machine, one run; every figure is the median of rounds
-in which the contenders take turns, and ratios are of the same round. Checked before it counts: both
-decode the same tokens (float32, greedy). The row of <|im_start|> in the embedding is scaled up, so
-that the model tries to end its thinking about once in 30 tokens. The last line is JSON.
+One random model of Qwen2.5-0.5B's shape, one machine, one run. The contenders take turns; figures
+are medians over rounds and ratios are taken within a round. Both must decode the same tokens first
+(float32, greedy). The embedding of <|im_start|> is scaled up, which makes the model try to end its
+thinking about once in 30 tokens. The last line is JSON.
 
-* decode: 64-token prompts, a fixed number of new tokens; `bare` is our loop without the controller.
-* Waits: s1's harness inside our loop, driven from outside over our engine, and over transformers.
+* decode: 64-token prompts, a fixed number of new tokens; `bare` is the loop without the controller.
+* Waits: s1's harness inside the compiled loop, and driven from outside over the engine of jaxs1 and
+  over transformers.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from jaxs1.decoding.scheduler import Limits
 from jaxs1.model import decode
 
 PROMPT = 64
-BUDGET, ANSWER = 96, 16  # tokens of a round of thinking, and of an answer
-SCALE = 2.2  # of <|im_start|>'s embedding
+BUDGET, ANSWER = 96, 16  # maximum tokens of a round of thinking and of an answer
+SCALE = 2.2  # of the embedding of <|im_start|>
 CONFIG = Path(__file__).parents[1] / "configs" / "models" / "qwen2.5-0.5b.json"
 
 Ids = list[int]
@@ -63,7 +64,7 @@ def make_model(layers: int | None, tokenizer: Any, folder: Path) -> Any:
 
 
 def torch_generate(model: Any, prompts: Sequence[Ids], tokens: int, ends: Ids) -> list[Ids]:
-    """transformers.generate, greedy, a left-padded batch; what follows each prompt."""
+    """transformers.generate, greedy, a left-padded batch; the continuation of each prompt."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
@@ -81,8 +82,8 @@ def torch_generate(model: Any, prompts: Sequence[Ids], tokens: int, ends: Ids) -
     return [row[:end] for row, end in zip(rows, firsts, strict=True)]
 
 
-def our_generate(engine: Engine, prompts: Sequence[Ids], tokens: int, ends: Ids) -> list[Ids]:
-    """Plain generation on our engine, greedy; what follows each prompt."""
+def jaxs1_generate(engine: Engine, prompts: Sequence[Ids], tokens: int, ends: Ids) -> list[Ids]:
+    """Greedy generation with jaxs1; the continuation of each prompt."""
     stops = tuple(engine.tokenizer.convert_ids_to_tokens(ends)) or ("<|fim_pad|>",)
     plain = ThinkingParams(
         mode="off",
@@ -97,22 +98,22 @@ def our_generate(engine: Engine, prompts: Sequence[Ids], tokens: int, ends: Ids)
 def outside(
     generate: Callable[..., list[Ids]], prompts: Sequence[Ids], waits: int, ids: dict[str, Ids]
 ) -> list[Ids]:
-    """s1's harness from outside: a call for every round, each prefilling everything again."""
+    """s1's harness from outside: one call per round, which prefills everything again."""
     kept: list[Ids] = [[] for _ in prompts]
     cut = [False] * len(prompts)
-    going = list(range(len(prompts)))
+    active = list(range(len(prompts)))
     for r in range(waits + 1):
-        rounds = generate([[*prompts[i], *kept[i]] for i in going], BUDGET, ids["ends"])
+        rounds = generate([[*prompts[i], *kept[i]] for i in active], BUDGET, ids["ends"])
         still = []
-        for i, out in zip(going, rounds, strict=True):
+        for i, out in zip(active, rounds, strict=True):
             ended = out[-1] in ids["ends"]
             kept[i] += out[:-1] if ended else out
             cut[i] = not ended
             if ended and r < waits:
                 kept[i] += ids["wait"]
                 still.append(i)
-        going = still
-        if not going:
+        active = still
+        if not active:
             break
     kept = [k[:BUDGET] for k in kept]
     closes = [ids["cut"] if c else ids["close"] for c in cut]
@@ -122,7 +123,7 @@ def outside(
 
 
 def inside(engine: Engine, prompts: Sequence[Ids], waits: int) -> list[Ids]:
-    """The same within one compiled loop."""
+    """The same harness inside the compiled loop."""
     thinking = ThinkingParams(
         mode="s1_harness",
         max=BUDGET,
@@ -135,7 +136,7 @@ def inside(engine: Engine, prompts: Sequence[Ids], waits: int) -> list[Ids]:
 
 
 def bare_loop(engine: Engine, tokens: int, rows: int) -> Callable[[], None]:
-    """Our loop without controller and without sampling settings: model, arg-max, nothing else."""
+    """The loop without controller and sampling settings: only the model and arg-max."""
     pages = -(-(PROMPT + tokens) // 64)
     table_BM = table([list(range(1 + b * pages, 1 + (b + 1) * pages)) for b in range(rows)], rows,
                      1 << (pages - 1).bit_length())  # fmt: skip
@@ -172,7 +173,7 @@ def bare_loop(engine: Engine, tokens: int, rows: int) -> Callable[[], None]:
 def race(
     contenders: dict[str, Callable[[], Any]], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Seconds of each contender, who take turns, and what each gave in a round beforehand."""
+    """Seconds of each contender, taking turns, and its result in a warm-up round."""
     results = {name: run() for name, run in contenders.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
@@ -184,18 +185,18 @@ def race(
 
 
 def ratio(slower: list[float], faster: list[float]) -> float:
-    """Median over rounds of how many times as fast."""
+    """Median over rounds of the speed-up."""
     return statistics.median(s / f for s, f in zip(slower, faster, strict=True))
 
 
 def compare_decode(engine: Engine, models: dict[str, Any], batch: int, tokens: int, rounds: int):
-    """Fixed number of new tokens; a table and its figures."""
+    """Decode a fixed number of new tokens; prints a table and returns its figures."""
     prompts = make_prompts(engine, batch)
     forced = ThinkingParams(max=tokens - 16 - 3, max_answer_tokens=16, min_answer_tokens=16)
     contenders: dict[str, Callable[[], Any]] = {
-        "ours, forcing off": partial(our_generate, engine, prompts, tokens, []),
-        "ours, forcing on": lambda: dict(engine.run([Request(p[:-2], forced) for p in prompts])),
-        "ours, bare loop": bare_loop(engine, tokens, batch),
+        "jaxs1, forcing off": partial(jaxs1_generate, engine, prompts, tokens, []),
+        "jaxs1, forcing on": lambda: dict(engine.run([Request(p[:-2], forced) for p in prompts])),
+        "jaxs1, bare loop": bare_loop(engine, tokens, batch),
     }
     for name, model in models.items():
         contenders[name] = partial(torch_generate, model, prompts, tokens, [])
@@ -204,64 +205,74 @@ def compare_decode(engine: Engine, models: dict[str, Any], batch: int, tokens: i
     figures = {}
     for name, values in seconds.items():
         speed = batch * tokens / statistics.median(values)
-        ours = ratio(values, seconds["ours, forcing off"])
-        figures[name] = {"tokens_per_s": speed, "ours_is_faster_by": ours}
-        print(f"  {name:28}{speed:10,.1f} tokens/s   ours is {ours:5.2f} x as fast")
+        speedup = ratio(values, seconds["jaxs1, forcing off"])
+        figures[name] = {"tokens_per_s": speed, "jaxs1_is_faster_by": speedup}
+        print(f"  {name:28}{speed:10,.1f} tokens/s   jaxs1 is {speedup:5.2f} x as fast")
     return figures
 
 
 def compare_waits(engine: Engine, model: Any, ids: dict[str, Ids], batch: int, rounds: int):
-    """The three ways of adding Waits; a table and its figures."""
+    """Three methods of adding Waits; prints a table and returns its figures."""
     prompts = make_prompts(engine, batch)
     ready = [[*p, *ids["start"]] for p in prompts]
     print(f"\nWaits, batch {batch}: seconds (tokens), rounds of at most {BUDGET} tokens")
-    print(f"  {'N':>2}{'inside':>16}{'outside, ours':>18}{'outside, transformers':>24}")
+    print(f"  {'N':>2}{'inside':>16}{'outside, jaxs1':>18}{'outside, transformers':>24}")
     figures = []
     for waits in (0, 1, 2, 4):
-        ways: dict[str, Callable[[], list[Ids]]] = {
+        methods: dict[str, Callable[[], list[Ids]]] = {
             "inside": partial(inside, engine, prompts, waits),
-            "outside_ours": partial(outside, partial(our_generate, engine), ready, waits, ids),
+            "outside_jaxs1": partial(outside, partial(jaxs1_generate, engine), ready, waits, ids),
             "outside_transformers": partial(
                 outside, partial(torch_generate, model), ready, waits, ids
             ),
         }
-        seconds, results = race(ways, rounds)
+        seconds, results = race(methods, rounds)
         counts = {name: sum(map(len, rows)) for name, rows in results.items()}
         equal = sum(a == b for a, b in zip(*list(results.values())[:2], strict=True))
         medians = {name: statistics.median(values) for name, values in seconds.items()}
-        cells = [f"{medians[n]:8.2f} ({counts[n]:,})" for n in ways]
+        cells = [f"{medians[n]:8.2f} ({counts[n]:,})" for n in methods]
         print(f"  {waits:2}{cells[0]:>16}{cells[1]:>18}{cells[2]:>24}   equal ids {equal}/{batch}")
         figures.append({"waits": waits, "seconds": medians, "tokens": counts, "equal": equal})
     return figures
 
 
 def make_prompts(engine: Engine, batch: int) -> list[Ids]:
-    """Random ids."""
+    """Random token ids."""
     rng = np.random.default_rng(0)
     return rng.integers(0, 150_000, (batch, PROMPT)).tolist()
 
 
 def check_tokens(engine: Engine, model: Any) -> None:
-    """Both sides must decode the same."""
+    """Check that both decode the same tokens."""
     prompts = make_prompts(engine, 4)
-    ours = our_generate(engine, prompts, 32, [])
+    found = jaxs1_generate(engine, prompts, 32, [])
     theirs = torch_generate(model, prompts, 32, [])
-    agree = sum(a == b for a, b in zip(ours, theirs, strict=True))
+    agree = sum(a == b for a, b in zip(found, theirs, strict=True))
     print(f"greedy tokens equal to transformers' on {agree} of {len(prompts)} prompts")
     if agree < len(prompts):
-        raise SystemExit("the two do not decode the same; no figure would mean anything")
+        raise SystemExit(
+            "jaxs1 and transformers decode different tokens; timings would be meaningless"
+        )
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--tokenizer", default="Qwen/Qwen2.5-0.5B-Instruct", help="folder or id")
-    parser.add_argument("--layers", type=int, help="of the model; default: all 24")
-    parser.add_argument("--tokens", type=int, default=64, help="new tokens, a multiple of 32")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--impl", default="auto", help="of our decode step")
-    parser.add_argument("--waits_batch", type=int, default=4, help="0: no table of Waits")
+    parser.add_argument(
+        "--tokenizer",
+        default="Qwen/Qwen2.5-0.5B-Instruct",
+        help="Hugging Face folder or hub id",
+    )
+    parser.add_argument("--layers", type=int, help="number of layers of the model; default: all 24")
+    parser.add_argument(
+        "--tokens", type=int, default=64, help="number of new tokens, a multiple of 32"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="measured rounds")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="batch sizes")
+    parser.add_argument("--impl", default="auto", help="implementation of the decode step")
+    parser.add_argument(
+        "--waits_batch", type=int, default=4, help="batch size of the table of Waits; 0 omits it"
+    )
     arguments = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.tokenizer)

@@ -1,12 +1,12 @@
-"""Training speed on this machine beside a plain transformers + torch loop: one run, side by side.
+"""Training speed compared with a plain transformers + torch loop, in one run on this machine.
 
-    python benchmarks/train.py [--steps 5] [--seed 0]
+    python -m benchmarks.train [--steps 5] [--seed 0]
 
-Same weights, sequences, optimizer and dtype (float32). Sequence lengths are spread like s1K's,
-scaled down by 16 for a CPU. Torch runs both usual ways: the 16 sequences of a step padded to the
-longest (the default collator), and one at a time with accumulated gradients (what s1 did on each
-GPU). Every step runs all three in turn, so that a machine whose speed drifts favours none. Losses
-must agree, else nothing is printed.
+Weights, sequences, optimizer and dtype (float32) are the same. Sequence lengths are distributed as
+in s1K, scaled down by 16 for a CPU. Torch runs twice: with the 16 sequences of a step padded to the
+longest (the default collator), and one at a time with accumulated gradients (as s1 did on each
+GPU). All three take turns in every step, which makes the comparison robust to drifting machine
+speed. Nothing is printed unless the losses agree.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def make_examples(count: int, rng: np.random.Generator) -> list[Example]:
 
 
 def torch_step(model, optimizer, examples, *, padded):
-    """One optimizer step of a plain loop; returns the mean loss over all targets."""
+    """One optimizer step of a plain loop; returns the mean loss over all target tokens."""
     targets = sum(int(e.is_target[1:].sum()) for e in examples)
     groups = [examples] if padded else [[e] for e in examples]
     total = 0.0
@@ -84,7 +84,7 @@ def torch_step(model, optimizer, examples, *, padded):
 
 
 def torch_model(architecture, params):
-    """A transformers model with our weights."""
+    """A transformers model with the same weights, and its optimizer."""
     model = transformers.AutoModelForCausalLM.from_config(
         transformers.AutoConfig.for_model(**SHAPE), attn_implementation="sdpa"
     ).float()
@@ -101,10 +101,10 @@ def torch_model(architecture, params):
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--steps", type=int, default=5, help="measured steps")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=5, help="number of measured steps")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the lengths")
     arguments = parser.parse_args()
     architecture = Architecture.from_hf(SHAPE, "benchmark")
     examples = make_examples(BATCH * arguments.steps, np.random.default_rng(arguments.seed))
@@ -136,13 +136,13 @@ def main() -> None:
         padding_id=0,
     )
     shapes = set()
-    for number in range(arguments.steps):  # compile every shape beforehand
+    for number in range(arguments.steps):  # compile every shape before measuring
         batch, _ = batches.batch(number)
         if batch.tokens.shape not in shapes:
             shapes.add(batch.tokens.shape)
             copy = jax.tree.map(lambda x: x.copy(), state)
             jax.block_until_ready(step(copy, put_batch(batch, rules)))
-    for torch_loop, _, padded in loops.values():  # touch all code once
+    for torch_loop, _, padded in loops.values():  # warm up
         tokens = torch.zeros((BATCH if padded else 1, 64), dtype=torch.long)
         torch_loop(tokens).logits.sum().backward()
         torch_loop.zero_grad()
@@ -165,9 +165,9 @@ def main() -> None:
 
 
 def report(architecture, speeds, losses, batches, steps) -> None:
-    """A table, and the same as one JSON line."""
+    """Print a table, and its figures as one JSON line."""
     median = {name: float(np.median(values)) for name, values in speeds.items()}
-    ours = np.asarray(speeds["jaxs1, packed"])
+    jaxs1 = np.asarray(speeds["jaxs1, packed"])
     lengths = batches.lengths
     print(
         f"{architecture.num_parameters:,} parameters, float32, {steps} steps of {BATCH} sequences "
@@ -182,9 +182,11 @@ def report(architecture, speeds, losses, batches, steps) -> None:
     print()
     ratios = {}
     for name in (name for name in speeds if name.startswith("torch")):
-        pairs = ours / np.asarray(speeds[name])
+        pairs = jaxs1 / np.asarray(speeds[name])
         ratios[name] = float(np.median(pairs))
-        print(f"ours / {name}: {ratios[name]:.2f} (by step {pairs.min():.2f} to {pairs.max():.2f})")
+        print(
+            f"jaxs1 / {name}: {ratios[name]:.2f} (by step {pairs.min():.2f} to {pairs.max():.2f})"
+        )
     threads = torch.get_num_threads()
     print(json.dumps({"tokens_per_s": median, "ratio": ratios, "steps": steps, "threads": threads}))
 

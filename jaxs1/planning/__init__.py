@@ -1,1 +1,1 @@
-"""Compile and estimate a training run for hardware that is not here."""
+"""Plan training and decoding ahead of time, without the target hardware."""

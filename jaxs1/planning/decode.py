@@ -141,7 +141,7 @@ def compile_decoding(
 
 
 def _loading_peak(params: Any) -> float:
-    """Weights, and on top of them one layer and one piece (a whole parameter at most)."""
+    """Bytes of the weights plus one layer and one piece, at most an entire parameter."""
     layer = max(map(local_bytes, params["layers"]))
     return local_bytes(params) + layer + max(map(local_bytes, jax.tree.leaves(params)))
 

@@ -1,4 +1,4 @@
-"""How much is computed: FLOPs of the matrix products of a traced function."""
+"""FLOPs of the matrix products of a traced function."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from jax.extend import core
 
 
 def product_flops(jaxpr: Any, devices: int) -> float:
-    """FLOPs of all matrix products on one device, loops counted as often as they run.
+    """FLOPs of all matrix products on one device; a loop counts as often as it runs.
 
-    Fused attention (cuDNN, splash) is not a matrix product here; what is recomputed is counted
-    again, as the devices do it again.
+    Recomputed products count again. Fused attention (cuDNN, splash) is not included.
 
     Args:
-        jaxpr: of a traced function, of all devices together outside `shard_map`
-        devices: that share what is outside `shard_map`
+        jaxpr: jaxpr of the function; global shapes outside `shard_map`, local ones inside
+        devices: number of devices that share the work outside `shard_map`
     """
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
     total = 0.0
@@ -36,6 +35,6 @@ def product_flops(jaxpr: Any, devices: int) -> float:
 
 
 def _inner(params: dict[str, Any]) -> list[Any]:
-    """The functions that an equation calls, derivative rules left out."""
+    """The functions that an equation calls, without derivative rules."""
     kinds = (core.Jaxpr, core.ClosedJaxpr)
     return [value for value in params.values() if isinstance(value, kinds)]

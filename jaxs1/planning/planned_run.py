@@ -1,4 +1,4 @@
-"""One recipe on one target: the model and the rows that it stands for, estimated or compiled."""
+"""A recipe planned for a target: estimated in closed form or compiled."""
 
 from __future__ import annotations
 
@@ -27,7 +27,13 @@ from jaxs1.training.step import abstract_state
 
 @dataclass(frozen=True)
 class Sequences:
-    """What is trained on. length: of every row, or None to pack sequences of drawn lengths."""
+    """Lengths of the training data.
+
+    Args:
+        mean: average length of a sequence [tokens]
+        examples: number of sequences
+        length: length of every row [tokens]; None packs sequences of random lengths
+    """
 
     mean: float
     examples: int
@@ -36,44 +42,51 @@ class Sequences:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A recipe with the devices it is planned for."""
+    """A recipe and the devices it is planned for.
+
+    Args:
+        config: the recipe
+        target: accelerators to plan for
+        model: abstract model, with sharding rules over the target's devices
+        workload: rows of a step and their lengths
+    """
 
     config: TrainConfig
     target: Target
-    model: Transformer  # abstract
+    model: Transformer
     workload: Workload
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
-        """As training makes it."""
+        """The optimizer of training."""
         return make_optimizer(self.config.optimizer, self.workload.steps)
 
     @cached_property
     def state(self) -> Any:
-        """Shapes and layouts of the training state."""
+        """Shapes and shardings of the training state."""
         return abstract_state(self.model, self.optimizer)
 
     @property
     def typical(self) -> int:
-        """The row length that stands for the average step."""
+        """Row length that represents the average step [tokens]."""
         return self.workload.typical(self.config.data.row_multiple)
 
     def memory(self, length: int) -> Memory:
-        """Closed-form estimate for rows of a length."""
+        """Closed-form estimate of the memory for rows of this length."""
         return estimate_memory(self.model, self.state, length=length, **self._sizes)
 
     def compile(self, length: int) -> TrainProgram:
-        """The real step for rows of a length; takes seconds to minutes."""
+        """Compile the train step for rows of this length; takes seconds to minutes."""
         return compile_step(self.model, self.optimizer, self.target, length=length, **self._sizes)
 
     def time(self, compiled: TrainProgram | None = None) -> TimeEstimate:
-        """Time of an average step: of the closed form, or with a compiled step's own figures."""
+        """Time of an average step, in closed form or from the figures of a compiled step."""
         accelerator = self.target.accelerator
         if compiled is None or compiled.refusal:
             return estimate_time(self.model, accelerator, self.workload)
         shorter = self.workload.mean / self.typical
         received = {kind: c.received for kind, c in compiled.collectives.items()}
-        if "all-to-all" in received:  # parts of sequences; what else travels are weights
+        if "all-to-all" in received:  # parts of sequences; everything else exchanges weights
             received["all-to-all"] *= shorter
         return estimate_time(
             self.model,

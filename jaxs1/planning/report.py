@@ -1,4 +1,4 @@
-"""What a plan prints, and the same figures as JSON."""
+"""The printed page of a plan, and its figures as JSON."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Outcome:
     """A compiled run.
 
     Args:
-        run: what was compiled
-        typical: the step of average length
-        longest: the step of the longest rows, where they are longer than the average
-        price: of a device-hour [$]
+        run: the planned run
+        typical: program of the step of average length
+        longest: program of the step with the longest rows, if these are longer than the average
+        price: price of a device-hour [$]
     """
 
     run: PlannedRun
@@ -36,41 +36,41 @@ class Outcome:
 
     @property
     def peak(self) -> float:
-        """Bytes on a device in the largest step that was compiled."""
+        """Bytes on a device in the largest compiled step."""
         return max(c.peak for c in (self.typical, self.longest) if c is not None)
 
     @property
     def fits(self) -> bool:
-        """Whether all of it fits."""
+        """Whether all compiled steps fit."""
         compiled = (self.typical, self.longest)
         refused = any(c.refusal for c in compiled if c is not None)
         return not refused and self.peak <= self.run.target.available
 
     @property
     def step_seconds(self) -> float:
-        """Of an average step."""
+        """Estimated seconds of an average step."""
         return self.run.time(self.typical).total
 
     @property
     def run_seconds(self) -> float:
-        """Of all steps."""
+        """Estimated seconds of all steps."""
         return self.step_seconds * self.run.workload.steps
 
     @property
     def device_hours(self) -> float:
-        """Of the run."""
+        """Device-hours of the run."""
         return self.run_seconds * self.run.target.devices / 3600
 
     @property
     def utilization(self) -> float:
-        """Share of the peak FLOP/s that goes into the model's own work (MFU)."""
+        """Share of the peak FLOP/s that the model itself needs (MFU)."""
         run, workload = self.run, self.run.workload
         useful = run.model.architecture.train_flops(workload.tokens, workload.pairs)  # type: ignore[arg-type]
         return useful / (self.step_seconds * run.target.devices * run.target.accelerator.flops)
 
 
 def print_run(run: PlannedRun, origin: str) -> None:
-    """Say what is planned, and every choice that was made for the user."""
+    """Print what is planned, including every choice made automatically."""
     a, c, w = run.model.architecture, run.model.compute, run.workload
     mesh = ", ".join(f"{k} {v}" for k, v in run.model.rules.mesh.shape.items())
     kept = {"none": "nothing", "attention": "all but attention", "full": "everything"}[c.remat]
@@ -89,7 +89,7 @@ def print_run(run: PlannedRun, origin: str) -> None:
 
 
 def print_outcome(outcome: Outcome) -> None:
-    """Memory, communication, time and cost of the recipe."""
+    """Print memory, communication, time and cost of the recipe."""
     run, first = outcome.run, outcome.typical
     columns = [(run.typical, first)]
     if outcome.longest is not None:
@@ -130,10 +130,10 @@ def print_outcome(outcome: Outcome) -> None:
 
 
 def verdict(outcome: Outcome) -> str:
-    """Does it fit, and with what margin."""
+    """Whether it fits, and by what margin."""
     run = outcome.run
     if math.isinf(run.target.available):
-        return "a CPU's memory is not known here"
+        return "the memory of a CPU is not checked"
     of = f"of {run.target.available / 1e9:.1f}"
     if run.target.accelerator.reserved_memory:
         memory, reserved = run.target.accelerator.memory, run.target.accelerator.reserved_memory
@@ -145,7 +145,7 @@ def verdict(outcome: Outcome) -> str:
 
 
 def print_change(outcome: Outcome, first: Outcome) -> None:
-    """One alternative, beside the recipe."""
+    """Print an alternative, compared with the recipe."""
     run = outcome.run
     fits = "fits" if outcome.fits else "DOES NOT FIT"
     more = (outcome.peak - first.peak) / 1e9
@@ -164,7 +164,7 @@ def _time_of_change(outcome: Outcome, first: Outcome) -> str:
 
 
 def assumptions(run: PlannedRun) -> str:
-    """What the time rests on."""
+    """Assumptions of the time estimate."""
     a, w = run.target.accelerator, run.workload
     share = assumptions_for(a)
     drawn = (
@@ -192,7 +192,7 @@ def spread(run: PlannedRun) -> str:
 def print_decoding(
     program: DecodeProgram, a: Architecture, origin: str, target: Target, work: str
 ) -> None:
-    """Memory, copies, launches and the floor of a decode loop.
+    """Print memory, copies, launches and the lower bound of a decode loop.
 
     Args:
         program: the compiled loop
@@ -234,7 +234,7 @@ def _copies(copies: list[str]) -> str:
 
 
 def to_json(outcomes: list[Outcome]) -> dict[str, Any]:
-    """All figures; the recipe's own first, then what was tried besides."""
+    """All figures: the recipe first, then the alternatives."""
     first = outcomes[0]
     return {
         "target": str(first.run.target),
@@ -274,7 +274,7 @@ def _figures(outcome: Outcome) -> dict[str, Any]:
 
 
 def _unknown(run: PlannedRun) -> bool:
-    """Whether no time can be estimated."""
+    """Whether the accelerator's speed is unknown, so that no time can be estimated."""
     return math.isnan(run.target.accelerator.flops)
 
 

@@ -1,4 +1,4 @@
-"""Other ways to run a recipe on the same devices, the fastest first."""
+"""Search for other layouts of a recipe on the same devices, fastest first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Make = Callable[[TrainConfig], PlannedRun]
 
 
 def describe(config: TrainConfig) -> str:
-    """The part of a recipe that is searched, as arguments of the command line."""
+    """The settings that the search varies, as command-line arguments."""
     mesh = config.mesh
     return (
         f"--mesh.fsdp {mesh.fsdp} --mesh.context {mesh.context} --data.rows {config.data.rows} "
@@ -27,11 +27,11 @@ def describe(config: TrainConfig) -> str:
 
 
 def alternatives(run: PlannedRun, make: Make, *, aspects: int) -> list[PlannedRun]:
-    """Cases that might fit by the closed form, by their estimated time.
+    """Alternatives to a run that fit according to the closed form, fastest first.
 
     Args:
-        run: what they are alternatives to
-        make: turns a recipe into a planned run
+        run: the planned run
+        make: function that plans a recipe
         aspects: how many of remat, layout and gradient accumulation may differ
     """
     found = []
@@ -40,7 +40,7 @@ def alternatives(run: PlannedRun, make: Make, *, aspects: int) -> list[PlannedRu
             continue
         try:
             other = make(config)
-        except UserError:  # widths that the mesh does not divide
+        except UserError:  # the mesh does not divide the widths
             continue
         if other.memory(other.workload.longest).total <= MARGIN * other.target.available:
             found.append(other)
@@ -48,7 +48,7 @@ def alternatives(run: PlannedRun, make: Make, *, aspects: int) -> list[PlannedRu
 
 
 def _changes(run: PlannedRun, config: TrainConfig) -> set[str]:
-    """Aspects in which a recipe differs from a run's."""
+    """Aspects in which a recipe differs from the one of a run."""
     mesh, rows = run.model.rules.mesh.shape, run.workload.rows
     pairs = {
         "remat": (config.compute.remat, run.config.compute.remat),
@@ -61,13 +61,13 @@ def _changes(run: PlannedRun, config: TrainConfig) -> set[str]:
             run.config.gradient_accumulation_steps,
         ),
     }
-    return {name for name, (here, there) in pairs.items() if here != there}
+    return {name for name, (new, old) in pairs.items() if new != old}
 
 
 def _configs(config: TrainConfig, target: Target, fsdp: int) -> Iterator[TrainConfig]:
-    """Recipes with another split of the devices that share weights, rows and recomputation."""
+    """Variants of a recipe: mesh, rows, gradient accumulation and recomputation."""
     shared = fsdp * config.mesh.context
-    # a row is shared where links are fast: in a node of GPUs, anywhere in a TPU slice
+    # rows are split only across fast links: within a node of GPUs, anywhere in a TPU slice
     fast = target.shape[-1] if target.accelerator.platform == "gpu" else target.devices
     for context in (n for n in range(1, min(shared, fast) + 1) if shared % n == 0):
         mesh = dataclasses.replace(config.mesh, fsdp=shared // context, context=context)

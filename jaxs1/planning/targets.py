@@ -1,4 +1,4 @@
-"""Accelerators that a run can be planned for."""
+"""Accelerators that a run can be planned for, and targets such as h100:2x8."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ ACCELERATORS = {n: a for n, a in devices.ACCELERATORS.items() if not math.isnan(
 
 @dataclass(frozen=True)
 class Target:
-    """Devices of one kind: `shape` is (nodes, GPUs a node) or a TPU slice's topology."""
+    """Devices of one kind.
+
+    Args:
+        name: name in `ACCELERATORS`
+        accelerator: properties of each device
+        shape: (nodes, GPUs per node), or the topology of a TPU slice
+    """
 
     name: str
     accelerator: Accelerator
@@ -24,7 +30,7 @@ class Target:
 
     @property
     def devices(self) -> int:
-        """Their number."""
+        """Number of devices."""
         return math.prod(self.shape)
 
     @property
@@ -40,12 +46,14 @@ def parse_target(text: str) -> Target:
     """Read `NAME:SHAPE`, e.g. h100:2x8, v5p:2x2x4, cpu:8.
 
     Raises:
-        UserError: an unknown accelerator or a shape of another form.
+        UserError: the accelerator is unknown or the shape is malformed.
     """
     name, _, shape = text.partition(":")
     known = ", ".join(ACCELERATORS)
     if name not in ACCELERATORS:
-        raise UserError(f"target={text}: must be NAME:SHAPE with a name of {known}; e.g. h100:2x8")
+        raise UserError(
+            f"target={text}: must be NAME:SHAPE, where NAME is one of {known}; for example h100:2x8"
+        )
     accelerator = ACCELERATORS[name]
     shape = shape or "1"
     sizes = tuple(map(int, shape.split("x"))) if re.fullmatch(r"\d+(x\d+)*", shape) else ()

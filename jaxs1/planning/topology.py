@@ -1,4 +1,4 @@
-"""Devices to compile for that are not here: JAX's ahead-of-time topologies."""
+"""Compile-only devices, from JAX's ahead-of-time topologies."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from jaxs1.config import UserError, one_line
 from jaxs1.devices import Accelerator
 from jaxs1.planning.targets import Target
 
-#: cuDNN and CUDA that programs are compiled for, the oldest that jax[cuda13] installs.
+#: Versions of cuDNN and CUDA to compile for: the oldest that jax[cuda13] installs.
 CUDNN, CUDA = (9, 10), (13, 0)
 
 _PLUGINS = {"gpu": "jax_plugins.xla_cuda13", "tpu": "libtpu"}
 
 
 def use_only_cpu() -> None:
-    """Keep JAX from looking for accelerators of this machine; call before anything is computed."""
+    """Keep JAX from using this machine's accelerators; call before any computation."""
     jax.config.update("jax_platforms", "cpu")
 
 
 def is_installed(platform: str) -> bool:
-    """Whether programs for a platform (cpu, gpu, tpu) can be compiled here."""
+    """Whether the compiler for a platform (cpu, gpu, tpu) is installed."""
     try:
         if platform in _PLUGINS:
             importlib.import_module(_PLUGINS[platform])
@@ -37,23 +37,23 @@ def is_installed(platform: str) -> bool:
 
 
 def make_devices(target: Target) -> list[jax.Device]:
-    """Compile-only devices; of the CPU real ones.
+    """Compile-only devices of a target; for a CPU, real ones.
 
     Raises:
-        UserError: the compiler for the platform is not installed, or knows no such topology.
+        UserError: the compiler for the platform is not installed or does not know the topology.
     """
     accelerator = target.accelerator
     if accelerator.platform == "cpu":
         return _cpu_devices(target)
     if not is_installed(accelerator.platform):
         raise UserError(
-            f"target={target}: needs {_PLUGINS[accelerator.platform]}, which is not installed; "
-            "pip install 'jaxs1[plan]' (no accelerator, no driver needed)"
+            f"target={target}: needs the compiler {_PLUGINS[accelerator.platform]}, which is not "
+            "installed; run pip install 'jaxs1[plan]' (no accelerator or driver needed)"
         )
     try:
         if accelerator.platform == "tpu":
             _tell_libtpu(target)
-            # a slice of less than a host has no default
+            # there is no default for a slice smaller than a host
             bounds = {"chips_per_host_bounds": (1, 1, 1)} if target.devices == 1 else {}
             return list(topologies.get_topology_desc(str(target), "tpu", **bounds).devices)
         nodes, devices = target.shape
@@ -65,14 +65,16 @@ def make_devices(target: Target) -> list[jax.Device]:
         return list(topology.devices)
     except jax.errors.JaxRuntimeError as error:
         reason = one_line(error)
-        raise UserError(f"target={target}: the compiler refuses it ({reason})") from None
+        raise UserError(
+            f"target={target}: the compiler rejects this topology ({reason}); give another"
+        ) from None
 
 
 @contextlib.contextmanager
 def tracing_for(target: Target) -> Iterator[None]:
-    """While a step is traced, cuDNN's front end hears of the target instead of this machine.
+    """Report the target's versions and capability to cuDNN's front end while a step is traced.
 
-    It asks the local driver for versions, though tracing needs no device.
+    It would otherwise ask the local driver, although tracing needs no device.
     """
     if target.accelerator.platform != "gpu":
         yield
@@ -93,7 +95,7 @@ def tracing_for(target: Target) -> Iterator[None]:
 
 
 def _cpu_devices(target: Target) -> list[jax.Device]:
-    with contextlib.suppress(RuntimeError):  # already started: then with as many as it has
+    with contextlib.suppress(RuntimeError):  # already initialised: use the devices there are
         jax.config.update("jax_num_cpu_devices", target.devices)
     devices = jax.devices("cpu")
     if len(devices) < target.devices:
@@ -104,12 +106,12 @@ def _cpu_devices(target: Target) -> list[jax.Device]:
 
 
 def _tell_libtpu(target: Target) -> None:
-    """What libtpu otherwise asks the cloud's metadata server, for minutes, and warns of."""
+    """Set what libtpu would otherwise request from the cloud's metadata server, for minutes."""
     answers = {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": f"{target.name}-{target.devices}",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # compiling takes no TPU from another process
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # compiling does not occupy a TPU
     }
     for name, value in answers.items():
         os.environ.setdefault(name, value)
@@ -118,7 +120,7 @@ def _tell_libtpu(target: Target) -> None:
 def _gpu_proto(accelerator: Accelerator) -> str:
     """XLA's description of a GPU (stream_executor::GpuTargetConfigProto in text form).
 
-    Without the driver's and runtime's versions XLA takes them for 0 and turns CUDA graphs off.
+    Without the versions of driver and runtime, XLA assumes 0 and disables CUDA graphs.
     """
     major, minor = accelerator.capability
     hopper = accelerator.capability >= (9, 0)

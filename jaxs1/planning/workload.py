@@ -1,8 +1,8 @@
-"""What a run computes: how long the rows of its steps are, without reading its data.
+"""Lengths of the rows of a run's steps, estimated without reading its data.
 
-Lengths are drawn from a log-normal distribution, by default that of s1K: 27.5M tokens in 5 epochs
-of 1,000 sequences are 5,500 on average, and a spread of 0.7 makes the longest of 16 about 15,000,
-which explains s1's 26 minutes with one sequence on each GPU.
+Lengths have a log-normal distribution, by default one for s1K: 27.5M tokens in 5 epochs of 1,000
+sequences are 5,500 on average; a spread of 0.7 is assumed, with which the longest of 16 sequences
+has about 15,000.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Workload:
     Args:
         steps: optimizer steps of the run
         gradient_accumulation_steps: micro-batches of a step
-        rows: of a micro-batch
-        lengths: of the rows, one for each step of an epoch
-        tokens: of a step, on average
-        pairs: (query, key) pairs of causal attention within sequences, of a step, on average
+        rows: rows of a micro-batch
+        lengths: row length of each step of an epoch [tokens]
+        tokens: average tokens of a step, without padding
+        pairs: average (query, key) pairs of causal attention within the sequences of a step
     """
 
     steps: int
@@ -40,16 +40,16 @@ class Workload:
 
     @property
     def mean(self) -> float:
-        """Average length of a row."""
+        """Average row length [tokens]."""
         return float(np.mean(self.lengths))
 
     @property
     def longest(self) -> int:
-        """The longest row of the run."""
+        """Longest row [tokens]."""
         return max(self.lengths)
 
     def typical(self, multiple: int) -> int:
-        """A length that is compiled anyway: the average, rounded up."""
+        """A row length that training compiles, too: the average, rounded up."""
         return -(-math.ceil(self.mean) // multiple) * multiple
 
     @property
@@ -59,16 +59,16 @@ class Workload:
 
 
 def draw_lengths(mean: float, longest: int, *, examples: int = S1K_EXAMPLES) -> np.ndarray:
-    """Lengths of a training set, int [examples], the same at every call.
+    """Random lengths of a training set, int [examples]; the same in every call.
 
     Args:
-        mean: tokens of a sequence
-        longest: none is longer
-        examples: how many
+        mean: average length of a sequence [tokens]
+        longest: maximum length [tokens]
+        examples: number of sequences
     """
     spread = np.random.default_rng(0).lognormal(0.0, S1K_SPREAD, examples)
     scale = mean / spread.mean()
-    for _ in range(20):  # cutting the longest lowers the mean
+    for _ in range(20):  # clipping lowers the mean
         lengths = np.minimum(spread * scale, longest)
         scale *= mean / lengths.mean()
     return np.maximum(1, lengths.astype(int))
@@ -84,16 +84,16 @@ def make_workload(
     rows: int,
     multiple: int,
 ) -> Workload:
-    """Pack as training does, and count.
+    """Pack sequences as training does and count tokens and pairs.
 
     Args:
-        lengths: of the training set's sequences
+        lengths: lengths of the training set [tokens]
         batch_size: sequences of a step
         epochs: passes over the data
-        steps: optimizer steps; None for as many as the epochs need
+        steps: optimizer steps; None follows from the epochs
         gradient_accumulation_steps: micro-batches of a step
-        rows: of a micro-batch
-        multiple: row lengths are rounded up to it
+        rows: rows of a micro-batch
+        multiple: multiple that row lengths are rounded up to [tokens]
     """
     groups = [lengths[i : i + batch_size] for i in range(0, len(lengths), batch_size)]
     return Workload(
@@ -120,7 +120,7 @@ def fixed_workload(
     rows: int,
     length: int,
 ) -> Workload:
-    """All rows have one given length; the sequences in them are `mean` tokens long on average."""
+    """A workload whose rows all have one length; sequences have `mean` tokens on average."""
     lengths = draw_lengths(mean, length)
     tokens = min(batch_size * mean, gradient_accumulation_steps * rows * length)
     pairs = float((lengths * (lengths + 1.0)).sum() / 2 / lengths.sum() * tokens)

@@ -10,6 +10,7 @@ from tests.numerics import TOLERANCE
 from tests.planning.cases import needs, plan_run, recipe, tiny_run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["attention", "full"])
 def test_state_and_exchanges_to_the_byte(remat):
     """A layer exchanges sequence for heads of q, k, v and back of its output, and no more.
@@ -44,6 +45,7 @@ H100 = {  # arguments, row length -> peak [GB] recorded on 2026-11-22, and fits
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", H100)
 def test_32b_on_16_h100(name):
     needs("gpu")
@@ -60,6 +62,7 @@ def test_32b_on_16_h100(name):
         )
 
 
+@pytest.mark.slow
 def test_recommended_recipe_of_the_32b():
     """<= 64 GB on each device and <= 16 minutes; weights are gathered twice, gradients once."""
     needs("gpu")

@@ -1,4 +1,4 @@
-"""The decode chunk compiled for hardware that is not here: no copies, little memory, one graph."""
+"""The decode loop compiled ahead of time: no large copies, little memory, one CUDA graph."""
 
 import importlib.util
 import json
@@ -31,7 +31,7 @@ ENTRY %main (x: pred[8,152064]) -> pred[8,152064] {
 
 
 def test_large_copies_by_hand():
-    """1 MiB and more; what a TPU only brings nearer is none, and the ENTRY runs once."""
+    """1 MiB and more; a TPU's prefetch does not count, and the ENTRY runs once."""
     pages = "bf16[4,513,64,128]"
     assert large_copies(TEXT) == ([pages, "f32[5120,128]", pages], ["pred[8,152064]"])
 
@@ -43,6 +43,7 @@ def test_launches_by_hand():
     assert count_launches(none) == {"kCommandBuffer": 1, "kWhile": 1, "kCopy": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sequences", [1, 8, 32])
 def test_triton_on_an_h200(sequences, capsys, tmp_path):
     """No copy of weights or pages, and the loop is one CUDA graph."""
@@ -57,17 +58,19 @@ def test_triton_on_an_h200(sequences, capsys, tmp_path):
     assert "the loop is one CUDA graph" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_xla_on_an_h200_is_no_graph(capsys, tmp_path):
-    """What tells the two apart; the products of XLA's attention are in no graph."""
+    """XLA's loop is not one graph: the products of its attention are in none."""
     needs("gpu")
     found = planned(tmp_path, "--target", "h200:1x1", "--impl", "xla")
     assert found["copies"] == [] and "kWhile" in found["launches"]
     assert "the loop is NOT one CUDA graph" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["v5e:2x2", "v6e:2x2"])
 def test_pallas_on_tpu(target, tmp_path):
-    """No copy of pages: a scatter into them would be laid out anew in every step."""
+    """No copy of pages: a scatter would change their layout in every step."""
     needs("tpu")
     found = planned(tmp_path, "--target", target, "--impl", "pallas")
     assert found["copies"] == [] and found["launches"] == {}
@@ -126,7 +129,7 @@ def test_loading_peak_decides_whether_it_fits(monkeypatch, capsys, tmp_path):
     ["--config", "s1_32b", "--architecture", "qwen2.5-7b"],
 ])  # fmt: skip
 def test_shapes_by_name_from_any_folder(model, monkeypatch, tmp_path, capsys):
-    """A recipe's model, or shapes by name, on a laptop's CPU; no file is looked for here."""
+    """A recipe's model, or shapes by name; nothing is read from the current folder."""
     monkeypatch.chdir(tmp_path)
     small = ["--layers", "1", "--sequences", "1", "--context", "64", "--target", "cpu:1"]
     assert main(["--decode", *model, *small]) == 0

@@ -27,6 +27,7 @@ MESH = [
 ]
 
 
+@pytest.mark.slow
 def test_command_without_accelerator(run_module, tmp_path):
     """Tiny widths on eight CPU devices: everything but a time."""
     file = tmp_path / "plan.json"
