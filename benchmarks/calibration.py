@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import AbstractMesh
 
-from jaxs1.config import ComputeConfig, parse, run_command
+from jaxs1.config import parse, run_command
 from jaxs1.model import transformer
 from jaxs1.model.architecture import Architecture
+from jaxs1.model.config import ComputeConfig
 from jaxs1.model.sharding import MESH_AXES, ShardingRules
 from jaxs1.model.transformer import Transformer
 from jaxs1.planning import estimate
