@@ -257,7 +257,7 @@ def _load(
     Args:
         weights: source
         parts: all pieces of the array
-        target: what it becomes
+        target: shape, dtype, sharding and order of axes of the array
         layer: the layer of a stacked parameter that it is; None: all of the parameter
         run: applies a function to all pieces: `map`, or that of a thread pool
     """

@@ -183,7 +183,7 @@ class Triton:
         )
 
     def compiler_options(self) -> Options:
-        """See `Backend`. The whole loop becomes one CUDA graph."""
+        """See `Backend`. With these the decode loop becomes one CUDA graph."""
         from kernels.measure import GRAPH
 
         return GRAPH
