@@ -129,7 +129,7 @@ class MergedWeights:
 
     Args:
         base: weights that the adapter was trained on
-        adapter: what is added to them
+        adapter: adapter to merge
         aux_files: folder of the tokenizer files; None takes those of `base`
     """
 

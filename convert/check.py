@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ def jaxs1_logits(weights: Weights, prompts: list[np.ndarray], dtype: Dtype) -> l
     params = load_params(weights, model)
 
     @jax.jit
-    def run(params: dict[str, Any], tokens: jax.Array, segments: jax.Array) -> jax.Array:
+    def run(params: transformer.Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
         filled = transformer.with_parameters(model, params)
         positions = jnp.arange(longest, dtype=jnp.int32)[None]
         return filled.logits(filled(tokens, positions, segments))[0]

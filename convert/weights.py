@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 from convert import orbax_io, safetensors_io
 from convert.adapter import Adapter, MergedWeights
 from convert.interface import AUX_FILES, Weights
-from convert.mapping import Piece, parameters, pieces, tensors
+from convert.mapping import Piece, Shape, parameters, pieces, tensors
 from convert.slices import bounds, intersect, relative, shape_of
 from convert.transpose import copy
 from jaxs1.config import UserError, one_line
@@ -257,7 +257,7 @@ def _load(
     Args:
         weights: source
         parts: all pieces of the array
-        target: what it becomes
+        target: shape, dtype, sharding and order of axes of the array
         layer: the layer of a stacked parameter that it is; None: all of the parameter
         run: applies a function to all pieces: `map`, or that of a thread pool
     """
@@ -302,7 +302,9 @@ def _read_architecture(folder: Path) -> tuple[dict[str, Any], Architecture]:
         raise UserError(f"{path}: corrupt ({error}); copy it again") from None
 
 
-def compare(name: str, expected: Mapping[str, Any], found: Mapping[str, Any], noun: str) -> None:
+def compare(
+    name: str, expected: Mapping[str, Shape], found: Mapping[str, Shape], noun: str
+) -> None:
     """Compare shapes by name; raises one `UserError` that lists all mismatches."""
     wrong = []
     if missing := [path for path in expected if path not in found]:

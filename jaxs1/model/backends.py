@@ -140,9 +140,8 @@ class Triton:
         def layer(
             weights: Params, x_B1D: jax.Array, k_pages: jax.Array, v_pages: jax.Array
         ) -> tuple[jax.Array, jax.Array, jax.Array]:
-            position_B = positions_BT[:, 0]
             x_BD, k_pages, v_pages = run(
-                weights, x_B1D[:, 0], position_B, k_pages, v_pages, table_BM
+                weights, x_B1D[:, 0], positions_BT[:, 0], k_pages, v_pages, table_BM
             )
             return x_BD[:, None], k_pages, v_pages
 

@@ -1,4 +1,4 @@
-"""Small Hugging Face folders of random bits, written by safetensors itself."""
+"""Small Hugging Face folders of random bits, written by safetensors itself; loading onto meshes."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from convert import mapping
+from convert.weights import load_params
+from jaxs1.config import MeshConfig
+from jaxs1.model import transformer
 from jaxs1.model.architecture import Architecture
+from tests.tiny_models import FLOAT32
 
 CONFIGS = {
     path.stem: {"vocab_size": 61} | json.loads(path.read_text())  # tiny takes its tokenizer's
@@ -18,8 +22,20 @@ CONFIGS = {
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
+MESHES = [
+    MeshConfig(fsdp=4, tensor=2),
+    MeshConfig(data=2, fsdp=2, context=2),
+    MeshConfig(fsdp=1, data=8),
+]
+
+
+def load(weights, rules, dtype):
+    """Parameters on a mesh."""
+    return load_params(weights, transformer.abstract(weights.architecture, FLOAT32, rules), dtype)
+
+
 def reduced(name, *, tied=None, layers=2):
-    """A config of configs/models with its head counts, but bf16x3."""
+    """A config of configs/models with its head counts, but small widths."""
     config = dict(CONFIGS[name])
     heads, head_dim = config["num_attention_heads"], 2
     config |= {"num_hidden_layers": layers, "vocab_size": 61, "intermediate_size": 24}

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 import torch
 
@@ -7,6 +5,7 @@ from convert import check
 from convert.from_hf import from_hf
 from convert.to_hf import to_hf
 from jaxs1.config import UserError
+from jaxs1.data.tokenizer import train_tokenizer
 from tests.tiny_models import hf_model
 
 
@@ -42,17 +41,17 @@ def test_a_narrower_dtype_differs_a_little(model, tmp_path):
     assert 1e-4 < check.check(options) < 5e-2
 
 
-def test_given_prompts(model, tmp_path, shared_data):
-    for file in (shared_data / "qwen2.5-tokenizer").glob("*.json"):
-        if not (tmp_path / "a" / file.name).exists():
-            (tmp_path / "a" / file.name).write_bytes(file.read_bytes())
-    config = json.loads((tmp_path / "a/config.json").read_text())
-    (tmp_path / "prompts.txt").write_text('!\n\n"#$\n')  # the first tokens of the vocabulary
+def test_given_prompts(tmp_path):
+    hf_model("qwen2-tied-14-2", vocab=384).save_pretrained(tmp_path / "a")
+    train_tokenizer(["the first prompt and the second"], tmp_path / "a")
+    (tmp_path / "prompts.txt").write_text("the first prompt\n\nanother one\n")
     options = check.Check(
         str(tmp_path / "a"), str(tmp_path / "a"), prompts=str(tmp_path / "prompts.txt")
     )
-    assert config["vocab_size"] == 96
     assert check.check(options) == 0
+    (tmp_path / "prompts.txt").write_text("\n\n")
+    with pytest.raises(UserError, match="is empty; give one prompt a line"):
+        check.check(options)
 
 
 def test_another_vocabulary_cannot_be_compared(model, tmp_path):

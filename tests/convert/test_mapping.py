@@ -25,14 +25,14 @@ def test_table_is_the_parameter_tree(name, tied):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_table_has_the_tensors_of_transformers(name):
-    bf16x3 = reduced(name)
-    config = transformers.AutoConfig.for_model(**bf16x3)
+    small = reduced(name)
+    config = transformers.AutoConfig.for_model(**small)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     theirs = {key: tuple(x.shape) for key, x in model.state_dict().items()}
     if config.tie_word_embeddings:
         del theirs["lm_head.weight"]
-    assert theirs == mapping.tensors(Architecture.from_hf(bf16x3, name))
+    assert theirs == mapping.tensors(Architecture.from_hf(small, name))
 
 
 @pytest.mark.parametrize("elements", [1 << 30, 100, 37])
@@ -57,8 +57,8 @@ def test_both_directions_are_inverse_and_views():
     small = dataclasses.replace(architecture, num_layers=1, vocab_size=32, intermediate_size=16)
     for piece in mapping.pieces(small):
         block = np.arange(piece.size, dtype=np.uint32).reshape(piece.hf_shape)
-        ours = piece.to_param(block)
-        assert ours.shape == piece.shape
-        assert np.shares_memory(ours, block)
-        assert np.array_equal(piece.to_hf(ours), block)
-        assert np.array_equal(piece.to_hf(np.ascontiguousarray(ours)), block)
+        part = piece.to_param(block)
+        assert part.shape == piece.shape
+        assert np.shares_memory(part, block)
+        assert np.array_equal(piece.to_hf(part), block)
+        assert np.array_equal(piece.to_hf(np.ascontiguousarray(part)), block)

@@ -1,4 +1,4 @@
-"""Weights from every place they may lie in, onto every mesh."""
+"""Weights of every format, loaded onto every mesh and for decoding."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,6 @@ from flax.traverse_util import flatten_dict
 
 from convert import mapping
 from convert.from_hf import from_hf
-from convert.in_memory import InMemoryWeights
 from convert.to_hf import to_hf
 from convert.weights import load_decode_params, load_params, open_weights
 from jaxs1.config import UserError
@@ -19,18 +18,8 @@ from jaxs1.model.config import MeshConfig
 from jaxs1.model.decode_params import abstract_params, loading_peak, unstack
 from jaxs1.model.linear import LINEAR
 from jaxs1.model.sharding import make_sharding_rules
-from tests.convert.checkpoints import make_hf, random_tensors, read_bits, reduced, write_hf
+from tests.convert.checkpoints import MESHES, load, make_hf
 from tests.tiny_models import FLOAT32, one_device
-
-MESHES = [
-    MeshConfig(fsdp=4, tensor=2),
-    MeshConfig(data=2, fsdp=2, context=2),
-    MeshConfig(fsdp=1, data=8),
-]
-
-
-def load(weights, rules, dtype):
-    return load_params(weights, transformer.abstract(weights.architecture, FLOAT32, rules), dtype)
 
 
 def bits_of(array):
@@ -41,21 +30,14 @@ def bits(tree):
     return {path: np.asarray(x).tobytes() for path, x in flatten_dict(tree, sep=".").items()}
 
 
-@pytest.fixture
-def src(tmp_path):
-    """Widths that every mesh divides."""
-    config = reduced("qwen2.5-32b") | {"vocab_size": 64}
-    return write_hf(tmp_path / "src", config, random_tensors(config, "bfloat16"))
-
-
-@pytest.mark.parametrize("form", ["hf", "ours"])
+@pytest.mark.parametrize("form", ["hf", "orbax"])
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_sharded_equals_whole(form, mesh, src, tmp_path, monkeypatch):
     monkeypatch.setattr(mapping, "PIECE_ELEMENTS", 1000)  # bands that cross the devices' parts
     whole = load(open_weights(src), one_device(), jnp.bfloat16)
-    if form == "ours":
-        from_hf(src, tmp_path / "ours")
-        src = tmp_path / "ours"
+    if form == "orbax":
+        from_hf(src, tmp_path / "orbax")
+        src = tmp_path / "orbax"
     rules = make_sharding_rules(mesh)
     params = load(open_weights(src), rules, jnp.bfloat16)
     assert bits(params) == bits(whole)
@@ -98,7 +80,7 @@ def test_layers_loaded_for_decoding_are_those_of_the_stack(linear, form, tensor,
     head = np.asarray(stacked["lm_head"])
     expected = {"xla": head, "bf16x3": head.T}[linear]
     assert np.asarray(params["lm_head"]).tobytes() == expected.tobytes()
-    # the other way to the same parameters
+    # unstacking those of a training run gives the same
     again = unstack(model, load(weights, rules, jnp.float32))
     same = jax.tree.map(lambda a, b: a.sharding == b.sharding and bits_of(a) == bits_of(b),
                         params, again)  # fmt: skip
@@ -130,8 +112,8 @@ def test_loading_for_decoding_keeps_only_finished_arrays(tmp_path, monkeypatch):
 
 def test_loading_casts(src):
     weights = open_weights(src)
-    bf16x3, wide = (load(weights, one_device(), d) for d in (jnp.bfloat16, jnp.float32))
-    for a, b in zip(jax.tree.leaves(bf16x3), jax.tree.leaves(wide), strict=True):
+    half, full = (load(weights, one_device(), d) for d in (jnp.bfloat16, jnp.float32))
+    for a, b in zip(jax.tree.leaves(half), jax.tree.leaves(full), strict=True):
         assert (a.dtype, b.dtype) == (jnp.bfloat16, jnp.float32)
         np.testing.assert_array_equal(np.asarray(a).astype(np.float32), np.asarray(b))
 
@@ -142,23 +124,6 @@ def test_another_architecture_is_refused(src, tmp_path):
         load_params(open_weights(src), transformer.abstract(other, FLOAT32, one_device()))
     assert "extra: layers.attn.q.bias" in str(caught.value)
     assert "misshapen: embedding is [64, 80], must be [61, 20]" in str(caught.value)
-
-
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_live_parameters_are_exported_from_any_mesh(mesh, src, tmp_path, monkeypatch):
-    monkeypatch.setattr(mapping, "PIECE_ELEMENTS", 1000)
-    weights = open_weights(src)
-    params = load(weights, make_sharding_rules(mesh), jnp.bfloat16)
-    to_hf(InMemoryWeights(params, weights.config, src), tmp_path / "hf")
-    assert read_bits(tmp_path / "hf") == read_bits(src)
-    assert (tmp_path / "hf/tokenizer.json").exists()
-
-
-def test_live_parameters_change_their_dtype(src, tmp_path):
-    weights = open_weights(src)
-    finite = jax.tree.map(jnp.ones_like, load(weights, one_device(), jnp.float32))
-    to_hf(InMemoryWeights(finite, weights.config), tmp_path / "hf", "bfloat16")
-    assert open_weights(tmp_path / "hf").dtype("embedding") == ml_dtypes.bfloat16
 
 
 def test_a_training_run_is_read_at_its_newest_finished_step(src, tmp_path):

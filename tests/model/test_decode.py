@@ -16,7 +16,7 @@ from jaxs1.model.kv_cache import NULL_PAGE, PAD_POSITION, PAGE
 from jaxs1.model.linear import LINEAR
 from jaxs1.model.sharding import make_sharding_rules
 from tests.numerics import assert_close
-from tests.tiny_models import FLOAT32, hf_model, one_device, ours
+from tests.tiny_models import FLOAT32, hf_model, ours
 
 VOCAB = 96
 #: Tokens of the sequences, and how many of them are the prompt: around the edges of pages.
@@ -116,38 +116,3 @@ def test_equals_the_whole_forward(kind, tensor, impl, tmp_path):
         expected = np.asarray(run_whole(whole, tokens, positions, np.ones_like(tokens)))
         for mine, theirs in zip(logits, expected, strict=True):
             assert_close(mine, theirs[: len(mine)], "prefill + decode = whole forward")
-
-
-def test_unstacked_layers_are_those_of_the_model(tmp_path):
-    whole = ours(hf_model("qwen3-tied-8-2"), tmp_path)
-    weights = open_weights(str(tmp_path))
-    model = transformer.abstract(weights.architecture, FLOAT32, one_device())
-    stacked = load_params(weights, model, jnp.dtype("float32"))
-    params = unstack(model, stacked)
-    assert len(params["layers"]) == weights.architecture.num_layers
-    for i, layer in enumerate(params["layers"]):
-        expected = jax.tree.map(lambda x, i=i: x[i], transformer.parameters(whole)["layers"])
-        assert jax.tree.all(jax.tree.map(jnp.array_equal, layer, expected))
-    assert all(array.is_deleted() for array in jax.tree.leaves(stacked["layers"]))
-
-
-def test_append_and_copy_page():
-    """Against a dictionary from (sequence, position) to value."""
-    rng = np.random.default_rng(1)
-    K, H, B, T = 2, 3, 3, 5
-    table = np.array([[4, 2], [1, 5], [3, 0]], np.int32)
-    positions = np.array([[62, 63, 64, 65, -1], [0, -1, -1, -1, -1], [7, 8, 9, 63, 10]], np.int32)
-    x = rng.normal(size=(B, T, K, H)).astype(np.float32)
-    pages = jnp.full((K, 6, PAGE, H), jnp.nan)
-    pages = np.asarray(jax.jit(kv_cache.append)(pages, x, table, positions))
-    written = np.zeros((6, PAGE), bool)
-    for b, t in np.argwhere(positions != PAD_POSITION):
-        page, slot = table[b, positions[b, t] // PAGE], positions[b, t] % PAGE
-        assert (pages[:, page, slot] == x[b, t]).all()
-        written[page, slot] = True
-    assert np.isnan(pages[:, ~written][:, PAGE:]).all()  # but for page 0, which is anybody's
-    cache = kv_cache.KVCache([jnp.asarray(pages)], [jnp.asarray(-pages)])
-    copied = kv_cache.copy_page(cache, np.int32(4), np.int32(1))
-    assert np.array_equal(copied.k[0][:, 1], pages[:, 4], equal_nan=True)
-    assert np.array_equal(copied.v[0][:, 1], -pages[:, 4], equal_nan=True)
-    assert np.array_equal(copied.k[0][:, 2:], pages[:, 2:], equal_nan=True)
