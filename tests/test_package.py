@@ -125,8 +125,8 @@ def test_workflows_call_make():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     for path in (ROOT / ".github" / "workflows").iterdir():
         assert yaml.safe_load(path.read_text())["jobs"], path
-        made |= set(re.findall(r"run: make ([\w-]+)", path.read_text()))
-    assert made == {"lint", "test", "docs", "dist"}
+        made |= set(re.findall(r"(?:run: make|target:) ([\w-]+)", path.read_text()))
+    assert made == {"lint", "test", "coverage", "docs", "dist"}
     assert made <= targets
 
 
