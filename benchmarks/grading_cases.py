@@ -163,15 +163,7 @@ def _structures(gold: str) -> Iterator[Case]:
     if match := re.fullmatch(r"([(\[])([^()\[\]]*),([^()\[\]]*)([)\]])", bare):
         low, high = match[2].strip(), match[3].strip()
         if match[1] + match[4] != "()" or "infty" in bare:
-            signs = ("<" if match[1] == "(" else r"\leq", "<" if match[4] == ")" else r"\leq")
-            if "infty" not in bare:
-                yield "inequality", rf"{low} {signs[0]} x {signs[1]} {high}"
-                turned = [s.replace("<", ">").replace("l", "g") for s in signs]
-                yield "inequality, turned", rf"{high} {turned[1]} x {turned[0]} {low}"
-            elif "infty" in low:
-                yield "inequality", f"x {signs[1]} {high}"
-            else:
-                yield "inequality", f"x {signs[0].replace('<', '>').replace('l', 'g')} {low}"
+            yield from _inequalities(match[1], low, high, match[4])
             yield "x in", rf"x \in {gold}"
         else:
             yield "(x,y) =", f"(x, y) = {gold}"
@@ -193,6 +185,24 @@ def _structures(gold: str) -> Iterator[Case]:
         yield r"\text{and}", ", ".join(items[:-1]) + rf" \text{{ and }} {items[-1]}"
         yield "x = a or x = b", " or ".join(f"x = {item}" for item in items)
         yield "x = a, b", "x = " + ", ".join(items)
+    yield from _signs_and_vectors(gold)
+    yield from _equations(gold)
+
+
+def _inequalities(opening: str, low: str, high: str, closing: str) -> Iterator[Case]:
+    """The inequalities that describe an interval."""
+    signs = ("<" if opening == "(" else r"\leq", "<" if closing == ")" else r"\leq")
+    turned = [s.replace("<", ">").replace("l", "g") for s in signs]
+    if "infty" in low:
+        yield "inequality", f"x {signs[1]} {high}"
+    elif "infty" in high:
+        yield "inequality", f"x {turned[0]} {low}"
+    else:
+        yield "inequality", rf"{low} {signs[0]} x {signs[1]} {high}"
+        yield "inequality, turned", rf"{high} {turned[1]} x {turned[0]} {low}"
+
+
+def _signs_and_vectors(gold: str) -> Iterator[Case]:
     if gold.count(r"\pm") == 1 and not gold.startswith(r"\{"):
         plus, minus = gold.replace(r"\pm", "+"), gold.replace(r"\pm", "-")
         yield "± written out", f"{plus}, {minus}"
@@ -206,6 +216,9 @@ def _structures(gold: str) -> Iterator[Case]:
         spaced, column = r" \\[2pt] ".join(fractions), r" \\ ".join(entries)
         yield "entries as frac", rf"\begin{{bmatrix}}{spaced}\end{{bmatrix}}"
         yield "array", rf"\left(\begin{{array}}{{c}}{column}\end{{array}}\right)"
+
+
+def _equations(gold: str) -> Iterator[Case]:
     if match := re.fullmatch(r"([a-z]) = (.*)", gold) or re.fullmatch(r"([a-z])=(.*)", gold):
         yield "right side", match[2]
         yield "sides swapped", f"{match[2]} = {match[1]}"
@@ -237,23 +250,17 @@ def _sums(gold: str) -> Iterator[Case]:
 
 def near_misses(gold: str) -> Iterator[Case]:
     """Name and text of answers that look like a gold one and are others: all of them are wrong."""
-    text = re.search(r"\\text\{(\w+)\}$", gold) if not re.search(r"\d", gold) else None
     for match in re.finditer(r"\d", gold):
         other = str((int(match[0]) + 1) % 10)
         yield "a digit changed", gold[: match.start()] + other + gold[match.end() :]
     for match in re.finditer(r"(?<![\\e{^(,\s])\s*([+-])(?= ?[\w\\])", gold):
         turned = {"+": "-", "-": "+"}[match[1]]
         yield "a sign changed", gold[: match.start(1)] + turned + gold[match.end(1) :]
-    for place, kind in ((0, "[("), (-1, "])")):
-        bare = re.sub(r"\\(?:left|right)", "", gold)
-        interval = re.fullmatch(r"[(\[].*,.*[)\]]", bare) and (
-            "infty" in gold or re.search(r"[\[\]]", gold)
-        )
-        if interval and r"\cup" not in bare and bare[place] in kind:
-            other = kind[1 - kind.index(bare[place])]
-            yield "an end opened or closed", other + bare[1:] if place == 0 else bare[:-1] + other
-    yield from _other_numbers(gold)
-    yield from _other_structures(gold)
+    yield from _other_ends(gold)
+    for rule in (_other_integers, _other_fractions, _other_decimals, _other_units):
+        yield from rule(gold)
+    for rule in (_other_lists, _other_signs, _other_matrices, _other_equations):
+        yield from rule(gold)
     if r"\pi" in gold:
         yield "without pi", re.sub(r"\\pi\b", "", gold) if re.search(r"\d ?\\pi", gold) else "1"
         yield "pi as 3.14", re.sub(r"\\pi\b", r"(3.14)", gold)
@@ -261,6 +268,11 @@ def near_misses(gold: str) -> Iterator[Case]:
         yield "without the root", re.sub(r"\\sqrt", "", gold)
     if re.fullmatch(r"(?:\d|\\sqrt\{?\d+\}?|\\frac\{\d+\}\{\d+\}|\\pi| )+", gold) and gold != "0":
         yield "negative", f"-{gold}"
+    yield from _other_words(gold)
+
+
+def _other_words(gold: str) -> Iterator[Case]:
+    text = re.search(r"\\text\{(\w+)\}$", gold) if not re.search(r"\d", gold) else None
     if text:
         yield "another word", r"\text{west}"
         yield "its letters in another order", text[1][::-1]
@@ -270,7 +282,21 @@ def near_misses(gold: str) -> Iterator[Case]:
         yield "another case", gold.swapcase()
 
 
-def _other_numbers(gold: str) -> Iterator[Case]:
+def _other_ends(gold: str) -> Iterator[Case]:
+    """Intervals with one end opened or closed."""
+    bare = re.sub(r"\\(?:left|right)", "", gold)
+    interval = re.fullmatch(r"[(\[].*,.*[)\]]", bare) and (
+        "infty" in gold or re.search(r"[\[\]]", gold)
+    )
+    if not interval or r"\cup" in bare:
+        return
+    for end, kind in ((0, "[("), (-1, "])")):
+        if bare[end] in kind:
+            other = kind[1 - kind.index(bare[end])]
+            yield "an end opened or closed", other + bare[1:] if end == 0 else bare[:-1] + other
+
+
+def _other_integers(gold: str) -> Iterator[Case]:
     if re.fullmatch(_INT, gold):
         n = int(gold)
         for name, other in (("off by one", n + 1), ("ten times", 10 * n), ("square", n * n)):
@@ -288,6 +314,9 @@ def _other_numbers(gold: str) -> Iterator[Case]:
         yield "more than", f"x > {n}"
         if len(gold) > 1:
             yield "without its last digit", gold[:-1]
+
+
+def _other_fractions(gold: str) -> Iterator[Case]:
     if match := _FRACTION.fullmatch(gold):
         sign, top, bottom = match[1], int(match[2] or match[3]), int(match[4] or match[5])
         if top != bottom:
@@ -298,6 +327,9 @@ def _other_numbers(gold: str) -> Iterator[Case]:
             yield "two digits", f"{sign}{top / bottom:.2f}"
         yield "negated", rf"\frac{{{top}}}{{{bottom}}}" if sign else rf"-\frac{{{top}}}{{{bottom}}}"
         yield "whole before it", rf"{sign}1\frac{{{top}}}{{{bottom}}}"
+
+
+def _other_decimals(gold: str) -> Iterator[Case]:
     if match := re.fullmatch(r"(\d*)\.(\d+)", gold):
         yield (
             "point moved",
@@ -306,6 +338,9 @@ def _other_numbers(gold: str) -> Iterator[Case]:
             else "1",
         )
         yield "rounded", f"{match[1] or 0}.{match[2][:-1]}"
+
+
+def _other_units(gold: str) -> Iterator[Case]:
     if r"^\circ" in gold:
         yield "another unit", gold.replace(r"^\circ", r"\text{ cm}")
         yield "radians", gold.replace(r"^\circ", r"\pi")
@@ -323,7 +358,7 @@ def _other_numbers(gold: str) -> Iterator[Case]:
         yield "without i", gold[:-1]
 
 
-def _other_structures(gold: str) -> Iterator[Case]:
+def _other_lists(gold: str) -> Iterator[Case]:
     bare = re.sub(r"\\(?:left|right)", "", gold).strip()
     match = re.fullmatch(r"\(([^()\[\]]*)\)", bare)
     if match and "," in match[1] and "infty" not in bare:
@@ -352,9 +387,15 @@ def _other_structures(gold: str) -> Iterator[Case]:
             if len(items) == 2 and items != sorted(items, key=int)
             else "0",
         )
+
+
+def _other_signs(gold: str) -> Iterator[Case]:
     if gold.count(r"\pm") == 1:
         yield "plus only", gold.replace(r"\pm", "+").replace(r"\{", r"\{")
         yield "minus only", gold.replace(r"\pm", "-")
+
+
+def _other_matrices(gold: str) -> Iterator[Case]:
     if "pmatrix" in gold:
         inside = re.sub(r"\\(?:begin|end)\{pmatrix\}", "", gold)
         rows = [[e.strip() for e in row.split("&")] for row in inside.split(r"\\")]
@@ -368,6 +409,9 @@ def _other_structures(gold: str) -> Iterator[Case]:
         yield "rows turned", write(rows[::-1])
         yield "an entry negated", write([[f"-({rows[0][0]})", *rows[0][1:]], *rows[1:]])
         yield "a row missing", write(rows[:-1])
+
+
+def _other_equations(gold: str) -> Iterator[Case]:
     if match := re.fullmatch(r"([a-z]) ?= ?(.*)", gold):
         yield "another name", f"q = {match[2]}"
         yield "another value", f"{match[1]} = {match[2]} + 1"

@@ -133,7 +133,7 @@ class RandomWeightsLoop:
                 SamplingParams(),
                 seed=0,
                 sample=0,
-            )  # fmt: skip
+            )
             for prompt, script, held in zip(prompts, scripts, self.held, strict=True)
         ]
         return rows_of(

@@ -11,9 +11,9 @@ whose span holds the new token makes its k and v, writes them to their page and 
 from them; no program reads what another writes, so the order of programs is free. Second launch,
 grid (B, N): the spans' results are joined in their order.
 
-A span has a fixed length, so that a sequence's result does not depend on its neighbours. DecodeState at
-and after `position` are never read: they may hold anything, NaN too. A negative position is no
-token: what it writes goes to page 0, which belongs to nobody, and its output means nothing.
+A span has a fixed length, so a sequence's result does not depend on its neighbours. Keys and values
+at and after `position` are never read: they may hold anything, NaN included. A negative position
+means no token: its key and value go to the reserved page 0, and its output is undefined.
 """
 
 from __future__ import annotations

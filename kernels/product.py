@@ -28,7 +28,7 @@ from kernels.launch import ceil_div, power_of_two
 
 #: Rows of W in a block. Part of the order of summation: the same for every batch.
 K_BLOCK = 64
-#: CompiledFunctions that a product is split into at least: three for each of the 132 cores of an H100.
+#: Least number of programs of a product: three for each of the 132 cores of an H100.
 PROGRAMS = 396
 #: Blocks of W that a program has on their way or in use, by the width of its tile: so many that all
 #: programs of a launch run at once on 132 cores (kernels.resources). Sums do not depend on it.

@@ -110,7 +110,9 @@ def test_folders_of_others_are_left_alone(tmp_path):
     partial.mkdir()
     (partial / "mine").write_text("precious")
     with (
-        pytest.raises(UserError, match=r"output=.*out: .*out\.partial contains something else; move or"),
+        pytest.raises(
+            UserError, match=r"output=.*out: .*out\.partial contains something else; move or"
+        ),
         atomic_folder(path, setting="output"),
     ):
         pass

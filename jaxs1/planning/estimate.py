@@ -1,4 +1,4 @@
-"""Time of a train step in closed form: a roofline, each kind of work at a stated share of the peak."""
+"""Time of a train step by a roofline: each kind of work at a stated share of the peak."""
 
 from __future__ import annotations
 

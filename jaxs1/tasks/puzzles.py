@@ -33,7 +33,7 @@ class Problem:
     numbers: tuple[int, ...]
     target: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Reject anything but four distinct digits."""
         if len(self.numbers) != 4 or len(set(self.numbers) & set(DIGITS)) != 4:
             raise ValueError(f"numbers={self.numbers}: need four distinct digits from 1..7")

@@ -1,4 +1,4 @@
-"""CompiledFunctions that are named and described before they are compiled, for a device that may be absent.
+"""Named programs that are described before they are compiled, perhaps for an absent device.
 
 Everything that is timed or checked on a GPU is a `Program`: the same description is compiled for
 the GPU that runs it and, without one, for a GPU that is not here.

@@ -255,6 +255,27 @@ class CeilingWork:
     amount: float
 
 
+def _read(state: Any) -> Any:
+    x, found = state
+    return x, jnp.max(x ^ found)
+
+
+def _copy(state: Any) -> Any:
+    x, i = state
+    return x + jnp.uint32(1), i
+
+
+def _write(state: Any) -> Any:
+    x, i = state
+    return jnp.full(x.shape, i), i + jnp.uint32(1)
+
+
+def _product(state: Any) -> Any:
+    # two, so that the second takes the place of the first's operand
+    a, b = state
+    return a, a @ (a @ b)
+
+
 def ceiling_work(
     run: Run, device: jax.Device, *, size: int = 1 << 30, width: int = 8192, nodes: int = 100
 ) -> dict[str, CeilingWork]:
@@ -282,23 +303,6 @@ def ceiling_work(
         wide = jnp.bfloat16 if device.platform == "gpu" else jnp.float32
         return jnp.zeros((1, 64), wide) * seed, jnp.zeros((64, 64), wide)
 
-    def read(state: Any) -> Any:
-        x, found = state
-        return x, jnp.max(x ^ found)
-
-    def copy(state: Any) -> Any:
-        x, i = state
-        return x + jnp.uint32(1), i
-
-    def write(state: Any) -> Any:
-        x, i = state
-        return jnp.full(x.shape, i), i + jnp.uint32(1)
-
-    def product(state: Any) -> Any:
-        # two, so that the second takes the place of the first's operand
-        a, b = state
-        return a, a @ (a @ b)
-
     def chain(state: Any) -> Any:
         x, w = state
         for _ in range(nodes):
@@ -318,10 +322,10 @@ def ceiling_work(
         return CeilingWork(program, inputs, TURNS * amount)
 
     return {
-        "copy": work("copy", array, copy, 2 * size),
-        "read": work("read", array, read, size),
-        "write": work("write", array, write, size),
-        "matmul": work("matmul", matrices, product, 4 * width**3),
+        "copy": work("copy", array, _copy, 2 * size),
+        "read": work("read", array, _read, size),
+        "write": work("write", array, _write, size),
+        "matmul": work("matmul", matrices, _product, 4 * width**3),
         "node": work("node", tiny, chain, 2 * nodes),
     }
 

@@ -157,6 +157,16 @@ def key(question):
     return hashlib.sha256(question.encode()).hexdigest()[:16]
 
 
+def drawn_subject(word, tickets):
+    """The subject that holds the ticket drawn by a random word of 64 bits."""
+    ticket = word * sum(tickets.values()) >> 64
+    for subject, count in tickets.items():
+        if ticket < count:
+            return subject
+        ticket -= count
+    raise AssertionError("no ticket is as high")
+
+
 def oracle_select(rows, kept, seed, size=1000, uniform_until=700):
     """Numbers of the selected rows."""
     source = np.random.PCG64(seed)
@@ -181,17 +191,9 @@ def oracle_select(rows, kept, seed, size=1000, uniform_until=700):
     # counts of AIME + counts of GPQA x (half of AIME's total / GPQA's total), as integers
     tickets = {n: 2 * len(gpqa) * aime.count(n) + len(aime) * gpqa.count(n) for n in {*aime, *gpqa}}
     while len(selected) < size:
-        names = sorted(pools)
-        if len(selected) < uniform_until:
-            subject = names[word() * len(names) >> 64]
-        else:
-            heavy = [n for n in names if n in tickets]
-            ticket = word() * sum(tickets[n] for n in heavy) >> 64
-            reached = 0
-            for subject in heavy:
-                reached += tickets[subject]
-                if ticket < reached:
-                    break
+        uniform = dict.fromkeys(pools, 1)
+        weights = uniform if len(selected) < uniform_until else tickets
+        subject = drawn_subject(word(), {n: weights[n] for n in sorted(pools) if n in weights})
         rank = len(pools[subject])
         while rank >= len(pools[subject]):
             rank = f"{word():064b}".index("1")  # heads until the first tail: 1/2, 1/4, 1/8, ...

@@ -94,7 +94,7 @@ EVENTS = [
 ]  # fmt: skip
 
 
-def events(case, oracle):
+def events(case, oracle):  # noqa: C901  (one flat list of independent conditions)
     """Names of the edges that one sequence went through."""
     kinds, log = oracle.kinds, oracle.log
     waits = [entry for entry in log if entry[1] == "wait"]

@@ -98,6 +98,17 @@ def check_pages(scheduler):
         assert len(users) == 1 or (i + 1) * PAGE <= len(s.prompt) - 1
 
 
+def finish_rows(scheduler, device, finished, rng=None):
+    """Finish all running sequences; with `rng` let them grow and finish a quarter of them."""
+    for row, s in scheduler.running:
+        if rng is not None:
+            s.log.tokens += [0] * rng.randrange(1, 3)
+        if rng is None or rng.random() < 0.25:
+            scheduler.finish(row)
+            del device.rows[row]
+            finished[s.number] += 1
+
+
 @pytest.mark.parametrize("cancels", [False, True])
 @pytest.mark.parametrize("seed", range(8))
 def test_a_random_workload(seed, cancels):
@@ -113,12 +124,7 @@ def test_a_random_workload(seed, cancels):
             add(scheduler, number, length, n_of[number], rng.choice([1, 10, 50, -1]))
         device.run(scheduler.schedule())
         check_pages(scheduler)
-        for row, s in scheduler.running:
-            s.log.tokens += [0] * rng.randrange(1, 3)
-            if rng.random() < 0.25:
-                scheduler.finish(row)
-                del device.rows[row]
-                finished[s.number] += 1
+        finish_rows(scheduler, device, finished, rng)
         if cancels and n_of and rng.random() < 0.3:
             number = rng.randrange(max(0, len(n_of) - 10), len(n_of))
             expected = [row for row, s in scheduler.running if s.number == number]
@@ -131,10 +137,7 @@ def test_a_random_workload(seed, cancels):
         if not scheduler.busy:
             break
         device.run(scheduler.schedule())
-        for row, s in scheduler.running:
-            scheduler.finish(row)
-            del device.rows[row]
-            finished[s.number] += 1
+        finish_rows(scheduler, device, finished)
     assert not scheduler.busy and scheduler.pages.num_free == scheduler.pages.size
     assert all(finished[i] == n for i, n in n_of.items() if i not in cancelled)
     assert len(cancelled) > 5 if cancels else not cancelled

@@ -81,8 +81,8 @@ def test_workload_is_what_training_packs():
         "--data.rows", "2", "--gradient_accumulation_steps", "2", "--data.row_multiple", "128"
     ).config
     batches = Batches(
-        examples, config.data, batch_size=16, gradient_accumulation_steps=2, loss="token", seed=0, num_row_shards=2,
-        attention=0.01, padding_id=0,
+        examples, config.data, batch_size=16, gradient_accumulation_steps=2, loss="token", seed=0,
+        num_row_shards=2, attention=0.01, padding_id=0,
     )  # fmt: skip
     order = np.concatenate([batches.indices(step) for step in range(3)])
     found = make_workload(
