@@ -15,6 +15,7 @@ MAY_IMPORT = {
         "convert",
         "training",
         "model",
+        "data",
         "config",
     },
     "commands": {
