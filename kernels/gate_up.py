@@ -38,9 +38,9 @@ def gate_up_kernel(
     """Grid (tiles of columns,)."""
     half: tl.constexpr = COLUMNS // 2
     first = tl.program_id(0) * half
-    place = tl.arange(0, COLUMNS)
-    column = first + place % half
-    columns_ptr = tl.where(place < half, gate_ptr + column, up_ptr + column)
+    index = tl.arange(0, COLUMNS)
+    column = first + index % half
+    columns_ptr = tl.where(index < half, gate_ptr + column, up_ptr + column)
     y, squares = product_tile(
         x_ptr, scale_ptr, columns_ptr, column < WIDTH, 0, K, WIDTH,
         K, B, ROWS, COLUMNS, K_BLOCK, STAGES,

@@ -4,7 +4,7 @@ A kernel's file describes its launches with `Launch` and hands them to a `Run`:
 
 * `kernels.xla_call.Compiled` compiles it into the surrounding `jax.jit` (NVIDIA);
 * `kernels.interpreted.on_torch` interprets it on torch tensors in CPU memory;
-* `kernels.interpreted.on_jax` does so from inside `jax.jit`, for tests of whole programs.
+* `kernels.interpreted.on_jax` does so from inside `jax.jit`, for tests of complete programs.
 
 So every kernel has one launcher. This file imports neither jax nor torch.
 """
