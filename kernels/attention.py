@@ -99,6 +99,48 @@ def _rotated_heads(
 
 
 @triton.jit
+def _new_key_value(
+    partial_ptr,
+    k_bias_ptr,
+    v_bias_ptr,
+    k_norm_ptr,
+    cos_ptr,
+    sin_ptr,
+    factor,
+    kv,
+    dtype: tl.constexpr,
+    EPS: tl.constexpr,
+    K: tl.constexpr,
+    G: tl.constexpr,
+    H: tl.constexpr,
+    SLICES: tl.constexpr,
+    B: tl.constexpr,
+):
+    """Key and value [1, H] of the new token."""
+    width: tl.constexpr = (G + 2) * K * H
+    one = tl.arange(0, 1)
+    k_new = _rotated_heads(
+        partial_ptr, k_bias_ptr, k_norm_ptr, cos_ptr, sin_ptr, factor,
+        kv + one, (one == 0)[:, None], G * K * H, dtype, EPS, H, width, SLICES, B,
+    )  # fmt: skip
+    column = (kv * H + tl.arange(0, H))[None, :]
+    v_new = _projected(
+        partial_ptr, v_bias_ptr, factor, (G + 1) * K * H + column, column,
+        (one == 0)[:, None], width, SLICES, B,
+    ).to(dtype)  # fmt: skip
+    return k_new, v_new
+
+
+@triton.jit
+def _online_softmax(scores, top):
+    """Weights of more scores [ROWS, S] (base 2), the new maximum, and the factor of older sums."""
+    higher = tl.maximum(top, tl.max(scores, 1))
+    weights = tl.exp2(scores - higher[:, None])
+    fade = tl.exp2(top - higher)
+    return weights, higher, fade
+
+
+@triton.jit
 def attention_kernel(
     partial_ptr,
     squares_ptr,
@@ -156,16 +198,10 @@ def attention_kernel(
     # int64: elements of a pool of pages pass 2^31
     pool = kv.to(tl.int64) * PAGES * S * H
     if position // KV_SPLIT == split:
-        one = tl.arange(0, 1)
-        k_new = _rotated_heads(
-            partial_ptr, k_bias_ptr, k_norm_ptr, cos_ptr, sin_ptr, factor,
-            kv + one, (one == 0)[:, None], G * K * H, dtype, EPS, H, width, SLICES, B,
+        k_new, v_new = _new_key_value(
+            partial_ptr, k_bias_ptr, v_bias_ptr, k_norm_ptr, cos_ptr, sin_ptr, factor,
+            kv, dtype, EPS, K, G, H, SLICES, B,
         )  # fmt: skip
-        column = (kv * H + h)[None, :]
-        v_new = _projected(
-            partial_ptr, v_bias_ptr, factor, (G + 1) * K * H + column, column,
-            (one == 0)[:, None], width, SLICES, B,
-        ).to(dtype)  # fmt: skip
         page = tl.load(table_ptr + b * TABLE + position // S)
         page = tl.where(given < 0, 0, page).to(tl.int64)
         target = pool + (page * S + position % S) * H + h[None, :]
@@ -182,13 +218,10 @@ def attention_kernel(
         k = tl.load(k_pages_ptr + tile, mask=past[:, None], other=0.0)
         scores = tl.dot(q, tl.trans(k)) * log2_scale
         scores = tl.where(past[None, :], scores, -float("inf"))
-        higher = tl.maximum(top, tl.max(scores, 1))
-        weights = tl.exp2(scores - higher[:, None])
-        fade = tl.exp2(top - higher)
+        weights, top, fade = _online_softmax(scores, top)
         v = tl.load(v_pages_ptr + tile, mask=past[:, None], other=0.0)
         out = out * fade[:, None] + tl.dot(weights.to(dtype), v)
         total = total * fade + tl.sum(weights, 1)
-        top = higher
     index = (b * K + kv) * KV_SPLITS + split
     mask = (g < G)[:, None]
     tl.store(out_ptr + (index * G + g[:, None]) * H + h[None, :], out, mask=mask)
