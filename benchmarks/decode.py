@@ -246,8 +246,8 @@ def check_tokens(engine: Engine, model: Any) -> None:
     """Check that both decode the same tokens."""
     prompts = make_prompts(engine, 4)
     found = jaxs1_generate(engine, prompts, 32, [])
-    theirs = torch_generate(model, prompts, 32, [])
-    agree = sum(a == b for a, b in zip(found, theirs, strict=True))
+    expected = torch_generate(model, prompts, 32, [])
+    agree = sum(a == b for a, b in zip(found, expected, strict=True))
     print(f"greedy tokens equal to transformers' on {agree} of {len(prompts)} prompts")
     if agree < len(prompts):
         raise SystemExit(
@@ -282,9 +282,9 @@ def main() -> None:
             max_num_seqs=max(*arguments.batches, arguments.waits_batch), max_seq_len=1024
         )
         impl = arguments.impl
-        opened = load_engine(EngineConfig(name, dtype="float32", impl=impl, limits=limits))
-    engine: Any = opened.engine
-    print(opened.description.partition(": ")[2])
+        loaded = load_engine(EngineConfig(name, dtype="float32", impl=impl, limits=limits))
+    engine: Any = loaded.engine
+    print(loaded.description.partition(": ")[2])
     check_tokens(engine, model)
 
     def plain(text: str) -> Ids:

@@ -1,13 +1,13 @@
 """Everything that needs an NVIDIA GPU, in one command: python -m benchmarks.gpu_check.
 
-It runs from a checkout, without installing the project and without a network. Parts come in order
-of importance, each may fail without losing the others, and every fact is on disk as soon as it is
-found: OUTPUT/facts.jsonl, and after each part OUTPUT/NAME/DATE.json and .md. A run in two calls is
-`--parts env,kernels`, then the others with the same output. Without a GPU:
+It runs from a checkout, without installing the project and without a network. Parts run in order of
+importance; a failing part does not stop the others. Every fact is written to OUTPUT/facts.jsonl as
+soon as it is found, and a summary after each part to OUTPUT/NAME/DATE.json and .md. To split a run,
+give `--parts env,kernels`, then the other parts with the same output. Without a GPU:
 
     python -m benchmarks.gpu_check --dry      compiles every program for an H100
 
-Exit status: 0 all passed, 1 some did not or were skipped, 2 no GPU.
+Exit status: 0 all parts passed, 1 some failed or were skipped, 2 no GPU.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from kernels import bench, xla_call
 from kernels.shapes import MODELS
 
 CONFIGS = ROOT / "configs" / "models"
-#: What a dry run compiles for.
+#: Target of a dry run.
 DRY_TARGET = "h100:1x1"
 
 
@@ -42,13 +42,13 @@ class GpuCheck:
 
     Args:
         model: published model whose kernels, steps and slices are timed, e.g. qwen2.5-32b
-        parts: names of the parts to run, with commas between them; all where it is empty
+        parts: comma-separated names of the parts to run; empty runs all
         deadline: seconds after the start by which every part should have ended; a part that is
             estimated to end later is skipped
-        batch: numbers of sequences, the smallest first
+        batch: batch sizes; the smallest is used for most parts
         context: tokens that a new token attends to, in timed steps
         samples: number of samples of each timing
-        output: folder that takes facts.jsonl, NAME/DATE.json and .md
+        output: folder for the results: facts.jsonl, NAME/DATE.json and .md
         dry: compile every program for an H100 and run nothing; needs no GPU
     """
 
@@ -62,7 +62,7 @@ class GpuCheck:
     dry: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be checked."""
+        """Reject what cannot be checked."""
         if self.model not in MODELS:
             raise UserError(f"model={self.model}: must be one of {', '.join(MODELS)}")
         choose(self.parts)
@@ -70,18 +70,18 @@ class GpuCheck:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
         if not self.batch or min(self.batch) < 1 or max(self.batch) > 64:
-            raise UserError(f"batch={self.batch}: must name 1 to 64 sequences, once or more")
+            raise UserError(f"batch={self.batch}: must be a list of batch sizes from 1 to 64")
 
 
 def main(argv: Sequence[str]) -> int:
     """The command."""
-    # a flag, where all other options of this project take a value
+    # a flag, although all other options of this project take a value
     argv = ["--dry=true" if a == "--dry" else a for a in argv]
     options = parse(GpuCheck, argv, command="python -m benchmarks.gpu_check")
     parts = choose(options.parts)
     if options.dry:
         return 0 if dry_run(_dry_context(options), parts) else 1
-    # the rest of the memory is for CUDA, its graphs, and torch
+    # leaves the rest of the memory to CUDA, its graphs, and torch
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     environment.find_ptxas()
     device, run = bench.find_gpu(
@@ -128,7 +128,7 @@ def _context(
 
 
 def _dry_context(options: GpuCheck) -> CheckContext:
-    """With an H100 that is not here."""
+    """The context for an absent H100."""
     from jaxs1.planning.targets import parse_target
     from jaxs1.planning.topology import make_devices, tracing_for, use_only_cpu
 

@@ -1,9 +1,9 @@
-"""Facts of `gpu_check` as JSON and Markdown; of several runs together:
+"""Facts of `gpu_check` as JSON and Markdown, also of several runs together:
 
     python -m benchmarks.gpu_summary OUTPUT FIRST/facts.jsonl SECOND/facts.jsonl
 
-Runs belong together where commit, GPU and model are the same; a part that was run again counts as
-it was the last time.
+Runs with the same commit, GPU and model belong together; of a part that was run again, the last run
+counts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SAME = ("commit", "gpu", "model")
 def read_results(files: Iterable[Path]) -> tuple[Figures, Figures]:
     """The last run's header, and part -> figures, with its facts, of all runs that belong to it.
 
-    A part that was begun and not ended did not pass: its run was killed.
+    A part that began and did not end has failed: its run was killed.
     """
     headers: list[Figures] = []
     runs: list[Figures] = []
@@ -43,7 +43,7 @@ def read_results(files: Iterable[Path]) -> tuple[Figures, Figures]:
     together: Figures = {}
     for other, parts in zip(headers, runs, strict=True):
         if all(other.get(key) == header.get(key) for key in SAME):
-            # skipped: what an earlier run found of it still counts
+            # a skipped part keeps the results of an earlier run
             ran = {n: p for n, p in parts.items() if n not in together or "skipped" not in p}
             together |= ran
     return header, together
@@ -54,8 +54,8 @@ def write_results(output: str | Path, header: Figures, parts: Figures) -> tuple[
 
     Args:
         output: folder that holds all GPUs' results
-        header: what was run where; `gpu` names the folder
-        parts: as from `read_results`
+        header: hardware, software and settings; `gpu` names the folder
+        parts: results from `read_results`
     """
     passed = all(part["passed"] for part in parts.values())
     folder = Path(output) / header["gpu"].lower().replace(" ", "-")
@@ -68,7 +68,7 @@ def write_results(output: str | Path, header: Figures, parts: Figures) -> tuple[
 
 
 def summary(header: Figures, parts: Figures) -> str:
-    """Markdown."""
+    """The results in Markdown."""
     first = ("gpu", "date")
     lines = [f"# {header['gpu']}, {header['date']}", "",
              ", ".join(f"{k} {v}" for k, v in header.items() if k not in first), "",
@@ -85,8 +85,8 @@ def summary(header: Figures, parts: Figures) -> str:
     lines += ["", "## All facts", ""]
     for name, part in parts.items():
         for fact, figures in part["facts"].items():
-            said = ", ".join(f"{k} {_short(v)}" for k, v in figures.items() if k != "at_s")
-            lines.append(f"* {name}: {fact}: {said}")
+            text = ", ".join(f"{k} {_short(v)}" for k, v in figures.items() if k != "at_s")
+            lines.append(f"* {name}: {fact}: {text}")
     return "\n".join([*lines, ""])
 
 
@@ -104,7 +104,7 @@ def _ceilings(facts: Figures) -> list[str]:
 
 
 def _steps(facts: Figures) -> list[str]:
-    """Steps of the whole model, forced beside unforced, against the read ceiling."""
+    """Steps of the complete model, forced and unforced, compared with the read ceiling."""
     read, rows = _ceiling(facts, "read"), []
     for name, r in facts.items():
         if not name.startswith("step, "):
@@ -116,7 +116,7 @@ def _steps(facts: Figures) -> list[str]:
             f"{r['steps']} | {r['batch'] / r['unforced_s']:.1f} |"
         )
     head = ["| step | unforced ms | forced ms | forced costs | of the read ceiling | context | "
-            "steps a chunk | tokens/s |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+            "steps per call | tokens/s |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     return [*head, *rows] if rows else []
 
 
@@ -131,7 +131,7 @@ def _slice(facts: Figures) -> list[str]:
 
 
 def _times(facts: Figures) -> list[str]:
-    """Kernels against the floor that the measured ceilings give, and others' products."""
+    """Kernels compared with the floor of the measured ceilings, XLA and cuBLAS."""
     read, matmul = _ceiling(facts, "read"), _ceiling(facts, "matmul")
     rows = []
     for name, r in facts.items():
@@ -186,7 +186,7 @@ def _records(files: Iterable[Path]) -> Iterable[Figures]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; 1 where some part did not pass."""
+    """The command; returns 1 if a part did not pass."""
     if len(argv) < 2:
         print("usage: python -m benchmarks.gpu_summary OUTPUT FACTS.jsonl...", file=sys.stderr)
         return 2

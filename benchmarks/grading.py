@@ -1,9 +1,11 @@
-r"""How well answers are graded: python -m benchmarks.grading MATH500.jsonl GSM8K.jsonl
+r"""Check how well answers are graded.
 
-Every gold answer is written in every layout of LAYOUTS and must be right; shuffled gold answers
-must be wrong; the spellings and near-misses of `grading_cases` are right and wrong; math-verify's
-own test expressions (grading/math_verify.jsonl) agree, or the file gives the reason why not. Writes
-results.md to --output. Exits with 1 where anything differs from that.
+    python -m benchmarks.grading MATH500.jsonl GSM8K.jsonl
+
+Every gold answer in every layout of LAYOUTS must be graded right and shuffled gold answers wrong;
+spellings and near-misses of `grading_cases` must be graded right and wrong; math-verify's own test
+expressions (grading/math_verify.jsonl) must agree unless the file gives a reason. Writes results.md
+to --output. Exit status 1 if any of this does not hold.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from jaxs1.data.sources import Source
 from jaxs1.tasks.graders import GRADERS
 
 HERE = Path(__file__).parent / "grading"
-#: `@` is where the answer goes.
+#: `@` stands for the answer.
 LAYOUTS = {
     "box": r"So it is \boxed{@}.",
     "box in $": r"Hence $\boxed{@}$.",
@@ -91,13 +93,13 @@ def fits(layout: str, answer: str) -> bool:
 
 
 def right(text: str, gold: str) -> bool:
-    """Whether the grader takes a text for a gold answer, which it reads as a benchmark's."""
+    """Whether the grader accepts a text for a gold answer, which it reads like a benchmark's."""
     grader = GRADERS["math"]
     return grader.is_right(grader.extract(text), grader.extract(gold) or gold)
 
 
 def layout_rows(golds: dict[str, Sequence[str]]) -> Iterator[list[str]]:
-    """A row for each layout: its name and, for each data set, right / written."""
+    """A row for each layout: its name and, for each data set, right / total."""
     for layout in LAYOUTS:
         row = [layout]
         for answers in golds.values():
@@ -108,7 +110,7 @@ def layout_rows(golds: dict[str, Sequence[str]]) -> Iterator[list[str]]:
 
 
 def accidents(golds: Sequence[str]) -> list[tuple[str, str]]:
-    """Shuffled gold answers that are taken for the other one."""
+    """Shuffled gold answers that are accepted for another."""
     found = []
     for seed in range(SHUFFLES):
         others = list(golds)
@@ -121,7 +123,7 @@ def accidents(golds: Sequence[str]) -> list[tuple[str, str]]:
 def settle(
     golds: Sequence[str], cases: Callable[[str], Iterator[Case]], want: bool
 ) -> tuple[Counter[str], list[tuple[str, str, str]]]:
-    """How many cases there are of each name, and those that the grader settles otherwise."""
+    """The number of cases of each name, and those that the grader decides otherwise."""
     counts: Counter[str] = Counter()
     wrong = []
     for gold in dict.fromkeys(golds):
@@ -135,7 +137,7 @@ def settle(
 
 
 def agreement(path: Path) -> tuple[int, list[dict[str, object]], list[dict[str, object]]]:
-    """How many expressions of math-verify there are; the explained and unexplained differences."""
+    """The number of math-verify's expressions; the explained and unexplained differences."""
     cases = [json.loads(line) for line in path.read_text().splitlines()]
     differ, unexplained = [], []
     for case in cases:
@@ -152,10 +154,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("math500", help=".jsonl file with MATH500")
-    parser.add_argument("gsm8k", help=".jsonl file with GSM8K's test questions")
-    parser.add_argument("--limit", type=int, default=500, help="gold answers of each")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.grading", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("math500", help="file with MATH500, .jsonl")
+    parser.add_argument("gsm8k", help="file with GSM8K's test questions, .jsonl")
+    parser.add_argument(
+        "--limit", type=int, default=500, help="maximum number of gold answers of each"
+    )
     parser.add_argument("--output", type=Path, default=HERE, help="folder for results.md")
     args = parser.parse_args(argv)
     golds = {
@@ -171,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(golds: dict[str, Sequence[str]]) -> tuple[list[str], bool]:
-    """The report's lines, and whether anything is not as it must be."""
+    """The report's lines, and whether any check failed."""
     rows = [*layout_rows(golds)]
     lines = [
         "# The grader on gold answers",

@@ -1,4 +1,4 @@
-r"""What the grader is measured with: spellings of one value, and near-misses."""
+r"""Test cases of the grader: spellings of one value, and near-misses."""
 # ruff: noqa: RUF001  (symbols that look like others are what this file is about)
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _FRACTION = re.compile(r"(-?)\\d?frac\s*(?:\{(\d+)\}|(\d)) ?(?:\{(\d+)\}|(\d))")
 
 
 def spellings(gold: str) -> Iterator[Case]:
-    """Name and text of other ways of writing a gold answer: all of them are right."""
+    """Name and text of other spellings of a gold answer: all of them are right."""
     yield "spaces around", f"  {gold}  "
     yield "in math", f"${gold}$"
     yield "in text and bold", f"**${gold}$**"
@@ -151,11 +151,11 @@ def _units(gold: str) -> Iterator[Case]:
         if not match[1]:
             yield "capital", rf"\text{{{match[2].capitalize()}}}"
     if match := re.fullmatch(r"(\d+) ?\\frac\{?(\d)\}?\{?(\d)\}?", gold):
-        whole, top, bottom = map(int, match.groups())
-        yield "improper", rf"\frac{{{whole * bottom + top}}}{{{bottom}}}"
-        yield "mixed as decimal", str(whole + top / bottom)
-        yield "mixed, plain", f"{whole} {top}/{bottom}"
-        yield "mixed, sum", rf"{whole} + \frac{{{top}}}{{{bottom}}}"
+        integer, top, bottom = map(int, match.groups())
+        yield "improper", rf"\frac{{{integer * bottom + top}}}{{{bottom}}}"
+        yield "mixed as decimal", str(integer + top / bottom)
+        yield "mixed, plain", f"{integer} {top}/{bottom}"
+        yield "mixed, sum", rf"{integer} + \frac{{{top}}}{{{bottom}}}"
 
 
 def _structures(gold: str) -> Iterator[Case]:
@@ -249,7 +249,7 @@ def _sums(gold: str) -> Iterator[Case]:
 
 
 def near_misses(gold: str) -> Iterator[Case]:
-    """Name and text of answers that look like a gold one and are others: all of them are wrong."""
+    """Name and text of answers that look like a gold one but differ: all of them are wrong."""
     for match in re.finditer(r"\d", gold):
         other = str((int(match[0]) + 1) % 10)
         yield "a digit changed", gold[: match.start()] + other + gold[match.end() :]

@@ -1,7 +1,7 @@
 """The real decode loop on a model with random weights, made on the device; no tokenizer.
 
-A `RandomWeightsLoop` is shapes and programs; `fill` makes the arrays. So its programs are compiled
-for a GPU that is not here exactly as for one that is.
+A `RandomWeightsLoop` consists of shapes and programs; `fill` makes the arrays. Its programs are
+therefore the same for a GPU that runs them and ahead of time for an absent one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxs1.decoding import budget
-from jaxs1.decoding.budget import TokenKind
+from jaxs1.decoding.budget import NONE, TokenKind
 from jaxs1.decoding.controls import fit
 from jaxs1.decoding.decode_loop import ChunkOutput, CompiledFunctions
 from jaxs1.decoding.decode_state import NewSequence, rows_of, table
@@ -32,37 +31,37 @@ from jaxs1.planning.compile import compile_program
 from kernels.benchmarking.program import Program, draw, draw_program
 
 GREEDY = SamplingFlags(sampled=False, filtered=False, penalised=False)
-#: For the temporaries of programs and for what the allocator cannot use [bytes].
+#: Reserve for temporaries of programs and the allocator's fragmentation [bytes].
 SPARE = 1e9
 
 Ids = list[int]
 
 
-def ask(
-    *, thinking: int | None = None, waits: int = 0, end: int | None = None
+def make_thinking(
+    *, budget: int | None = None, waits: int = 0, end: int | None = None
 ) -> TokenizedThinking:
-    """What is forced on a sequence: nothing, or an end of its thinking, and Waits.
+    """Budget forcing of a sequence: none, or an end of thinking, and Waits.
 
     Args:
-        thinking: budget [tokens]; eight forced tokens follow. null: nothing is ever forced
-        waits: how many times the end is replaced
-        end: id that ends thinking; null: none that a model can choose
+        budget: thinking budget [tokens], followed by eight forced tokens; None forces nothing
+        waits: how many times the end of thinking is replaced
+        end: id that ends thinking; None: the model cannot end it
     """
-    if thinking is None:
+    if budget is None:
         return TokenizedThinking(ThinkingParams(mode="off", min_answer_tokens=1), *[()] * 9)
-    asked = ThinkingParams(max=thinking, num_waits=waits, min_answer_tokens=1)
+    params = ThinkingParams(max=budget, num_waits=waits, min_answer_tokens=1)
     ends: Any = () if end is None else ((end,),)
     return TokenizedThinking(
-        asked, start=(), ends=ends, resume=(budget.NONE,) * len(ends), stops=(), reopen=(),
+        params, start=(), ends=ends, resume=(NONE,) * len(ends), stops=(), reopen=(),
         line_break=(), close=(11, 12, 13, 14), answer_prefix=(15, 16, 17, 18), waits=((19,),),
     )  # fmt: skip
 
 
 def required_bytes(a: Architecture, dtype: str, *, rows: int, context: int) -> float:
-    """Bytes that a filled `RandomWeightsLoop` takes at its peak.
+    """Peak bytes of filling a `RandomWeightsLoop`.
 
-    Drawing an array takes twice its size beside it (32 random bits for a bfloat16; compiled and
-    read). The largest arrays are drawn first, so the peak is at the end of them or of all.
+    Drawing an array needs another 32 random bits per element (as seen in the compiled program). The
+    largest arrays are drawn first, so the peak is reached with them or with the last.
     """
     loop = RandomWeightsLoop(a, jax.devices()[0], dtype, rows=rows, context=context)
     held = peak = 0
@@ -74,7 +73,7 @@ def required_bytes(a: Architecture, dtype: str, *, rows: int, context: int) -> f
 
 
 def free_bytes(device: Any) -> float:
-    """Of a device; infinity where it does not say."""
+    """Free memory of a device; infinity if it does not report it."""
     stats = device.memory_stats() or {}
     return stats.get("bytes_limit", np.inf) - stats.get("bytes_in_use", 0)
 
@@ -83,11 +82,11 @@ class RandomWeightsLoop:
     """Sequences of one model in one cache.
 
     Args:
-        a: the model
-        device: where it runs; it need not be here
-        dtype: of weights and cache
-        rows: sequences
-        context: tokens that each of them can hold
+        a: architecture of the model
+        device: device that it runs on or is compiled for
+        dtype: dtype of weights and cache
+        rows: number of sequences
+        context: capacity of a sequence [tokens]
     """
 
     def __init__(self, a: Architecture, device: Any, dtype: str, *, rows: int, context: int):
@@ -106,11 +105,11 @@ class RandomWeightsLoop:
         self._compiled: dict[tuple[str, int], Any] = {}
 
     def drawn_in_order(self) -> list[Any]:
-        """The shapes of what is drawn: weights, the largest first, then the cache."""
+        """The shapes of the random arrays: weights, the largest first, then the cache."""
         return [leaf for _, leaf in _drawn(self.params)] + jax.tree.leaves(self.cache)
 
     def draw_programs(self) -> list[Program]:
-        """What `fill` runs."""
+        """The programs that `fill` runs."""
         return draw_programs((self.params, self.cache))
 
     def fill(self, seed: int = 0) -> Self:
@@ -122,19 +121,19 @@ class RandomWeightsLoop:
         jax.block_until_ready((self.params, self.cache))
         return self
 
-    def rows_at_start(self, prompts: Sequence[Ids], scripts: Sequence[TokenizedThinking]) -> Any:
+    def rows_at_start(self, prompts: Sequence[Ids], thinking: Sequence[TokenizedThinking]) -> Any:
         """Sequences at their start, on the host."""
         starts = [
             NewSequence(
-                script,
+                one,
                 prompt,
                 held,
-                fit(script, len(prompt), self.context),
+                fit(one, len(prompt), self.context),
                 SamplingParams(),
                 seed=0,
                 sample=0,
             )
-            for prompt, script, held in zip(prompts, scripts, self.held, strict=True)
+            for prompt, one, held in zip(prompts, thinking, self.held, strict=True)
         ]
         return rows_of(
             starts,
@@ -143,27 +142,27 @@ class RandomWeightsLoop:
             is_newline_V=self.is_newline_V,
         )
 
-    def place(self, prompts: Sequence[Ids], scripts: Sequence[TokenizedThinking]) -> Any:
+    def insert(self, prompts: Sequence[Ids], thinking: Sequence[TokenizedThinking]) -> Any:
         """Sequences at their start, on the device."""
-        rows = self.rows_at_start(prompts, scripts)
+        rows = self.rows_at_start(prompts, thinking)
         return jax.block_until_ready(jax.device_put(rows, self.rules.sharding(())))
 
-    def chunk_program(
+    def decode_program(
         self, impl: str, steps: int, options: Mapping[str, Any] | None = None
     ) -> Program:
-        """(params, cache, slots, newlines) -> cache, slots, what was written.
+        """(params, cache, state, newlines) -> cache, state, output.
 
         Args:
-            impl: of the decode step
-            steps: of the chunk
-            options: of XLA, over those of the implementation
+            impl: implementation of the decode step
+            steps: number of decode steps
+            options: XLA options, in place of the implementation's
         """
-        slots = self.rows_at_start([[1]] * self.rows, [ask()] * self.rows)
-        given = (self.params, self.cache, self._shapes(slots), self._shapes(self.is_newline_V))
+        state = self.rows_at_start([[1]] * self.rows, [make_thinking()] * self.rows)
+        given = (self.params, self.cache, self._shapes(state), self._shapes(self.is_newline_V))
         static = {"rows": self.rows, "pages": self.pages, "flags": GREEDY}
         function = CompiledFunctions(self.model, impl, steps).decode_steps
         layers = self.model.architecture.num_layers
-        name = f"{impl} chunk: {layers} layers, {self.rows} sequences, {steps} steps"
+        name = f"{impl} decode steps: {layers} layers, {self.rows} sequences, {steps} steps"
         if options is not None:
             name += f", {', '.join(f'{k}={v}' for k, v in options.items())}"
         return Program(name, function, given, static, options)
@@ -178,7 +177,7 @@ class RandomWeightsLoop:
         return Program(name, CompiledFunctions(self.model, "xla", 1).prefill, given)
 
     def prefill(self, prompts: Sequence[Ids]) -> None:
-        """Bring prompts into the cache."""
+        """Prefill the cache with prompts."""
         tokens_BT, positions_BT = _rows(prompts)
         key = ("prefill", tokens_BT.shape[1])
         if key not in self._compiled:
@@ -186,25 +185,30 @@ class RandomWeightsLoop:
         program = self._compiled[key]
         self.cache = program(self.params, self.cache, tokens_BT, positions_BT, self.table_BM)
 
-    def call(self, program: Any, slots: Any) -> ChunkOutput:
-        """Run a compiled chunk; what it wrote, on the host."""
-        self.cache, _, written = program(self.params, self.cache, slots, self.is_newline_V)
-        return jax.device_get(written)
+    def call(self, program: Any, state: Any) -> ChunkOutput:
+        """Run compiled decode steps; returns their output on the host."""
+        self.cache, _, output = program(self.params, self.cache, state, self.is_newline_V)
+        return jax.device_get(output)
 
-    def compile_chunk(self, impl: str, steps: int) -> tuple[Any, dict[str, int]]:
-        """The executable, and what the host starts for a chunk (`compile_program`)."""
-        lowered = self.chunk_program(impl, steps).lower()
+    def compile_decode(self, impl: str, steps: int) -> tuple[Any, dict[str, int]]:
+        """The executable, and what the host launches for it (`compile_program`)."""
+        lowered = self.decode_program(impl, steps).lower()
         platform = self.rules.mesh.devices.flat[0].platform
         program = compile_program(lowered, platform)
         return program.executable, program.launches
 
     def run(
-        self, impl: str, prompts: Sequence[Ids], scripts: Sequence[TokenizedThinking], *, steps: int
+        self,
+        impl: str,
+        prompts: Sequence[Ids],
+        thinking: Sequence[TokenizedThinking],
+        *,
+        steps: int,
     ) -> ChunkOutput:
-        """A chunk of sequences at their start."""
+        """Decode steps of sequences at their start."""
         if (impl, steps) not in self._compiled:
-            self._compiled[impl, steps] = self.chunk_program(impl, steps).compile()
-        return self.call(self._compiled[impl, steps], self.place(prompts, scripts))
+            self._compiled[impl, steps] = self.decode_program(impl, steps).compile()
+        return self.call(self._compiled[impl, steps], self.insert(prompts, thinking))
 
     def _shapes(self, tree: Any) -> Any:
         where = self.rules.sharding(())
@@ -214,9 +218,9 @@ class RandomWeightsLoop:
 
 
 def logit_gap_program(loop: RandomWeightsLoop, rows: int, tokens: int, steps: int) -> Program:
-    """What `logit_gap` runs: XLA's logits for texts of at most `tokens` tokens.
+    """The program of `logit_gap`: XLA's logits for texts of at most `tokens` tokens.
 
-    (params, cache, tokens, positions, table, places, chosen) -> gaps [B, N]
+    (params, cache, tokens, positions, table, indices, chosen) -> gaps [B, N]
     """
     vocabulary = len(loop.is_newline_V)
 
@@ -237,43 +241,43 @@ def logit_gap_program(loop: RandomWeightsLoop, rows: int, tokens: int, steps: in
     return Program(f"logit gap of {rows} x {tokens} tokens", jax.jit(gaps), given)
 
 
-def logit_gap(loop: RandomWeightsLoop, prompts: Sequence[Ids], written: ChunkOutput) -> float:
-    """How much less likely than XLA's likeliest the tokens are that a loop chose, at most.
+def logit_gap(loop: RandomWeightsLoop, prompts: Sequence[Ids], output: ChunkOutput) -> float:
+    """Largest gap between XLA's highest logit and the logit of the token that a loop chose.
 
-    XLA reads prompts and written tokens as one text, so that a difference in rounding cannot grow.
-    Forced tokens do not count, nor those after a Wait, for which an end was forbidden. In standard
-    deviations of the logits. Leaves the cache unchanged.
+    In standard deviations of the logits. XLA reads prompts and generated tokens as one text, so
+    differences in rounding do not accumulate. Forced tokens do not count, nor those after a Wait,
+    where ends are forbidden. Leaves the cache unchanged.
     """
-    steps = written.token_NB.shape[0]
-    texts = [[*p, *ids.tolist()] for p, ids in zip(prompts, written.token_NB.T, strict=True)]
+    steps = output.token_NB.shape[0]
+    texts = [[*p, *ids.tolist()] for p, ids in zip(prompts, output.token_NB.T, strict=True)]
     tokens_BT, positions_BT = _rows(texts)
     first_B = np.asarray([len(p) - 1 for p in prompts])
     at_BN = (first_B[:, None] + np.arange(steps)).astype(np.int32)
     program = logit_gap_program(loop, *tokens_BT.shape, steps).compile()
-    chosen_BN = np.ascontiguousarray(written.token_NB.T.astype(np.int32))
+    chosen_BN = np.ascontiguousarray(output.token_NB.T.astype(np.int32))
     found_BN = program(
         loop.params, loop.cache, tokens_BT, positions_BT, loop.table_BM, at_BN, chosen_BN
     )
-    after_wait = np.pad(written.kind_NB[:-1] == TokenKind.WAIT, ((1, 0), (0, 0)))
-    counts_NB = ~written.forced_NB & ~after_wait & (written.kind_NB != TokenKind.PAD)
+    after_wait = np.pad(output.kind_NB[:-1] == TokenKind.WAIT, ((1, 0), (0, 0)))
+    counts_NB = ~output.forced_NB & ~after_wait & (output.kind_NB != TokenKind.PAD)
     return float(np.asarray(found_BN).T[counts_NB].max())
 
 
 def weight_shapes(params: Any, shardings: Any) -> Any:
-    """Shapes of parameters with where they go."""
+    """Shapes of parameters with their shardings."""
     return jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), params, shardings
     )
 
 
 def draw_programs(shapes: Any) -> list[Program]:
-    """One program for all arrays of a shape that are drawn."""
+    """One program for all random arrays of the same shape, dtype and sharding."""
     kinds = {(leaf.shape, leaf.dtype, leaf.sharding): None for _, leaf in _drawn(shapes)}
     return [draw_program(*kind) for kind in kinds]
 
 
 def fill_weights(shapes: Any, seed: int = 0) -> Any:
-    """Random weights in the form of a tree of shapes, the largest drawn first."""
+    """Random weights for a tree of shapes, the largest drawn first."""
     flat, tree = jax.tree_util.tree_flatten_with_path(shapes)
     order = sorted(range(len(flat)), key=lambda i: -math.prod(flat[i][1].shape))
     made = {i: _weight(jax.tree_util.keystr(flat[i][0]), flat[i][1], seed + i) for i in order}
@@ -281,7 +285,7 @@ def fill_weights(shapes: Any, seed: int = 0) -> Any:
 
 
 def _drawn(shapes: Any) -> list[tuple[str, Any]]:
-    """Names and shapes of what is random, the largest first."""
+    """Names and shapes of the random arrays, the largest first."""
     flat, _ = jax.tree_util.tree_flatten_with_path(shapes)
     leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in flat]
     random = [(name, leaf) for name, leaf in leaves if not _is_norm(name)]
@@ -293,9 +297,9 @@ def _is_norm(name: str) -> bool:
 
 
 def _weight(name: str, leaf: Any, seed: int) -> jax.Array:
-    """Norms of ones; matrices that keep the size of what passes through them.
+    """Norms of ones; matrices that preserve the scale of their inputs.
 
-    Queries and keys are larger, so that attention picks few of its keys, and a wrong one shows.
+    Queries and keys are larger: attention concentrates on few keys, which reveals a wrong one.
     """
     if _is_norm(name):
         return jnp.ones(leaf.shape, leaf.dtype, device=leaf.sharding)

@@ -1,19 +1,19 @@
-"""One new token of every sequence attends to its paged past, and joins it.
+"""One new token of every sequence attends to its paged past and is added to it.
 
     q, k, v = (sum of partial products) / sqrt(mean(x^2) + eps) + bias
     q, k    = rope(rms_norm_head(q)), rope(rms_norm_head(k))       the norm for Qwen3 only
     page    = table[b, position // S]:  k_page[position % S], v_page[...] = k, v
     out[n]  = softmax(q[n] . k[0..position] / sqrt(H)) v[0..position]
 
-First launch, grid (B, K, spans): a program takes the G query heads of one key/value head, padded
-to 16, over a span of `SPAN` tokens of one sequence (flash decoding, Dao et al. 2023). The program
-whose span holds the new token makes its k and v, writes them to their page and starts its softmax
-from them; no program reads what another writes, so the order of programs is free. Second launch,
-grid (B, N): the spans' results are joined in their order.
+First launch, grid (B, K, splits): a program takes the G query heads of one key/value head, padded
+to 16, over a split of `KV_SPLIT` tokens of one sequence (flash decoding, Dao et al. 2023). The
+program whose split contains the new token computes its k and v, writes them to their page and
+starts its softmax from them. No program reads what another writes, so they may run in any order.
+Second launch, grid (B, N): combines the results of the splits, in their order.
 
-A span has a fixed length, so a sequence's result does not depend on its neighbours. Keys and values
-at and after `position` are never read: they may hold anything, NaN included. A negative position
-means no token: its key and value go to the reserved page 0, and its output is undefined.
+A split has a fixed length, so a sequence's result does not depend on its neighbours. Keys and
+values at and after `position` are never read: they may hold anything, NaN included. A negative
+position means no token: its key and value go to the reserved page 0, and its output is undefined.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import triton.language as tl
 from kernels.launch import Array, Launch, Run, ceil_div
 
 #: Tokens of one sequence that a program attends to.
-SPAN = 256
-#: Spans that are joined at a time; part of the order of summation.
-JOINED = 16
+KV_SPLIT = 256
+#: Splits that are combined at a time; part of the order of summation.
+COMBINED = 16
 #: Query heads of a key/value head are padded to what a tensor core takes.
 Q_ROWS = 16
-#: Of the loop over pages: fewer than 5 leave the compiler with a single buffer for each of k and v.
+#: Pipeline stages of the loop over pages: with fewer than 5, k and v get a single buffer each.
 STAGES = 5
 
 
@@ -99,6 +99,48 @@ def _rotated_heads(
 
 
 @triton.jit
+def _new_key_value(
+    partial_ptr,
+    k_bias_ptr,
+    v_bias_ptr,
+    k_norm_ptr,
+    cos_ptr,
+    sin_ptr,
+    factor,
+    kv,
+    dtype: tl.constexpr,
+    EPS: tl.constexpr,
+    K: tl.constexpr,
+    G: tl.constexpr,
+    H: tl.constexpr,
+    SLICES: tl.constexpr,
+    B: tl.constexpr,
+):
+    """Key and value [1, H] of the new token."""
+    width: tl.constexpr = (G + 2) * K * H
+    one = tl.arange(0, 1)
+    k_new = _rotated_heads(
+        partial_ptr, k_bias_ptr, k_norm_ptr, cos_ptr, sin_ptr, factor,
+        kv + one, (one == 0)[:, None], G * K * H, dtype, EPS, H, width, SLICES, B,
+    )  # fmt: skip
+    column = (kv * H + tl.arange(0, H))[None, :]
+    v_new = _projected(
+        partial_ptr, v_bias_ptr, factor, (G + 1) * K * H + column, column,
+        (one == 0)[:, None], width, SLICES, B,
+    ).to(dtype)  # fmt: skip
+    return k_new, v_new
+
+
+@triton.jit
+def _online_softmax(scores, top):
+    """Weights of more scores [ROWS, S] (base 2), the new maximum, and the factor of older sums."""
+    higher = tl.maximum(top, tl.max(scores, 1))
+    weights = tl.exp2(scores - higher[:, None])
+    fade = tl.exp2(top - higher)
+    return weights, higher, fade
+
+
+@triton.jit
 def attention_kernel(
     partial_ptr,
     squares_ptr,
@@ -115,8 +157,8 @@ def attention_kernel(
     v_pages_ptr,
     out_ptr,
     stats_ptr,
-    k_written_ptr,
-    v_written_ptr,
+    k_out_ptr,
+    v_out_ptr,
     EPS: tl.constexpr,
     D: tl.constexpr,
     B: tl.constexpr,
@@ -127,16 +169,16 @@ def attention_kernel(
     PAGES: tl.constexpr,
     TABLE: tl.constexpr,
     S: tl.constexpr,
-    SPAN: tl.constexpr,
-    SPANS: tl.constexpr,
+    KV_SPLIT: tl.constexpr,
+    KV_SPLITS: tl.constexpr,
     ROWS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Grid (B, K, SPANS). out [B, K, SPANS, G, H]; stats [B, K, SPANS, 2, ROWS]; float32."""
-    b, kv, span = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    """Grid (B, K, KV_SPLITS), here C. out [B, K, C, G, H]; stats [B, K, C, 2, ROWS]; float32."""
+    b, kv, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     given = tl.load(position_ptr + b)
     position = tl.maximum(given, 0)
-    if span * SPAN > position:
+    if split * KV_SPLIT > position:
         return
     dtype: tl.constexpr = k_pages_ptr.dtype.element_ty
     width: tl.constexpr = (G + 2) * K * H
@@ -144,7 +186,7 @@ def attention_kernel(
     for part in tl.static_range(SLICES):
         squares += tl.load(squares_ptr + part * B + b)
     factor = tl.rsqrt(squares / D + EPS)
-    h, g, slot = tl.arange(0, H), tl.arange(0, ROWS), tl.arange(0, S)
+    h, g, offset = tl.arange(0, H), tl.arange(0, ROWS), tl.arange(0, S)
     q = _rotated_heads(
         partial_ptr, q_bias_ptr, q_norm_ptr, cos_ptr, sin_ptr, factor,
         kv * G + g, (g < G)[:, None], 0, dtype, EPS, H, width, SLICES, B,
@@ -155,49 +197,40 @@ def attention_kernel(
     out = tl.zeros([ROWS, H], tl.float32)
     # int64: elements of a pool of pages pass 2^31
     pool = kv.to(tl.int64) * PAGES * S * H
-    if position // SPAN == span:
-        one = tl.arange(0, 1)
-        k_new = _rotated_heads(
-            partial_ptr, k_bias_ptr, k_norm_ptr, cos_ptr, sin_ptr, factor,
-            kv + one, (one == 0)[:, None], G * K * H, dtype, EPS, H, width, SLICES, B,
+    if position // KV_SPLIT == split:
+        k_new, v_new = _new_key_value(
+            partial_ptr, k_bias_ptr, v_bias_ptr, k_norm_ptr, cos_ptr, sin_ptr, factor,
+            kv, dtype, EPS, K, G, H, SLICES, B,
         )  # fmt: skip
-        column = (kv * H + h)[None, :]
-        v_new = _projected(
-            partial_ptr, v_bias_ptr, factor, (G + 1) * K * H + column, column,
-            (one == 0)[:, None], width, SLICES, B,
-        ).to(dtype)  # fmt: skip
         page = tl.load(table_ptr + b * TABLE + position // S)
         page = tl.where(given < 0, 0, page).to(tl.int64)
         target = pool + (page * S + position % S) * H + h[None, :]
-        tl.store(k_written_ptr + target, k_new)
-        tl.store(v_written_ptr + target, v_new)
+        tl.store(k_out_ptr + target, k_new)
+        tl.store(v_out_ptr + target, v_new)
         top = tl.sum(q.to(tl.float32) * k_new.to(tl.float32), 1) * log2_scale
         total = tl.full([ROWS], 1.0, tl.float32)
         out += v_new.to(tl.float32)
-    last = tl.minimum((span + 1) * (SPAN // S), tl.cdiv(position, S))
-    for number in tl.range(span * (SPAN // S), last, num_stages=STAGES):
+    last = tl.minimum((split + 1) * (KV_SPLIT // S), tl.cdiv(position, S))
+    for number in tl.range(split * (KV_SPLIT // S), last, num_stages=STAGES):
         page = tl.load(table_ptr + b * TABLE + number).to(tl.int64)
-        past = number * S + slot < position
-        tile = pool + page * S * H + slot[:, None] * H + h[None, :]
+        past = number * S + offset < position
+        tile = pool + page * S * H + offset[:, None] * H + h[None, :]
         k = tl.load(k_pages_ptr + tile, mask=past[:, None], other=0.0)
         scores = tl.dot(q, tl.trans(k)) * log2_scale
         scores = tl.where(past[None, :], scores, -float("inf"))
-        higher = tl.maximum(top, tl.max(scores, 1))
-        weights = tl.exp2(scores - higher[:, None])
-        fade = tl.exp2(top - higher)
+        weights, top, fade = _online_softmax(scores, top)
         v = tl.load(v_pages_ptr + tile, mask=past[:, None], other=0.0)
         out = out * fade[:, None] + tl.dot(weights.to(dtype), v)
         total = total * fade + tl.sum(weights, 1)
-        top = higher
-    place = (b * K + kv) * SPANS + span
+    index = (b * K + kv) * KV_SPLITS + split
     mask = (g < G)[:, None]
-    tl.store(out_ptr + (place * G + g[:, None]) * H + h[None, :], out, mask=mask)
-    tl.store(stats_ptr + place * 2 * ROWS + g, top)
-    tl.store(stats_ptr + (place * 2 + 1) * ROWS + g, total)
+    tl.store(out_ptr + (index * G + g[:, None]) * H + h[None, :], out, mask=mask)
+    tl.store(stats_ptr + index * 2 * ROWS + g, top)
+    tl.store(stats_ptr + (index * 2 + 1) * ROWS + g, total)
 
 
 @triton.jit
-def join_kernel(
+def combine_kernel(
     part_ptr,
     stats_ptr,
     position_ptr,
@@ -205,32 +238,32 @@ def join_kernel(
     K: tl.constexpr,
     G: tl.constexpr,
     H: tl.constexpr,
-    SPAN: tl.constexpr,
-    SPANS: tl.constexpr,
+    KV_SPLIT: tl.constexpr,
+    KV_SPLITS: tl.constexpr,
     ROWS: tl.constexpr,
-    JOINED: tl.constexpr,
+    COMBINED: tl.constexpr,
 ):
-    """Grid (B, N). out [B, N, H]: the spans' results weighted by their share of the softmax."""
+    """Grid (B, N). out [B, N, H]: the splits' results, weighted by their shares of the softmax."""
     b, n = tl.program_id(0), tl.program_id(1)
-    h, block = tl.arange(0, H), tl.arange(0, JOINED)
-    used = tl.maximum(tl.load(position_ptr + b), 0) // SPAN + 1
-    first = (b * K + n // G) * SPANS
-    top = tl.full([JOINED], -float("inf"), tl.float32)
-    for start in range(0, used, JOINED):
-        place = (first + start + block) * 2 * ROWS + n % G
+    h, block = tl.arange(0, H), tl.arange(0, COMBINED)
+    used = tl.maximum(tl.load(position_ptr + b), 0) // KV_SPLIT + 1
+    first = (b * K + n // G) * KV_SPLITS
+    top = tl.full([COMBINED], -float("inf"), tl.float32)
+    for start in range(0, used, COMBINED):
+        index = (first + start + block) * 2 * ROWS + n % G
         mask = start + block < used
-        top = tl.maximum(top, tl.load(stats_ptr + place, mask=mask, other=-float("inf")))
+        top = tl.maximum(top, tl.load(stats_ptr + index, mask=mask, other=-float("inf")))
     highest = tl.max(top, 0)
-    total = tl.zeros([JOINED], tl.float32)
-    out = tl.zeros([JOINED, H], tl.float32)
-    for start in range(0, used, JOINED):
-        place = first + start + block
+    total = tl.zeros([COMBINED], tl.float32)
+    out = tl.zeros([COMBINED, H], tl.float32)
+    for start in range(0, used, COMBINED):
+        index = first + start + block
         mask = start + block < used
-        stats = place * 2 * ROWS + n % G
+        stats = index * 2 * ROWS + n % G
         top = tl.load(stats_ptr + stats, mask=mask, other=-float("inf"))
         share = tl.exp2(top - highest)
         total += share * tl.load(stats_ptr + stats + ROWS, mask=mask, other=0.0)
-        rows = (place * G + n % G)[:, None] * H + h[None, :]
+        rows = (index * G + n % G)[:, None] * H + h[None, :]
         out += share[:, None] * tl.load(part_ptr + rows, mask=mask[:, None], other=0.0)
     result = tl.sum(out, 0) / tl.sum(total, 0)
     target = out_ptr + (b * K * G + n) * H + h
@@ -254,31 +287,31 @@ def attention(
     """Attention's output [B, N, H] in the pages' dtype, and the pages with the new token.
 
     Args:
-        run: who runs the launches
+        run: runs the launches
         partial: [slices, B, (N + 2 K) H], from `kernels.qkv`
-        squares: [slices, B], likewise
-        biases: of q [N, H], k [K, H] and v [K, H], or None
-        norms: scales of the heads of q and k [H], or None
-        rotation: cosine and sine [B, H / 2], float32, of the tokens' positions
-        position_B: int32, of the new token; the sequence before it has as many; negative: no token
-        pages: of keys and of values, [K, P, S, H], written in place
-        table_BM: int32, the page of every S tokens of each sequence
-        width: D, that the mean of the squares is taken over
-        eps: of the norms
+        squares: [slices, B], from `kernels.qkv`
+        biases: biases of q [N, H], k [K, H] and v [K, H], or None
+        norms: RMSNorm scales of the heads of q and k [H], or None
+        rotation: cosine and sine of the tokens' positions [B, H / 2], float32
+        position_B: position of the new token, int32; negative: no token
+        pages: pages of keys and of values, [K, P, S, H], updated in place
+        table_BM: page table, int32: the page of every S tokens of each sequence
+        width: D, the number of elements in the mean of squares
+        eps: epsilon of the norms
     """
     slices, B, C = partial.shape
     K, P, S, H = pages[0].shape
     M = table_BM.shape[1]
     G = C // (K * H) - 2
-    spans = ceil_div(M * S, SPAN)
-    shape = {"K": K, "G": G, "H": H, "SPAN": SPAN, "SPANS": spans, "ROWS": Q_ROWS}
+    splits = ceil_div(M * S, KV_SPLIT)
+    shape = {"K": K, "G": G, "H": H, "KV_SPLIT": KV_SPLIT, "KV_SPLITS": splits, "ROWS": Q_ROWS}
     page_shape, page_dtype = (tuple(pages[0].shape), pages[0].dtype)
     attend = Launch(
         kernel=attention_kernel,
-        grid=(B, K, spans),
+        grid=(B, K, splits),
         outputs=(
-            ((B, K, spans, G, H), "float32"),
-            ((B, K, spans, 2, Q_ROWS), "float32"),
+            ((B, K, splits, G, H), "float32"),
+            ((B, K, splits, 2, Q_ROWS), "float32"),
             (page_shape, page_dtype),
             (page_shape, page_dtype),
         ),
@@ -290,12 +323,12 @@ def attention(
     )  # fmt: skip
     inputs = [partial, squares, *biases, *norms, *rotation, position_B, table_BM, *pages]
     part, stats, k_pages, v_pages = run(attend, inputs)
-    join = Launch(
-        kernel=join_kernel,
+    combine = Launch(
+        kernel=combine_kernel,
         grid=(B, K * G),
         outputs=(((B, K * G, H), page_dtype),),
-        constants={**shape, "JOINED": JOINED},
+        constants={**shape, "COMBINED": COMBINED},
         warps=2,
     )
-    (out_BNH,) = run(join, [part, stats, position_B])
+    (out_BNH,) = run(combine, [part, stats, position_B])
     return out_BNH, k_pages, v_pages

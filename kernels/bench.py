@@ -1,9 +1,9 @@
-"""How close the kernels come to the memory's speed: python -m kernels.bench.
+"""How close the kernels come to the memory's bandwidth: python -m kernels.bench.
 
 Needs an NVIDIA GPU. Every kernel is compared with float64 before it is timed. Without a GPU:
 
-    python -m kernels.bench --interpret true     the kernels' results, on small shapes
-    python -m kernels.bench --resources true     what the compiler makes of them
+    python -m kernels.bench --interpret true     checks the kernels' results on small shapes
+    python -m kernels.bench --resources true     shows their registers, spills and instructions
 
 Bytes are counted once for each tensor (`kernels.shapes`). Percentages are of the read ceiling that
 is measured in the same run, not of the data sheet.
@@ -25,27 +25,27 @@ from kernels.launch import Run
 from kernels.shapes import BATCHES, MODELS, Shape, Work, kernel_work
 
 KERNELS = ("qkv", "attention", "out", "gate_up", "down", "head")
-#: Results are checked on at most this much of a cache; the oracle holds it in float64 [bytes].
+#: Largest cache that results are checked on; the oracle needs it in float64 [bytes].
 CHECKED = 1 << 30
-#: Errors against float64 that pass: rounding of bfloat16, and of float32 where interpreted.
+#: Largest accepted errors against float64: rounding of bfloat16, and of float32 where interpreted.
 LARGEST_ERROR = {"bfloat16": 2e-2, "float32": 1e-5}
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Time the decoding kernels on this GPU and compare with its limits.
+    """Time the decoding kernels on this GPU and compare them with its limits.
 
     Args:
-        kernel: which kernels
-        model: a published one, e.g. qwen2.5-32b
-        devices: tensor-parallel split of it; one device's part is timed
-        batch: numbers of sequences
-        context: tokens that a new token attends to
-        step: time a whole step of the model too, with random weights
-        samples: of each timing
-        output: FILE.json; a picture FILE.png is put beside it; null for neither
-        interpret: check results on small shapes in the interpreter; needs no GPU
-        resources: show what the compiler makes of the kernels; needs no GPU
+        kernel: names of the kernels to time
+        model: published model, e.g. qwen2.5-32b
+        devices: number of tensor-parallel devices; one device's shard is timed
+        batch: batch sizes
+        context: numbers of tokens that a new token attends to
+        step: also time a complete decoding step of the model, with random weights
+        samples: number of samples of each timing
+        output: file for the results, FILE.json, with a roofline plot in FILE.png; null writes none
+        interpret: check results on small shapes in Triton's interpreter; needs no GPU
+        resources: show registers, spills and instructions of the kernels; needs no GPU
     """
 
     kernel: list[str] = field(default_factory=lambda: list(KERNELS))
@@ -60,7 +60,7 @@ class Bench:
     resources: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Reject what cannot be run."""
         for name in self.kernel:
             if name not in KERNELS:
                 raise UserError(f"kernel={name}: must be among {', '.join(KERNELS)}")
@@ -118,14 +118,14 @@ def check_kernels(
 
 
 def checked_context(shape: Shape, batch: int, context: int) -> int:
-    """The context that a kernel is checked at: less, where its cache would be large."""
+    """The context that a kernel is checked at: shorter if its cache would be too large."""
     return min(context, max(1, CHECKED // kernel_work(shape, batch, 1)["attention"].cache))
 
 
 def time_kernel(
     result: BenchResult, shape: Shape, run: Any, device: Any, ceilings: Any, number: int, dtype: str
 ) -> BenchResult:
-    """The result with its times: the kernel's, the floor's, and XLA's for the plain formula."""
+    """The result with its times: the kernel, the floor, and XLA for the plain formula."""
     from kernels.benchmarking import timing
     from kernels.benchmarking.cases import make
 
@@ -142,7 +142,7 @@ def time_kernel(
 
 
 def small(shape: Shape) -> Shape:
-    """A shape of the same kind that the interpreter runs in seconds."""
+    """A small shape with the same features, which the interpreter runs in seconds."""
     return dataclasses.replace(
         shape, layers=1, width=600, mlp=200, heads=shape.heads // shape.kv_heads, kv_heads=1,
         head_dim=32, vocabulary=333,
@@ -150,7 +150,7 @@ def small(shape: Shape) -> Shape:
 
 
 def table(rows: Sequence[BenchResult], ceilings: Any | None) -> Any:
-    """A rich table; columns of times only where there are some."""
+    """A rich table; without ceilings it has no columns of times."""
     from rich.table import Table
 
     drawn = Table("kernel", "batch", "context", "error", "repeatable")
@@ -171,7 +171,7 @@ def table(rows: Sequence[BenchResult], ceilings: Any | None) -> Any:
 
 
 def picture(rows: Sequence[BenchResult], ceilings: Any, title: str, path: Path) -> None:
-    """A roofline: every row under the measured limits of memory and tensor cores."""
+    """A roofline plot: all results under the measured limits of memory and tensor cores."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -218,14 +218,16 @@ def _interpret(options: Bench, shape: Shape) -> None:
 
     device = jax.devices()[0]
     rows = check_kernels(options, small(shape), on_jax, device, "float32")
-    text = f"{options.model}, small shapes of its kind, interpreted in float32: results only"
+    text = f"{options.model}, small shapes with its features, interpreted in float32: results only"
     Console(width=120).print(text, table(rows, None))
 
 
 def find_gpu(otherwise: str) -> tuple[Any, Run]:
-    """The default GPU, and what runs kernels on it; raises `UserError`, with `otherwise` if none.
+    """The default GPU, and what runs kernels on it.
 
-    A version or a GPU that the kernels do not know is one as well.
+    Raises:
+        UserError: there is no GPU (the message ends with `otherwise`), or the GPU or an installed
+            version is not supported.
     """
     import jax
 
@@ -244,7 +246,7 @@ def find_gpu(otherwise: str) -> tuple[Any, Run]:
 
 
 def _measure(options: Bench, shape: Shape) -> None:
-    """On a GPU: check, then time, then print, then write."""
+    """Check and time the kernels on a GPU, print the results, save them."""
     import jax
     import triton
     from rich.console import Console
@@ -254,7 +256,7 @@ def _measure(options: Bench, shape: Shape) -> None:
 
     device, run = find_gpu(
         "timing needs an NVIDIA GPU; without one, --interpret true checks the kernels' results and "
-        "--resources true shows what the compiler makes of them"
+        "--resources true shows their registers, spills and instructions"
     )
     console = Console(width=140)
     rows = check_kernels(options, shape, run, device, "bfloat16")

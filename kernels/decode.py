@@ -5,10 +5,10 @@
 
 Called from inside `jax.jit`, and under `shard_map` with heads, MLP and vocabulary split over a mesh
 axis. `layer_interpreted` and `logits_interpreted` are the same on a CPU in float32 (see
-`kernels.interpreted`). Nothing here knows of tokens, requests or budgets.
+`kernels.interpreted`). Nothing here depends on tokens, requests or budgets.
 
     B sequences   D width   F width of the MLP   N query heads   K key/value heads   H head
-    V vocabulary  P pages   S slots of a page    M pages of a sequence at most
+    V vocabulary  P pages   S tokens of a page   M pages of a sequence at most
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels import xla_call
-from kernels.attention import Q_ROWS, SPAN, attention
+from kernels.attention import KV_SPLIT, Q_ROWS, attention
 from kernels.gate_up import gate_up
 from kernels.head import head
 from kernels.interpreted import on_jax
@@ -46,7 +46,7 @@ def check(
     dtype: str = "bfloat16",
     compute_capability: int | None = None,
 ) -> None:
-    """Whether the compiled kernels take these shapes, of one device's part of a model.
+    """Check that the compiled kernels support these shapes, of one device's shard of a model.
 
     Args:
         batch: sequences B
@@ -55,9 +55,9 @@ def check(
         heads: N
         kv_heads: K
         head_dim: H
-        page: slots S
-        dtype: of weights, activations and pages
-        compute_capability: e.g. 90; default: that of the default device
+        page: tokens of a page S
+        dtype: dtype of weights, activations and pages
+        compute_capability: compute capability, e.g. 90; default: that of the default device
 
     Raises:
         ValueError: one line with the field, its value and what is supported.
@@ -91,24 +91,25 @@ def layer(
     """One layer for one new token of every sequence.
 
     Args:
-        weights: of the layer, as in jaxs1/model/transformer.py: attn_norm.scale [D]; attn.q.kernel
+        weights: the layer's, as in jaxs1/model/transformer.py: attn_norm.scale [D]; attn.q.kernel
             [D, N, H], attn.k.kernel and attn.v.kernel [D, K, H], each with or without bias;
             attn.o.kernel [N, H, D]; attn.q_norm.scale and attn.k_norm.scale [H] or absent;
             mlp_norm.scale [D]; mlp.gate.kernel and mlp.up.kernel [D, F]; mlp.down.kernel [F, D]
         x_BD: the residual stream
-        position_B: int32, of the new token: it attends to keys 0..position; negative: no token
-        k_pages: [K, P, S, H]; the new key goes to page table[b, position // S], slot position % S;
-            page 0 belongs to nobody and takes what is written for no token
-        v_pages: likewise
-        table_BM: int32, pages of each sequence, in order
-        eps: of the norms
+        position_B: position of the new token, int32: it attends to keys 0..position; negative: no
+            token
+        k_pages: keys [K, P, S, H]; the new key is stored in page table[b, position // S] at offset
+            position % S; page 0 is reserved for writes without a token
+        v_pages: values, in the same layout
+        table_BM: page table: pages of each sequence in order, int32
+        eps: epsilon of the norms
         theta: base of the rotary embedding
-        axis_name: mesh axis that heads and MLP are split over; partial results are added up
-        compute_capability: e.g. 90; default: that of the default device
-        run: who runs the kernels; default: the GPU
+        axis_name: mesh axis that heads and MLP are sharded over; partial results are summed
+        compute_capability: compute capability, e.g. 90; default: that of the default device
+        run: runs the kernels; default: the GPU
 
     Returns:
-        x_BD, k_pages, v_pages; under `jit` the pages take over the memory of those given.
+        x_BD, k_pages, v_pages; under `jit` the pages are updated in place.
 
     Raises:
         ValueError: a shape, dtype, GPU or version that is not supported.
@@ -154,17 +155,17 @@ def logits(
 ) -> Array:
     """Final norm and output matrix: float32 logits [B, V].
 
-    They are written out, not sampled from in the kernel: they are 0.04 % of the matrix's bytes,
-    and the controller that masks and forces tokens needs them where it is, in XLA.
+    The kernel stores them rather than sampling: they are 0.04 % of the matrix's bytes, and the
+    controller that masks and forces tokens needs them in XLA.
 
     Args:
         x_BD: the residual stream after the last layer
-        scale_D: of the final norm
+        scale_D: scale of the final norm
         w: [D, V], or the embedding [V, D] where `tied`
-        eps: of the norm
-        tied: the head is the embedding
-        compute_capability: e.g. 90; default: that of the default device
-        run: who runs the kernel; default: the GPU
+        eps: epsilon of the norm
+        tied: whether the head is the embedding
+        compute_capability: compute capability, e.g. 90; default: that of the default device
+        run: runs the kernel; default: the GPU
     """
     if run is None:
         xla_call.check_versions()
@@ -190,7 +191,7 @@ logits_interpreted = partial(logits, run=on_jax)
 def rotation(position_B: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
     """Cosine and sine [B, H / 2] of the rotary embedding, float32.
 
-    As in jaxs1/model/ops.py. Layers ask for the same; XLA computes it once.
+    As in jaxs1/model/ops.py. All layers use the same; XLA computes it once.
     """
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle = position_B.astype(jnp.float32)[:, None] * frequency
@@ -198,7 +199,7 @@ def rotation(position_B: Array, head_dim: int, theta: float) -> tuple[Array, Arr
 
 
 def _add(run: Run, x_BK: Array, w: Array, residual_BD: Array, axis_name: str | None) -> Array:
-    """The residual + x W, where W may be spread over a mesh axis."""
+    """The residual + x W, where W may be sharded over a mesh axis."""
     if axis_name is None:
         return projection(run, x_BK, w, residual_BD)
     total_BD = jax.lax.psum(projection(run, x_BK, w, None), axis_name)
@@ -208,7 +209,7 @@ def _add(run: Run, x_BK: Array, w: Array, residual_BD: Array, axis_name: str | N
 def _compiled(
     weights: Mapping[str, Any], x_BD: Array, k_pages: Array, capability: int | None
 ) -> xla_call.Compiled:
-    """Runs the kernels on the GPU; raises where they cannot."""
+    """What runs the kernels on the GPU; raises if they do not support it."""
     capability = capability or xla_call.compute_capability()
     dtypes = {str(a.dtype) for a in (*jax.tree.leaves(dict(weights)), x_BD, k_pages)}
     check(
@@ -226,7 +227,7 @@ def _compiled(
 
 
 def _check_shape(*, batch: int, heads: int = 1, kv_heads: int = 1, page: int = PAGE) -> None:
-    """What compiled and interpreted kernels alike cannot do."""
+    """Limits of both compiled and interpreted kernels."""
     low, high = BATCHES
     if not low <= batch <= high:
         raise ValueError(f"batch={batch}: the Triton kernels take {low} to {high} sequences")
@@ -234,5 +235,5 @@ def _check_shape(*, batch: int, heads: int = 1, kv_heads: int = 1, page: int = P
         raise ValueError(
             f"heads={heads}: must be a multiple of kv_heads={kv_heads}, at most {Q_ROWS} times"
         )
-    if page < 16 or SPAN % page:
-        raise ValueError(f"page={page}: must be a divisor of {SPAN} of at least 16 slots")
+    if page < 16 or KV_SPLIT % page:
+        raise ValueError(f"page={page}: must be a divisor of {KV_SPLIT} of at least 16 tokens")

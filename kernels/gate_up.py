@@ -4,7 +4,7 @@
     y = silu(n gate) * (n up)              silu(a) = a / (1 + exp(-a)), in float32
 
 A program owns the same columns of both weights: one half of its tile is gate, the other half up,
-so that both arrive in one stream and meet without a trip to memory. No split over k: F is wide.
+so both arrive in one stream and are combined in registers. No split over k: F is large.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 
 from kernels.launch import Array, Launch, Run, ceil_div
-from kernels.product import OWN_TILING, PROGRAMS, Tiling, blocks, product_tile
+from kernels.matmul_tile import OWN_TILING, PROGRAMS, Tiling, blocks, product_tile
 
-#: See `product.STAGES`: 432 programs of the 32B, four on each of 132 cores instead of three.
+#: See `matmul_tile.STAGES`: 432 programs of the 32B, four on each of 132 SMs instead of three.
 STAGES = {64: 5, 128: 3}
 
 
@@ -38,9 +38,9 @@ def gate_up_kernel(
     """Grid (tiles of columns,)."""
     half: tl.constexpr = COLUMNS // 2
     first = tl.program_id(0) * half
-    place = tl.arange(0, COLUMNS)
-    column = first + place % half
-    columns_ptr = tl.where(place < half, gate_ptr + column, up_ptr + column)
+    index = tl.arange(0, COLUMNS)
+    column = first + index % half
+    columns_ptr = tl.where(index < half, gate_ptr + column, up_ptr + column)
     y, squares = product_tile(
         x_ptr, scale_ptr, columns_ptr, column < WIDTH, 0, K, WIDTH,
         K, B, ROWS, COLUMNS, K_BLOCK, STAGES,
@@ -68,7 +68,7 @@ def gate_up(
     """The hidden layer of the MLP, [B, F] in x's dtype."""
     B, D = x_BD.shape
     F = gate_DF.shape[1]
-    few = F // 64 < PROGRAMS // 2  # then narrow tiles, so that every core has work
+    few = F // 64 < PROGRAMS // 2  # then smaller tiles, so that every SM has work
     sizes = blocks(B, tiling, columns=64 if few else 128, stages=STAGES)
     launch = Launch(
         kernel=gate_up_kernel,

@@ -2,8 +2,8 @@
 
     logits[b, v] = sum_d x[b, d] * scale[d] * W[d, v] / sqrt(mean(x[b]^2) + eps)
 
-Logits are written out in float32. They are 0.04 % of the bytes of W at batch 1, and sampling and
-the budget controller, which mask and force tokens, read them in XLA.
+Logits are stored in float32: 0.04 % of the bytes of W at batch 1. XLA's sampling and budget
+controller, which mask and force tokens, read them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import triton
 import triton.language as tl
 
 from kernels.launch import Array, Launch, Run, ceil_div
-from kernels.product import OWN_TILING, Tiling, blocks, product_tile
+from kernels.matmul_tile import OWN_TILING, Tiling, blocks, product_tile
 
-#: See `product.STAGES`: many programs, for which few at once with more on their way are as good.
+#: See `matmul_tile.STAGES`: with so large a grid, fewer resident programs with more stages do as
+#: well.
 STAGES = {64: 6, 128: 4}
 
 

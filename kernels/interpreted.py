@@ -18,7 +18,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def on_torch(launch: Launch, inputs: Sequence[Array | None]) -> tuple[Array, ...]:
-    """Interpret a launch on torch CPU tensors; outputs start as NaN, so that a hole is seen.
+    """Interpret a launch on torch CPU tensors; outputs start as NaN, which reveals gaps.
 
     Raises:
         RuntimeError: Triton was imported without TRITON_INTERPRET=1.
@@ -59,7 +59,7 @@ def on_jax(launch: Launch, inputs: Sequence[Array | None]) -> tuple[Array, ...]:
 
     def host(*arrays: Any) -> tuple[Any, ...]:
         tensors = (torch.from_numpy(np.array(x)) for x in arrays)
-        given = [next(tensors) if here else None for here in present]
+        given = [next(tensors) if exists else None for exists in present]
         typed = tuple((shape, getattr(torch, str(jnp.dtype(d)))) for shape, d in launch.outputs)
         concrete = Launch(launch.kernel, launch.grid, typed, launch.constants, launch.in_place)
         return tuple(y.numpy() for y in on_torch(concrete, given))

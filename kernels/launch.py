@@ -1,12 +1,12 @@
-"""One launch of a kernel: what is run, apart from who runs it.
+"""One launch of a kernel, independent of what runs it.
 
 A kernel's file describes its launches with `Launch` and hands them to a `Run`:
 
 * `kernels.xla_call.Compiled` compiles it into the surrounding `jax.jit` (NVIDIA);
 * `kernels.interpreted.on_torch` interprets it on torch tensors in CPU memory;
-* `kernels.interpreted.on_jax` does so from inside `jax.jit`, for tests of whole programs.
+* `kernels.interpreted.on_jax` does so from inside `jax.jit`, for tests of complete programs.
 
-So every kernel has one launcher. Knows neither jax nor torch.
+So every kernel has one launcher. This file imports neither jax nor torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Array = Any
 
 @dataclass(frozen=True)
 class Launch:
-    """A Triton function with everything but its inputs.
+    """A Triton function with all arguments but its inputs.
 
     The function's parameters are, in this order: inputs, outputs, constants by name.
 
@@ -29,8 +29,8 @@ class Launch:
         grid: number of programs along up to three axes
         outputs: shape and dtype of each output; a dtype is that of an input array, or "float32"
         constants: compile-time constants of the function
-        in_place: number of an input -> number of the output that shares its memory
-        warps: of 32 threads, per program
+        in_place: index of an input -> index of the output that shares its memory
+        warps: warps of a program
     """
 
     kernel: Any

@@ -1,10 +1,10 @@
-"""A projection back to the model's width, and the residual that it is added to.
+"""A projection back to the model's width, added to the residual.
 
     y[b, n] = residual[b, n] + sum_k x[b, k] * W[k, n]
 
 Two launches: partial sums over slices of k [slices, B, D], float32, then their sum in the order of
-the slices, which is the same in every run and every batch. Without a residual the second writes
-float32: that is one device's part, where tensor parallelism adds up the devices' parts.
+the slices, the same in every run and every batch. Without a residual the output is float32: one
+device's term of the all-reduce of tensor parallelism.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from kernels.launch import Array, Launch, Run, ceil_div
-from kernels.product import OWN_TILING, Tiling, blocks, product_tile, split
+from kernels.matmul_tile import OWN_TILING, Tiling, blocks, product_tile, split
 
 #: Columns that one program of the second launch adds up.
 SUM_COLUMNS = 256
@@ -73,11 +73,11 @@ def projection(
     """Residual + x W, in the residual's dtype; float32 without a residual.
 
     Args:
-        run: who runs the launches
+        run: runs the launches
         x_BK: [B, K]
         w: [K, D]; its inputs may be several axes, e.g. [N, H, D]
         residual_BD: [B, D] or None
-        tiling: of the product
+        tiling: tiling of the product
     """
     B, K = x_BK.shape
     D = w.shape[-1]

@@ -1,11 +1,11 @@
 """RMSNorm and the projections to queries, keys and values, as partial sums over slices of k.
 
-    y[b, c] = sum_k x[b, k] * scale[k] * W[k, c]        W = q, k and v side by side
-    result  = y / sqrt(mean(x[b]^2) + eps) + bias       taken by the attention kernel
+    y[b, c] = sum_k x[b, k] * scale[k] * W[k, c]        W = [q k v]
+    result  = y / sqrt(mean(x[b]^2) + eps) + bias       computed by the attention kernel
 
-One launch for the three weights, which stay where they are: a program picks its own by its number.
-Written: partial sums [slices, B, C], C = (N + 2 K) H, and sums of squares [slices, B], float32.
-The attention kernel adds them up in the order of the slices; that is cheaper than a launch.
+One launch reads the three weights without concatenating them: a program's index selects its weight.
+Outputs: partial sums [slices, B, C], C = (N + 2 K) H, and sums of squares [slices, B], float32.
+The attention kernel adds them in the order of the slices, which is cheaper than a launch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from kernels.launch import Array, Launch, Run, ceil_div
-from kernels.product import OWN_TILING, Tiling, blocks, product_tile, split
+from kernels.matmul_tile import OWN_TILING, Tiling, blocks, product_tile, split
 
 
 @triton.jit

@@ -1,9 +1,9 @@
 """What the compiler makes of the kernels: python -m kernels.resources. No GPU needed.
 
-Every kernel is compiled for the GPUs' generations, and its machine code is read: registers, spills,
-shared memory, 16-byte loads, asynchronous copies, tensor-core instructions; and how many programs a
-launch starts, and a core has room for. A spill, a narrow load
-or a missing tensor-core instruction is slow on every device of that generation.
+Compiles every kernel for several GPU generations and reads its machine code: registers, spills,
+shared memory, 16-byte loads, asynchronous copies and tensor-core instructions. Also counts the
+programs of a launch and those resident on an SM. Spills, loads of less than 16 bytes and missing
+tensor-core instructions are slow on every device of that generation.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from kernels.xla_call import CAPABILITIES, compile_launch
 SHARED_LIMIT = {
     80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10
 }  # fmt: skip
-#: Threads and programs that a core has at a time, by compute capability.
+#: Most threads and programs resident on an SM, by compute capability.
 THREADS = {80: 2048, 86: 1536, 89: 1536, 90: 2048, 100: 2048, 120: 1536}
 PROGRAMS_LIMIT = {80: 32, 86: 16, 89: 24, 90: 32, 100: 32, 120: 24}
-#: Registers of a core, handed out to a warp in steps of 256.
+#: Registers of an SM, allocated to a warp in steps of 256.
 REGISTERS = 64 << 10
-#: Shared memory that the system takes for each program [bytes].
+#: Shared memory that the system reserves for each program [bytes].
 RESERVED = 1 << 10
 #: Tensor-core instructions, by generation: Blackwell, Hopper, Ampere.
 _TENSOR_CORE = {"tcgen05": r"\bUTC\w*MMA", "wgmma": r"\bHGMMA", "mma": r"\bHMMA"}
@@ -44,21 +44,21 @@ _TENSOR_CORE = {"tcgen05": r"\bUTC\w*MMA", "wgmma": r"\bHGMMA", "mma": r"\bHMMA"
 
 @dataclass(frozen=True)
 class Usage:
-    """Of one kernel, compiled for one shape and compute capability.
+    """Resources of one kernel, compiled for one shape and compute capability.
 
     Args:
-        kernel: name
-        batch: sequences
-        capability: e.g. 90
-        registers: of a thread
-        spills: bytes of a thread's registers that live in memory
-        shared: memory of a program [bytes]
-        programs: of a launch
-        slots: programs that a core has room for at a time, by memory, registers and threads
-        wide_loads: loads of 16 bytes a thread, asynchronous ones among them
-        loads: all loads from global memory
-        async_copies: instructions that copy to shared memory while the program goes on
-        tensor_core: kind and number of tensor-core instructions, "" where there are none
+        kernel: name of the kernel
+        batch: number of sequences
+        capability: compute capability, e.g. 90
+        registers: registers of a thread
+        spills: registers of a thread spilled to memory [bytes]
+        shared: shared memory of a program [bytes]
+        programs: programs of a launch
+        resident: programs that fit on an SM at a time, by shared memory, registers and threads
+        wide_loads: number of loads of 16 bytes a thread, including asynchronous ones
+        loads: number of all loads from global memory
+        async_copies: number of asynchronous copies to shared memory
+        tensor_core: kind and number of tensor-core instructions; "" if there are none
     """
 
     kernel: str
@@ -68,7 +68,7 @@ class Usage:
     spills: int
     shared: int
     programs: int
-    slots: int
+    resident: int
     wide_loads: int
     loads: int
     async_copies: int
@@ -80,9 +80,9 @@ class Resources:
     """Registers, spills, shared memory and instructions of every kernel, from the compiler alone.
 
     Args:
-        model: a published one, e.g. qwen2.5-32b
-        devices: tensor-parallel split of it
-        batches: numbers of sequences
+        model: published model, e.g. qwen2.5-32b
+        devices: number of tensor-parallel devices that share it
+        batches: batch sizes
         context: longest sequence [tokens]
         capabilities: compute capabilities, e.g. 90 for sm_90
         markdown: print a Markdown table
@@ -96,7 +96,7 @@ class Resources:
     markdown: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be compiled."""
+        """Reject what cannot be compiled."""
         find_model(self.model)
         low, high = BATCHES
         for batch in self.batches:
@@ -199,7 +199,7 @@ def usage(launch: Launch, dtypes: Sequence[str | None], batch: int, capability: 
         spills=stack + local,
         shared=compiled.metadata.shared,
         programs=math.prod(launch.grid),
-        slots=slots(compiled.metadata.shared, registers, launch.warps, capability),
+        resident=resident_programs(compiled.metadata.shared, registers, launch.warps, capability),
         wide_loads=count(r"\bLDG\.E[.\w]*128") + count(r"\bLDGSTS\.E[.\w]*128"),
         loads=count(r"\bLDG\.") + count(r"\bLDGSTS\."),
         async_copies=count(r"\bLDGSTS\.") + count(r"\bUTMALDG"),
@@ -207,14 +207,14 @@ def usage(launch: Launch, dtypes: Sequence[str | None], batch: int, capability: 
     )
 
 
-def slots(shared: int, registers: int, warps: int, capability: int) -> int:
-    """CompiledFunctions that a core has room for at a time (CUDA's occupancy, by arithmetic).
+def resident_programs(shared: int, registers: int, warps: int, capability: int) -> int:
+    """Programs that fit on an SM at a time: CUDA's occupancy, computed.
 
     Args:
-        shared: memory of a program [bytes]
-        registers: of a thread
-        warps: of a program
-        capability: e.g. 90
+        shared: shared memory of a program [bytes]
+        registers: registers of a thread
+        warps: warps of a program
+        capability: compute capability, e.g. 90
     """
     by_memory = (SHARED_LIMIT[capability] + RESERVED) // (shared + RESERVED)
     by_registers = REGISTERS // (warps * 256 * ceil_div(registers, 8))
@@ -236,10 +236,10 @@ def survey(shape: Shape, batches: Sequence[int], context: int, capabilities: Seq
 def table(rows: Sequence[Usage], *, markdown: bool) -> Any:
     """A rich table, or Markdown text."""
     heads = ("kernel", "sm", "batch", "registers", "spills", "shared KiB", "programs",
-             "slots a core", "16-byte loads", "async copies", "tensor core")  # fmt: skip
+             "resident per SM", "16-byte loads", "async copies", "tensor core")  # fmt: skip
     cells = [
         (u.kernel, str(u.capability), str(u.batch), str(u.registers), str(u.spills),
-         f"{u.shared / 1024:.1f}", str(u.programs), str(u.slots),
+         f"{u.shared / 1024:.1f}", str(u.programs), str(u.resident),
          f"{u.wide_loads} of {u.loads}", str(u.async_copies), u.tensor_core or "none") for u in rows
     ]  # fmt: skip
     if markdown:

@@ -1,9 +1,9 @@
-"""Published models' shapes, and what one decoding step of them must move and compute.
+"""Published models' shapes, and the bytes and FLOPs of one decoding step.
 
-Pure arithmetic: no jax, no torch, no Triton. A tensor that must come from or go to memory is
-counted once; partial sums, which a kernel makes for itself, are not. The floor of a kernel is the
-time for its bytes at the memory's speed, or for its products, whichever is longer. Counted by hand
-for Qwen2.5-32B in bfloat16: 63.97 GB of weights a step, 256 KiB of keys and values a token.
+Pure arithmetic: no jax, no torch, no Triton. A tensor that must be read from or written to memory
+is counted once; a kernel's partial sums are not. A kernel's floor is the time to move its bytes at
+the memory's bandwidth or to compute its products, whichever is longer. Counted by hand for
+Qwen2.5-32B in bfloat16: 63.97 GB of weights a step, 256 KiB of keys and values a token.
 
     B sequences   D width     F width of the MLP    N query heads    K key/value heads
     H head        V vocabulary                      L layers
@@ -15,9 +15,9 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 
-#: Tokens of a page of the cache.
+#: Tokens in a page of the cache.
 PAGE = 64
-#: Batch sizes that the kernels are made for: from, to.
+#: Smallest and largest supported batch size.
 BATCHES = (1, 64)
 #: Size of a bfloat16 [bytes].
 BF16 = 2
@@ -25,7 +25,7 @@ BF16 = 2
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a model, or of one device's part of it.
+    """Shape of a model, or of one device's shard of it.
 
     Args:
         layers: L
@@ -35,11 +35,11 @@ class Shape:
         kv_heads: K
         head_dim: H
         vocabulary: V
-        tied: the head is the embedding
-        bias: q, k and v have biases (Qwen2)
-        qk_norm: heads of q and k are normalised (Qwen3)
+        tied: whether the head is the embedding
+        bias: whether q, k and v have biases (Qwen2)
+        qk_norm: whether heads of q and k are normalised (Qwen3)
         theta: base of the rotary embedding
-        eps: of the norms
+        eps: epsilon of the norms
     """
 
     layers: int
@@ -56,7 +56,7 @@ class Shape:
     eps: float = 1e-6
 
     def split(self, devices: int) -> Shape:
-        """One device's part under tensor parallelism; ValueError where it does not divide."""
+        """One device's shard under tensor parallelism; ValueError if it does not divide evenly."""
         parts = {}
         for name in ("heads", "kv_heads", "mlp", "vocabulary"):
             value = getattr(self, name)
@@ -89,13 +89,13 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Work:
-    """What must be moved and computed, at least.
+    """Least bytes to move and FLOPs to compute.
 
     Args:
-        weights: read [bytes]
+        weights: weights read [bytes]
         cache: keys and values read and written [bytes]
-        activations: read and written [bytes]
-        flops: of matrix products, two for a multiplication and an addition
+        activations: activations read and written [bytes]
+        flops: FLOPs of matrix products; a multiply-add is two
     """
 
     weights: int = 0
@@ -105,15 +105,15 @@ class Work:
 
     @property
     def bytes(self) -> int:
-        """All that passes between memory and the chip."""
+        """All bytes moved between memory and the chip."""
         return self.weights + self.cache + self.activations
 
     def times(self, n: int) -> Work:
-        """This n times."""
+        """The work of n repetitions."""
         return Work(*(n * value for value in dataclasses.astuple(self)))
 
     def plus(self, other: Work) -> Work:
-        """This and then the other."""
+        """The sum of both."""
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
         return Work(*(a + b for a, b in pairs))
 
@@ -126,9 +126,9 @@ def kernel_work(shape: Shape, batch: int, context: int) -> dict[str, Work]:
     """One call of each kernel, in bfloat16.
 
     Args:
-        shape: of the model, or of one device's part
-        batch: sequences B
-        context: tokens that each new token attends to, itself among them
+        shape: shape of the model, or of one device's shard
+        batch: number of sequences B
+        context: tokens that each new token attends to, including itself
     """
     D, F, H, V = shape.width, shape.mlp, shape.head_dim, shape.vocabulary
     q, kv = shape.heads * H, shape.kv_heads * H

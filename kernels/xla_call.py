@@ -26,7 +26,7 @@ from triton.runtime.jit import JITFunction
 
 from kernels.launch import Array, Launch
 
-#: [from, below): versions whose private interfaces were tried.
+#: [from, below): versions whose private interfaces were tested.
 KNOWN = {"triton": ((3, 6), (3, 10)), "jax": ((0, 10), (0, 13)), "jaxlib": ((0, 10), (0, 13))}
 #: Generations that kernels are compiled for: Ampere, Ada, Hopper, Blackwell.
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
@@ -49,7 +49,7 @@ _TYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "int32": "i3
 
 
 def check_versions() -> None:
-    """Raise ValueError where an installed version is not among those that were tried."""
+    """Raise ValueError if an installed version is not among those that were tested."""
     for package, (low, high) in KNOWN.items():
         installed = installed_version(package)
         numbers = tuple(int(x) for x in re.findall(r"\d+", installed)[:2])
@@ -57,13 +57,13 @@ def check_versions() -> None:
             wanted = f">={low[0]}.{low[1]},<{high[0]}.{high[1]}"
             raise ValueError(
                 f"{package}={installed}: the Triton kernels need {wanted} (private interfaces were "
-                f"tried with these); pip install '{package}{wanted}', or use the xla implementation"
+                f"tested with it); pip install '{package}{wanted}', or use the xla implementation"
             )
 
 
 @functools.cache
 def installed_version(package: str) -> str:
-    """Looked up once: tracing a model of 64 layers asks some hundred times."""
+    """A package's version; cached, since tracing a large model needs it hundreds of times."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -71,12 +71,12 @@ def installed_version(package: str) -> str:
 
 
 def compute_capability() -> int:
-    """Of the default device, e.g. 90; ValueError where that is no NVIDIA GPU."""
+    """Compute capability of the default device, e.g. 90; ValueError if it is not an NVIDIA GPU."""
     device = jax.devices()[0]
     if device.platform != "gpu" or not hasattr(device, "compute_capability"):
         raise ValueError(
-            f"device={device.platform}: Triton kernels run on NVIDIA GPUs; name "
-            "compute_capability=90 to compile for one that is not here"
+            f"device={device.platform}: Triton kernels run on NVIDIA GPUs; give "
+            "compute_capability=90 to compile ahead of time for one"
         )
     return int(str(device.compute_capability).replace(".", ""))
 
@@ -96,8 +96,8 @@ def compile_launch(launch: Launch, dtypes: Sequence[str | None], capability: int
 
     Args:
         launch: what is compiled
-        dtypes: of inputs, then outputs; None for an input that is absent
-        capability: e.g. 90 for sm_90
+        dtypes: dtypes of inputs, then outputs; None for an input that is absent
+        capability: compute capability, e.g. 90 for sm_90
     """
     if not isinstance(launch.kernel, JITFunction):
         raise RuntimeError(
@@ -143,13 +143,13 @@ class Compiled:
     """Runs launches as part of the surrounding `jax.jit`.
 
     Args:
-        capability: of the GPU that the program is compiled for, e.g. 90
+        capability: compute capability that the program is compiled for, e.g. 90
     """
 
     capability: int
 
     def __call__(self, launch: Launch, inputs: Sequence[Array | None]) -> tuple[Array, ...]:
-        """Outputs of a launch; in-place outputs take over their input's memory under `jit`."""
+        """Outputs of a launch; in-place outputs reuse their input's memory under `jit`."""
         present = [x for x in inputs if x is not None]
         position = {i: sum(x is not None for x in inputs[:i]) for i in launch.in_place}
         results = tuple(jax.ShapeDtypeStruct(s, jnp.dtype(d)) for s, d in launch.outputs)

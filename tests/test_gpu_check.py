@@ -25,8 +25,8 @@ from benchmarks.gpu_summary import read_results, summary
 from benchmarks.random_weights_loop import (
     SPARE,
     RandomWeightsLoop,
-    ask,
     logit_gap,
+    make_thinking,
     required_bytes,
 )
 from jaxs1.config import UserError
@@ -52,9 +52,9 @@ def loop():
 
 
 @pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
+def full_run(tmp_path_factory):
     """Every part on a tiny model."""
-    output = tmp_path_factory.mktemp("whole")
+    output = tmp_path_factory.mktemp("full")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "ROTATED", 30_000)
         patch.setattr(timing, "LEAST_SECONDS", 0)
@@ -72,7 +72,7 @@ def test_without_a_gpu_one_line_says_so(run_module):
         (["--model", "gpt2"], "model=gpt2: must be"),
         (["--parts", "env,speed"], "parts=speed: must be among env, kernels"),
         (["--deadline", "0"], "deadline=0"),
-        (["--batch", "[0]"], r"batch=\[0\]: must name 1 to 64"),
+        (["--batch", "[0]"], r"batch=\[0\]: must be a list of batch sizes from 1 to 64"),
     ):
         with pytest.raises(UserError, match=message):
             main(arguments)
@@ -81,8 +81,8 @@ def test_without_a_gpu_one_line_says_so(run_module):
 # --- what is written ------------------------------------------------------------------------
 
 
-def test_what_runs_passes_and_what_cannot_run_loses_nothing_else(whole_run):
-    output, parts = whole_run
+def test_what_runs_passes_and_what_cannot_run_loses_nothing_else(full_run):
+    output, parts = full_run
     assert {name for name, part in parts.items() if not part["passed"]} == KERNEL_PARTS, {
         name: part.get("error") for name, part in parts.items()
     }
@@ -91,15 +91,15 @@ def test_what_runs_passes_and_what_cannot_run_loses_nothing_else(whole_run):
     assert {"ceiling read", "ceiling copy", "ceiling write", "ceiling matmul"} == set(
         parts["ceilings"]["facts"]
     )
-    written = next(output.glob("cpu/*.json"))
-    assert json.loads(written.read_text())["passed"] is False
-    text = written.with_suffix(".md").read_text()
+    file = next(output.glob("cpu/*.json"))
+    assert json.loads(file.read_text())["passed"] is False
+    text = file.with_suffix(".md").read_text()
     assert "| kernels | NO |" in text and "| slice | yes |" in text
     assert "| batch 2 |" in text and "| training, remat |" in text
 
 
-def test_the_slice(whole_run):
-    facts = whole_run[1]["slice"]["facts"]
+def test_the_slice(full_run):
+    facts = full_run[1]["slice"]["facts"]
     assert facts["slice without graph"]["tokens"] == 4 * 64
     assert facts["slice without graph"]["forced"] >= 16
     assert facts["slice as graph"]["same_as_without_graph"]
@@ -110,21 +110,21 @@ def test_the_slice(whole_run):
         assert facts[f"slice step {name}"]["least_s"] > 0
 
 
-def test_steps_of_the_model(whole_run):
-    facts = whole_run[1]["model"]["facts"]
-    steps = [facts[f"step, batch 1, chunk of {n}"] for n in (10, 20)]
+def test_steps_of_the_model(full_run):
+    facts = full_run[1]["model"]["facts"]
+    steps = [facts[f"step, batch 1, decode_steps {n}"] for n in (10, 20)]
     assert all(r["forced_s"] > 0 and r["unforced_s"] > 0 for r in steps)
     slope = facts["slope, batch 1, forced"]
-    # a chunk is what it costs once, and its steps
+    # a call costs a constant and its steps
     for r in steps:
-        whole = slope["chunk_start_s"] + r["steps"] * slope["step_s"]
-        assert whole == pytest.approx(r["steps"] * r["forced_s"])
-    assert list(whole_run[1]["batches"]["facts"]) == ["model filled, batch 2",
-                                                      "step, batch 2, chunk of 10"]  # fmt: skip
+        total = slope["per_call_s"] + r["steps"] * slope["step_s"]
+        assert total == pytest.approx(r["steps"] * r["forced_s"])
+    assert list(full_run[1]["batches"]["facts"]) == ["model filled, batch 2",
+                                                      "step, batch 2, decode_steps 10"]  # fmt: skip
 
 
-def test_prefill_training_and_generation(whole_run):
-    facts = {k: v for part in whole_run[1].values() for k, v in part["facts"].items()}
+def test_prefill_training_and_generation(full_run):
+    facts = {k: v for part in full_run[1].values() for k, v in part["facts"].items()}
     assert facts["prefill of 20 tokens"]["seconds"] > 0
     steps = [facts[f"training step, remat {remat}"] for remat in ("none", "attention", "full")]
     # the losses before and after the first policy's steps are those of one run
@@ -212,7 +212,7 @@ def test_percentages_of_the_ceiling():
     kernel = {"kernel": "down", "batch": 8, "median": 80e-6, "xla": 100e-6, "bytes": 240e6,
               "flops": 1e9}  # fmt: skip
     facts = {"ceiling read": {"per_second": 4e12}, "ceiling matmul": {"per_second": 8e14},
-             "step, batch 1, chunk of 32": step, "time of down": kernel,
+             "step, batch 1, decode_steps 32": step, "time of down": kernel,
              "cuBLAS": {**kernel, "layout": "inputs first", "median": 90e-6}}  # fmt: skip
     parts = {"model": {"passed": True, "seconds": 2.0, "facts": facts}}
     text = summary({"gpu": "NVIDIA H200", "date": "today"}, parts)
@@ -326,30 +326,30 @@ def test_a_shorter_context_that_fits_is_taken(tmp_path):
 # --- what is wrong is seen ------------------------------------------------------------------
 
 
-def test_forcing_as_asked(loop):
-    written = loop.run("xla", PROMPTS, [ask(), ask(thinking=8)], steps=24)
-    assert not written.forced_NB[:, 0].any()
-    assert written.forced_NB[:, 1].tolist() == [False] * 8 + [True] * 8 + [False] * 8
-    assert written.token_NB[8:16, 1].tolist() == [11, 12, 13, 14, 15, 16, 17, 18]
-    end = int(written.token_NB[4, 0])
-    waiting = ask(thinking=20, waits=1, end=end)
-    again = loop.run("xla", PROMPTS, [waiting, ask()], steps=24)
+def test_forcing_as_requested(loop):
+    output = loop.run("xla", PROMPTS, [make_thinking(), make_thinking(budget=8)], steps=24)
+    assert not output.forced_NB[:, 0].any()
+    assert output.forced_NB[:, 1].tolist() == [False] * 8 + [True] * 8 + [False] * 8
+    assert output.token_NB[8:16, 1].tolist() == [11, 12, 13, 14, 15, 16, 17, 18]
+    end = int(output.token_NB[4, 0])
+    waiting = make_thinking(budget=20, waits=1, end=end)
+    again = loop.run("xla", PROMPTS, [waiting, make_thinking()], steps=24)
     assert (again.kind_NB[:, 0] == TokenKind.WAIT).sum() == 1 and 19 in again.token_NB[:, 0]
     assert logit_gap(loop, PROMPTS, again) <= 1e-3
 
 
 def test_a_wrong_token_is_seen(loop):
-    written = loop.run("xla", PROMPTS, [ask(), ask()], steps=24)
-    assert logit_gap(loop, PROMPTS, written) <= 1e-3
-    wrong = written._replace(token_NB=written.token_NB.copy())
+    output = loop.run("xla", PROMPTS, [make_thinking(), make_thinking()], steps=24)
+    assert logit_gap(loop, PROMPTS, output) <= 1e-3
+    wrong = output._replace(token_NB=output.token_NB.copy())
     wrong.token_NB[11, 1] = (wrong.token_NB[11, 1] + 7) % 512
     assert logit_gap(loop, PROMPTS, wrong) > LARGEST_GAP
 
 
 def test_attention_to_wrong_keys_is_seen(loop):
     loop.cache = jax.tree.map(lambda pages: pages[:, ::-1], loop.cache)
-    written = loop.run("xla", PROMPTS, [ask(), ask()], steps=24)
-    assert logit_gap(loop, PROMPTS, written) > LARGEST_GAP
+    output = loop.run("xla", PROMPTS, [make_thinking(), make_thinking()], steps=24)
+    assert logit_gap(loop, PROMPTS, output) > LARGEST_GAP
 
 
 def test_a_loop_that_is_not_repeatable_fails():
@@ -357,11 +357,11 @@ def test_a_loop_that_is_not_repeatable_fails():
     none = rng.random((64, 4))
 
     class Restless:
-        def call(self, program, slots):
+        def call(self, program, state):
             return ChunkOutput(64, rng.random((64, 4)), none, none)
 
     _, problems = decoding.three_runs(Restless(), None, None)
-    with pytest.raises(RuntimeError, match="three runs wrote different tokens"):
+    with pytest.raises(RuntimeError, match="three runs generated different tokens"):
         raise_if(problems)
 
 

@@ -46,7 +46,7 @@ def tiny_context(output, **changes):
         "odd_batches": (3,),
         "odd_contexts": (65,),
         "context": 100,
-        "chunk_steps": (10, 20),
+        "decode_steps": (10, 20),
         "prompt_tokens": (20,),
         "samples": 1,
         "ceiling_sizes": {"size": 1 << 16, "width": 64, "nodes": 1},

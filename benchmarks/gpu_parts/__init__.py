@@ -1,1 +1,1 @@
-"""The parts of `python -m benchmarks.gpu_check`, one subject a file."""
+"""The parts of `python -m benchmarks.gpu_check`, one subject per file."""

@@ -1,4 +1,4 @@
-"""What the parts share: what is checked, on which device, and where facts go."""
+"""What the parts share: the subject of the check, the device, and the destination of facts."""
 
 from __future__ import annotations
 
@@ -23,32 +23,33 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class CheckContext:
-    """What is checked, and where.
+    """Subject and device of the check.
 
     Args:
-        device: that programs are compiled for; where it is absent, nothing can be run
+        device: device that programs are compiled for; if it is absent, nothing can be run
         run: runs single kernels
-        impl: decode step that is compared with XLA's
-        attention: training attention that is compared with XLA's
-        dtype: of weights and cache
-        architecture: of the model that is timed
-        shape: of its kernels
-        odd_shape: of a model whose kernels are checked at odd batches and contexts
+        impl: implementation of the decode step to compare with XLA's
+        attention: training attention to compare with XLA's
+        dtype: dtype of weights and cache
+        architecture: architecture of the timed model
+        shape: shape of the timed kernels
+        odd_shape: shape of a model whose kernels are checked at odd batches and contexts
         slice_layers: layers of the slices of the model
         train_layers: layers of the training step
         train_tokens: tokens of the training step, and of its comparison with XLA's attention
-        batches: numbers of sequences, the first of them for the model's step and the kernels
-        odd_batches: likewise of the kernels at odd shapes
+        batches: batch sizes; the first is used for the model's step and the kernels
+        odd_batches: batch sizes of the kernels at odd shapes
+        odd_contexts: contexts of the kernels at odd shapes
         context: tokens that a new token attends to, in timed steps
-        chunk_steps: two lengths of the model's chunk [steps]
-        prompt_tokens: of the timed prefills
-        samples: of each timing
+        decode_steps: two numbers of decode steps per call
+        prompt_tokens: lengths of the timed prefills
+        samples: number of samples of each timing
         generate_config: config.json of the model that generates
-        ceiling_sizes: see `timing.ceiling_work`
-        facts: takes what is found
+        ceiling_sizes: sizes of `timing.ceiling_work`
+        facts: destination of the results
         deadline: seconds since the run began, after which no part begins
-        free_bytes: of the device's memory
-        tracing: in which training steps are traced
+        free_bytes: free bytes of the device's memory
+        tracing: context in which training steps are traced
     """
 
     device: jax.Device
@@ -70,7 +71,7 @@ class CheckContext:
     odd_batches: tuple[int, ...] = (3, 17, 64)
     odd_contexts: tuple[int, ...] = (65, 4097)
     context: int = 4096
-    chunk_steps: tuple[int, int] = (32, 128)
+    decode_steps: tuple[int, int] = (32, 128)
     prompt_tokens: tuple[int, ...] = (512, 2048)
     samples: int = 9
     ceiling_sizes: dict[str, int] = field(default_factory=dict)
@@ -78,7 +79,7 @@ class CheckContext:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether it is a GPU, here or not."""
+        """Whether the device is a GPU, present or not."""
         return self.device.platform == "gpu"
 
     @property
@@ -90,12 +91,12 @@ class CheckContext:
 
     @property
     def without_graph(self) -> dict[str, Any] | None:
-        """XLA options of a program that is no CUDA graph."""
+        """XLA options of a program without CUDA graphs."""
         return NO_GRAPH_OPTIONS if self.on_gpu else None
 
     @property
     def loads_in_graphs(self) -> bool:
-        """Whether a kernel may be loaded while a graph is captured: as the probe found."""
+        """Whether a kernel may be loaded while a graph is captured, according to the probe."""
         return not self.on_gpu or bool(self.facts.found("kernel loaded in a graph").get("passed"))
 
     def slice_of(self, layers: int) -> Architecture:
@@ -112,13 +113,13 @@ class Part:
     """A subject of the check.
 
     Args:
-        name: on the command line
-        seconds: estimate on an H100
-        needs: what it needs, in words
-        run: does it; raises where something is wrong, after all facts are recorded
-        programs: what it compiles; the small ones of single operations are left out
+        name: name on the command line
+        seconds: estimated time on an H100
+        needs: human-readable requirements
+        run: runs the part; raises if something is wrong, after all facts are recorded
+        programs: programs that it compiles, except small ones of single operations
         essential: whether it belongs to the first five minutes
-        host_only: what no dry run shows, in words
+        host_only: human-readable: what a dry run does not cover
     """
 
     name: str
@@ -131,6 +132,6 @@ class Part:
 
 
 def raise_if(problems: list[str]) -> None:
-    """End a part whose facts are recorded, with all that is wrong."""
+    """Fail a part whose facts are recorded, listing all problems."""
     if problems:
         raise RuntimeError("; ".join(problems))

@@ -18,7 +18,7 @@ from kernels.benchmarking.timing import Check, check_of, correctness
 from kernels.projection import projection
 from kernels.shapes import Shape
 
-#: Width of the probe's matrix: that of no other kernel of the check, so it is not loaded yet.
+#: Width of the probe's matrix: unlike any other kernel's in the check, so it is not loaded yet.
 PROBE_WIDTH = 192
 
 
@@ -47,7 +47,7 @@ def shapes_programs(ctx: CheckContext) -> Iterator[Program]:
 def probe(ctx: CheckContext) -> None:
     """Whether a kernel may be loaded while a CUDA graph is captured: jaxlib loads at first use.
 
-    Where it may not, the other parts run every kernel outside of a graph first.
+    If it may not, the other parts run every kernel outside of a graph first.
     """
     (program,) = probe_programs(ctx)
     x, w, y = (jnp.full(a.shape, value, a.dtype, device=a.sharding)
@@ -98,7 +98,7 @@ def _compare(ctx: CheckContext, checks: dict[tuple[str, int, int], Check]) -> No
         where = {"kernel": name, "batch": batch, "context": context}
         try:
             error, same = correctness(check)
-        except Exception as failure:  # the other kernels are checked all the same
+        except Exception as failure:  # the other kernels are still checked
             ctx.facts.add(f"kernel {check.case.label}", **where, error=one_line(failure)[:300])
             problems.append(f"{name} at batch {batch}: {one_line(failure)[:100]}")
             continue

@@ -1,8 +1,8 @@
-"""Part cublas: the same products and memory ceilings through torch, in a process of its own.
+"""Part cublas: the same products and memory ceilings through torch, in a separate process.
 
-JAX has taken most of the GPU's memory by then. The child lives in what is left (5 %, 4 GB on an
-80 GB card; it needs about 2.5): so it may run at any place in the order, and JAX need not give up
-its pool, which it could not get back in one piece. JAX is idle meanwhile.
+JAX has allocated most of the GPU's memory by then. The child fits into the rest (5 %, 4 GB on an
+80 GB card; it needs about 2.5), so it may run at any point in the order, and JAX keeps its pool,
+which it could not get back in one piece. JAX is idle meanwhile.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROUNDS, SAMPLES = 8, 9
 
 
 def cublas(ctx: Any) -> None:
-    """Run the child; each of its facts is kept as it comes."""
+    """Run the child; record each of its facts as it arrives."""
     from benchmarks.gpu_parts.context import ROOT
     from kernels.benchmarking.timing import ROTATED
 
@@ -49,7 +49,7 @@ def cublas(ctx: Any) -> None:
 
 
 def cublas_programs(_: Any) -> Iterator[Any]:
-    """None of ours: torch calls cuBLAS."""
+    """No JAX programs: torch calls cuBLAS."""
     return iter(())
 
 
@@ -69,15 +69,15 @@ def products(shape: Any) -> dict[str, tuple[int, int]]:
 
 
 def child(settings: dict[str, Any]) -> None:
-    """Print facts, one JSON object a line."""
+    """Print facts, one JSON object per line."""
     import torch
 
     device = settings["device"]
     if device == "cuda" and not torch.cuda.is_available():
-        _say(error=f"torch {torch.__version__} finds no CUDA device")
+        _print(error=f"torch {torch.__version__} finds no CUDA device")
         return
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else None
-    _say(fact="torch", version=torch.__version__, free_bytes=free)
+    _print(fact="torch", version=torch.__version__, free_bytes=free)
     _time_memory(settings["copied"], device)
     for name, (k, n) in settings["products"].items():
         for layout in ("outputs first", "inputs first"):
@@ -90,8 +90,8 @@ def _time_memory(num_bytes: int, device: str) -> None:
     x = torch.randint(0, 1 << 30, (num_bytes // 4,), dtype=torch.int32, device=device)
     target = torch.empty_like(x)
     seconds = _timed(lambda: target.copy_(x), device)
-    _say(fact="torch copy", per_second=2 * num_bytes / seconds)
-    _say(fact="torch read", per_second=num_bytes / _timed(lambda: x.sum(), device))
+    _print(fact="torch copy", per_second=2 * num_bytes / seconds)
+    _print(fact="torch read", per_second=num_bytes / _timed(lambda: x.sum(), device))
 
 
 def _time_product(name: str, layout: str, k: int, n: int, settings: dict[str, Any]) -> None:
@@ -107,7 +107,7 @@ def _time_product(name: str, layout: str, k: int, n: int, settings: dict[str, An
     for batch in settings["batches"]:
         x = torch.randn((batch, k), device=device, dtype=dtype)
         seconds = _timed(lambda x=x: [x @ w for w in weights], device) / copies
-        _say(fact=f"cuBLAS {name}, batch {batch}, {layout}", kernel=name, batch=batch,
+        _print(fact=f"cuBLAS {name}, batch {batch}, {layout}", kernel=name, batch=batch,
              layout=layout, median=seconds, bytes=2 * k * n)  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def _timed(call: Callable[[], Any], device: str) -> float:
     return sorted(found)[len(found) // 2]
 
 
-def _say(**figures: Any) -> None:
+def _print(**figures: Any) -> None:
     print(json.dumps(figures), flush=True)
 
 

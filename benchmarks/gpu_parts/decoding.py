@@ -13,22 +13,22 @@ from benchmarks.gpu_parts.context import CheckContext, raise_if
 from benchmarks.gpu_parts.environment import memory
 from benchmarks.random_weights_loop import (
     RandomWeightsLoop,
-    ask,
     logit_gap,
     logit_gap_program,
+    make_thinking,
     required_bytes,
 )
 from kernels.benchmarking.program import Program
 from kernels.shapes import layer_work, step_work
 
-#: A token that Triton chose may be so much less likely than XLA's likeliest, in standard deviations
-#: of the logits. Rounding in bfloat16 gave 0.01 on a CPU; a token at random is about 4 away.
+#: Largest accepted gap between XLA's highest logit and that of Triton's token, in standard
+#: deviations of the logits. bfloat16 rounding gave 0.01 on a CPU; a random token is about 4 away.
 LARGEST_GAP = 0.25
-#: Prompts of the slice [tokens]: a page is 64.
+#: Prompt lengths of the slice [tokens]: a page is 64.
 PROMPT_LENGTHS = (1, 63, 64, 130)
-#: Steps of its chunk.
+#: Decode steps of the slice.
 SLICE_STEPS = 64
-#: Runs of a prefill that follow one another, so that the host is ahead of the device.
+#: Prefills in sequence, to let the host run ahead of the device.
 PREFILLS = 4
 
 
@@ -36,64 +36,67 @@ PREFILLS = 4
 
 
 def slice_programs(ctx: CheckContext) -> Iterator[Program]:
-    """Weights, prefill, the chunk in three forms, and XLA's logits of what it wrote."""
+    """Weights, prefill, decode steps in three forms, and XLA's logits of their output."""
     loop, rows = _slice_loop(ctx), len(PROMPT_LENGTHS)
     yield from loop.draw_programs()
     yield loop.prefill_program(rows, max(PROMPT_LENGTHS))
-    yield loop.chunk_program(ctx.impl, SLICE_STEPS, ctx.without_graph)
-    yield loop.chunk_program(ctx.impl, SLICE_STEPS)
-    yield loop.chunk_program("xla", SLICE_STEPS)
+    yield loop.decode_program(ctx.impl, SLICE_STEPS, ctx.without_graph)
+    yield loop.decode_program(ctx.impl, SLICE_STEPS)
+    yield loop.decode_program("xla", SLICE_STEPS)
     yield logit_gap_program(loop, rows, max(PROMPT_LENGTHS) + SLICE_STEPS, SLICE_STEPS)
 
 
 def slice_(ctx: CheckContext) -> None:
     """A few layers, with forcing and Waits: without graph = as graph = XLA, and the times of all.
 
-    Without a graph first, so that no kernel is loaded while a graph is captured.
+    Runs without a graph first, to load no kernel while a graph is captured.
     """
     add, problems = ctx.facts.add, []
     loop = _slice_loop(ctx).fill()
     prompts = slice_prompts()
     loop.prefill(prompts)
-    plain, took = loop.chunk_program(ctx.impl, SLICE_STEPS, ctx.without_graph).compile_timed()
-    free = loop.call(plain, loop.place(prompts, [ask()] * len(prompts)))
-    # what ends a thinking is what the model says there
+    plain, took = loop.decode_program(ctx.impl, SLICE_STEPS, ctx.without_graph).compile_timed()
+    free = loop.call(plain, loop.insert(prompts, [make_thinking()] * len(prompts)))
+    # the token that ends thinking is one that the model generates
     ends = [int(ids[20]) for ids in free.token_NB.T]
-    waits = [ask(thinking=48, waits=2, end=ends[2]), ask(thinking=40, waits=1, end=ends[3])]
-    slots = loop.place(prompts, [ask(), ask(thinking=24), *waits])
-    written = loop.call(plain, slots)
-    forced = int(written.forced_NB.sum())
-    add("slice without graph", **took, tokens=int(written.token_NB.size), forced=forced)
+    waits = [
+        make_thinking(budget=48, waits=2, end=ends[2]),
+        make_thinking(budget=40, waits=1, end=ends[3]),
+    ]
+    state = loop.insert(prompts, [make_thinking(), make_thinking(budget=24), *waits])
+    output = loop.call(plain, state)
+    forced = int(output.forced_NB.sum())
+    add("slice without graph", **took, tokens=int(output.token_NB.size), forced=forced)
     problems += [] if forced else ["nothing was forced"]
 
     start = time.perf_counter()
-    graph, launches = loop.compile_chunk(ctx.impl, SLICE_STEPS)
+    graph, launches = loop.compile_decode(ctx.impl, SLICE_STEPS)
     compiled = time.perf_counter() - start
-    runs, different = three_runs(loop, graph, slots)
-    same = bool((runs[0] == written.token_NB).all())
+    runs, different = three_runs(loop, graph, state)
+    same = bool((runs[0] == output.token_NB).all())
     add("slice as graph", compile_s=compiled, launches=launches, same_as_without_graph=same,
         three_runs_equal=not different)  # fmt: skip
     problems += different + ([] if same else ["tokens with and without a graph differ"])
     if ctx.on_gpu and launches and ("kWhile" in launches or "kCommandBuffer" not in launches):
         problems.append(f"the loop is no CUDA graph: {launches}")
 
-    gap = logit_gap(loop, prompts, written)
+    gap = logit_gap(loop, prompts, output)
     add("slice against XLA's logits", largest_gap=gap, passed=gap <= LARGEST_GAP)
     problems += [] if gap <= LARGEST_GAP else [f"logit gap {gap:.3f} above {LARGEST_GAP}"]
-    xla, took = loop.chunk_program("xla", SLICE_STEPS).compile_timed()
-    theirs = loop.call(xla, slots)
-    add("slice on XLA", **took, equal_tokens=float((theirs.token_NB == written.token_NB).mean()))
+    xla, took = loop.decode_program("xla", SLICE_STEPS).compile_timed()
+    of_xla = loop.call(xla, state)
+    add("slice on XLA", **took, equal_tokens=float((of_xla.token_NB == output.token_NB).mean()))
     programs = {"as graph": graph, "without graph": plain, "XLA": xla}
-    for name, seconds in _take_turns(ctx, loop, programs, slots).items():
+    for name, seconds in _take_turns(ctx, loop, programs, state).items():
         add(f"slice step {name}", batch=len(prompts), layers=ctx.slice_layers, **seconds)
     raise_if(problems)
 
 
-def three_runs(loop: Any, program: Any, slots: Any) -> tuple[list[np.ndarray], list[str]]:
-    """Tokens of three runs of a chunk, and what is wrong with them."""
-    runs = [loop.call(program, slots).token_NB for _ in range(3)]
+def three_runs(loop: Any, program: Any, state: Any) -> tuple[list[np.ndarray], list[str]]:
+    """Tokens of three runs of the same steps, and a message if they differ."""
+    runs = [loop.call(program, state).token_NB for _ in range(3)]
     same = all((run == runs[0]).all() for run in runs)
-    return runs, [] if same else ["three runs wrote different tokens"]
+    return runs, [] if same else ["three runs generated different tokens"]
 
 
 def slice_prompts() -> list[list[int]]:
@@ -107,13 +110,13 @@ def _slice_loop(ctx: CheckContext) -> RandomWeightsLoop:
     return RandomWeightsLoop(a, ctx.device, ctx.dtype, rows=rows, context=256)
 
 
-def _take_turns(ctx: CheckContext, loop: RandomWeightsLoop, programs: Any, slots: Any) -> Any:
-    """Seconds of a step in each program: median and least of chunks that take turns."""
+def _take_turns(ctx: CheckContext, loop: RandomWeightsLoop, programs: Any, state: Any) -> Any:
+    """Seconds of a step in each program, median and least; programs take turns."""
     taken: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(ctx.samples + 1):
         for name, program in programs.items():
             start = time.perf_counter()
-            count = loop.call(program, slots).count
+            count = loop.call(program, state).count
             taken[name].append((time.perf_counter() - start) / int(count))
     # the first warms up
     return {name: {"median_s": float(np.median(v[1:])), "least_s": min(v[1:])}
@@ -124,33 +127,33 @@ def _take_turns(ctx: CheckContext, loop: RandomWeightsLoop, programs: Any, slots
 
 
 def model_programs(ctx: CheckContext) -> Iterator[Program]:
-    """The whole model's weights and chunks at the smallest batch."""
-    yield from _step_programs(ctx, ctx.batches[0], ctx.context, ctx.chunk_steps)
+    """The complete model's weights and decode steps at the smallest batch."""
+    yield from _step_programs(ctx, ctx.batches[0], ctx.context, ctx.decode_steps)
 
 
 def model(ctx: CheckContext) -> None:
-    """A step of the whole model, forced and unforced, in chunks of two lengths.
+    """A step of the complete model, forced and unforced, in calls of two numbers of steps.
 
-    The slope over their steps is a step without what a chunk costs once.
+    The slope over the number of steps is the time of a step without the cost of a call.
     """
-    batch, (low, high) = ctx.batches[0], ctx.chunk_steps
-    medians = time_steps(ctx, batch, ctx.context, ctx.chunk_steps)
+    batch, (low, high) = ctx.batches[0], ctx.decode_steps
+    medians = time_steps(ctx, batch, ctx.context, ctx.decode_steps)
     for name in medians[low]:
         slope = (medians[high][name] * high - medians[low][name] * low) / (high - low)
         once = low * (medians[low][name] - slope)
-        ctx.facts.add(f"slope, batch {batch}, {name}", step_s=slope, chunk_start_s=once)
+        ctx.facts.add(f"slope, batch {batch}, {name}", step_s=slope, per_call_s=once)
 
 
 def batches_programs(ctx: CheckContext) -> Iterator[Program]:
-    """The whole model's weights and chunk at the larger batches that fit."""
+    """The complete model's weights and decode steps at the larger batches that fit."""
     for batch in ctx.batches[1:]:
         context = fitting_context(ctx, batch)
         if context:
-            yield from _step_programs(ctx, batch, context, ctx.chunk_steps[:1])
+            yield from _step_programs(ctx, batch, context, ctx.decode_steps[:1])
 
 
 def batches(ctx: CheckContext) -> None:
-    """Steps of the whole model at larger batches, at the longest context that fits."""
+    """Steps of the complete model at larger batches, at the longest context that fits."""
     problems = []
     for batch in ctx.batches[1:]:
         context = fitting_context(ctx, batch)
@@ -165,13 +168,13 @@ def batches(ctx: CheckContext) -> None:
         elif ctx.is_late():
             ctx.facts.add(f"batch {batch} skipped", deadline_s=ctx.deadline)
         else:
-            time_steps(ctx, batch, context, ctx.chunk_steps[:1])
+            time_steps(ctx, batch, context, ctx.decode_steps[:1])
     raise_if(problems)
 
 
 def fitting_context(ctx: CheckContext, batch: int) -> int:
-    """The timed context, halved until it fits; 0 where not even a page does."""
-    context, steps = ctx.context, max(ctx.chunk_steps)
+    """The timed context, halved until it fits; 0 if not even a page fits."""
+    context, steps = ctx.context, max(ctx.decode_steps)
     while context >= 64:
         need = required_bytes(ctx.architecture, ctx.dtype, rows=batch, context=context + steps)
         if need <= ctx.free_bytes():
@@ -181,10 +184,10 @@ def fitting_context(ctx: CheckContext, batch: int) -> int:
 
 
 def time_steps(
-    ctx: CheckContext, batch: int, context: int, chunk_steps: Sequence[int]
+    ctx: CheckContext, batch: int, context: int, decode_steps: Sequence[int]
 ) -> dict[int, dict[str, float]]:
-    """Median seconds of a step by chunk length, forced and unforced; chunks take turns."""
-    loop = _model_loop(ctx, batch, context, chunk_steps)
+    """Median seconds of a step by steps per call, forced and unforced, taking turns."""
+    loop = _model_loop(ctx, batch, context, decode_steps)
     start = time.perf_counter()
     loop.fill()
     ctx.facts.add(f"model filled, batch {batch}", seconds=time.perf_counter() - start,
@@ -192,26 +195,28 @@ def time_steps(
                       ctx.architecture, ctx.dtype, rows=batch, context=loop.context),
                   **memory(ctx.device))  # fmt: skip
     prompts = [[1] * context] * batch
-    scripts = {"unforced": [ask()] * batch, "forced": [ask(thinking=8)] * batch}
-    slots = {name: loop.place(prompts, asked) for name, asked in scripts.items()}
+    thinking = {"unforced": [make_thinking()] * batch, "forced": [make_thinking(budget=8)] * batch}
+    states = {name: loop.insert(prompts, each) for name, each in thinking.items()}
     if not ctx.loads_in_graphs:
-        _load_kernels(ctx, batch, context, chunk_steps)
+        _load_kernels(ctx, batch, context, decode_steps)
     medians = {}
-    for steps in chunk_steps:
-        program, took = loop.chunk_program(ctx.impl, steps).compile_timed()
-        taken: dict[str, list[float]] = {name: [] for name in slots}
+    for steps in decode_steps:
+        program, took = loop.decode_program(ctx.impl, steps).compile_timed()
+        taken: dict[str, list[float]] = {name: [] for name in states}
         # the first two of each warm up
         for _ in range(2 + (ctx.samples + 1) // 2):
-            for name, begun in slots.items():
+            for name, state in states.items():
                 start = time.perf_counter()
-                written = loop.call(program, begun)
+                output = loop.call(program, state)
                 taken[name].append((time.perf_counter() - start) / steps)
-                if written.count != steps or written.forced_NB.any() != (name == "forced"):
-                    raise RuntimeError(f"a chunk of {written.count} steps, {name}: not as asked")
+                if output.count != steps or output.forced_NB.any() != (name == "forced"):
+                    raise RuntimeError(
+                        f"{name}: {output.count} steps instead of {steps}, or wrong forcing"
+                    )
         medians[steps] = {name: float(np.median(values[2:])) for name, values in taken.items()}
-        # the context in the middle of the chunk
+        # the average context of the steps
         work = step_work(ctx.shape, batch, context + steps // 2)
-        ctx.facts.add(f"step, batch {batch}, chunk of {steps}", batch=batch, context=context,
+        ctx.facts.add(f"step, batch {batch}, decode_steps {steps}", batch=batch, context=context,
                       steps=steps, bytes=work.bytes, **took, first_s=taken["unforced"][0] * steps,
                       **{f"{name}_s": value for name, value in medians[steps].items()},
                       **memory(ctx.device))  # fmt: skip
@@ -219,27 +224,27 @@ def time_steps(
 
 
 def _step_programs(
-    ctx: CheckContext, batch: int, context: int, chunk_steps: Sequence[int]
+    ctx: CheckContext, batch: int, context: int, decode_steps: Sequence[int]
 ) -> Iterator[Program]:
-    loop = _model_loop(ctx, batch, context, chunk_steps)
+    loop = _model_loop(ctx, batch, context, decode_steps)
     yield from loop.draw_programs()
-    for steps in chunk_steps:
-        yield loop.chunk_program(ctx.impl, steps)
+    for steps in decode_steps:
+        yield loop.decode_program(ctx.impl, steps)
 
 
 def _model_loop(
-    ctx: CheckContext, batch: int, context: int, chunk_steps: Sequence[int]
+    ctx: CheckContext, batch: int, context: int, decode_steps: Sequence[int]
 ) -> RandomWeightsLoop:
-    held = context + max(chunk_steps)
+    held = context + max(decode_steps)
     return RandomWeightsLoop(ctx.architecture, ctx.device, ctx.dtype, rows=batch, context=held)
 
 
-def _load_kernels(ctx: CheckContext, batch: int, context: int, chunk_steps: Sequence[int]) -> None:
-    """Load the model's kernels outside of a graph, by one layer of it; all layers have the same."""
-    held = context + max(chunk_steps)
+def _load_kernels(ctx: CheckContext, batch: int, context: int, decode_steps: Sequence[int]) -> None:
+    """Load the model's kernels outside of a graph, with one layer; all layers use the same."""
+    held = context + max(decode_steps)
     one = RandomWeightsLoop(ctx.slice_of(1), ctx.device, ctx.dtype, rows=batch, context=held).fill()
-    program = one.chunk_program(ctx.impl, 2, ctx.without_graph).compile()
-    one.call(program, one.place([[1] * context] * batch, [ask()] * batch))
+    program = one.decode_program(ctx.impl, 2, ctx.without_graph).compile()
+    one.call(program, one.insert([[1] * context] * batch, [make_thinking()] * batch))
     ctx.facts.add(f"kernels loaded outside of a graph, batch {batch}")
 
 

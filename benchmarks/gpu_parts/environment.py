@@ -23,7 +23,7 @@ from kernels.benchmarking.program import Program, shapes_on
 
 PACKAGES = ("jax", "jaxlib", "triton", "torch", "flax", "optax", "numpy", "transformers")
 CLOCKS = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
-#: The commit that is checked, where there is no .git to ask.
+#: Environment variable with the commit, for a folder without .git.
 COMMIT_VARIABLE = "JAXS1_COMMIT"
 
 
@@ -41,7 +41,7 @@ def find_ptxas() -> None:
 
 
 def device_header(device: jax.Device, **settings: Any) -> Figures:
-    """What was run where."""
+    """Hardware, software and settings of a run."""
     stats = device.memory_stats() or {}
     return {
         "gpu": device.device_kind,
@@ -59,7 +59,7 @@ def device_header(device: jax.Device, **settings: Any) -> Figures:
 
 
 def commit() -> str:
-    """Of the checkout, with + where files differ from it; else from the environment."""
+    """Commit of the checkout, with + if files differ from it; else from the environment."""
     head = _last_line("git", "-C", str(ROOT), "rev-parse", "HEAD")
     if head == "unknown":
         return os.environ.get(COMMIT_VARIABLE, "unknown")
@@ -68,19 +68,19 @@ def commit() -> str:
 
 
 def clocks() -> str:
-    """Of cores and memory, power and temperature, now."""
+    """Current clocks of cores and memory, power and temperature."""
     return _nvidia_smi(CLOCKS)
 
 
 def memory(device: jax.Device) -> Figures:
-    """Bytes in use, and the most so far; None where the device does not say."""
+    """Bytes in use and their peak; None if the device does not report them."""
     stats = device.memory_stats() or {}
     names = {"in_use_bytes": "bytes_in_use", "peak_bytes": "peak_bytes_in_use"}
     return {name: stats.get(key) for name, key in names.items()}
 
 
 def env_programs(ctx: CheckContext) -> Iterator[Program]:
-    """The smallest program: does this device compute at all."""
+    """The smallest program: whether this device computes at all."""
     x = shapes_on(ctx.device, jax.ShapeDtypeStruct((64, 64), jnp.float32))
     yield Program("smallest", jax.jit(lambda x: (x @ x).sum()), (x,))
 
@@ -110,7 +110,7 @@ def _nvidia_smi(query: str) -> str:
 
 
 def _last_line(*command: str, otherwise: str = "unknown") -> str:
-    """Of what a command prints; `otherwise` where it cannot be run or prints nothing."""
+    """Last line that a command prints; `otherwise` if it cannot be run or prints nothing."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""Facts on disk as soon as they are found: a killed run keeps all that it has found so far."""
+"""Facts are on disk as soon as they are found: a killed run loses none."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Facts:
     or a fact.
 
     Args:
-        output: folder; a file that is there already is continued
-        header: what is run, where; see `environment.device_header`
+        output: folder; an existing file is continued
+        header: hardware, software and settings; see `environment.device_header`
         clock: seconds since the run began
     """
 
@@ -34,22 +34,22 @@ class Facts:
         self._write(kind="header", **header)
 
     def begin(self, part: str) -> None:
-        """What follows belongs to this part."""
+        """Start a part, which the following facts belong to."""
         self.part = part
         self._write(kind="begin", part=part)
 
     def add(self, fact: str, **figures: Any) -> None:
-        """Keep a fact: numbers, texts, and lists of them."""
+        """Record a fact: numbers, texts, and lists of them."""
         self._found[fact] = figures
         self._write(kind="fact", part=self.part, fact=fact, **figures)
 
     def end(self, part: str, **figures: Any) -> None:
-        """How a part ended; the summary is written anew."""
+        """Record how a part ended, and rewrite the summary."""
         self._write(kind="end", part=part, **figures)
         self.summarise()
 
     def found(self, fact: str) -> Figures:
-        """A fact of this run; empty where there is none."""
+        """A fact of this run; empty if there is none."""
         return self._found.get(fact, {})
 
     def summarise(self) -> tuple[Path, bool]:
@@ -66,13 +66,13 @@ class Facts:
 
 
 def process_clock() -> Callable[[], float]:
-    """Seconds since this process began: importing JAX takes some of the time that is rented."""
+    """Clock since this process began: importing JAX counts as well."""
     begin = time.perf_counter() - _age()
     return lambda: time.perf_counter() - begin
 
 
 def _age() -> float:
-    """Of the process [s], from Linux; 0 where it does not say, or nothing that can be true."""
+    """Age of the process [s], from Linux; 0 if unknown or implausible."""
     try:
         ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
@@ -82,5 +82,5 @@ def _age() -> float:
 
 
 def _plain(value: Any) -> Any:
-    """Numpy's numbers as Python's."""
+    """NumPy numbers as Python numbers."""
     return value.item() if hasattr(value, "item") else str(value)

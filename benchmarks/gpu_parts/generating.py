@@ -1,4 +1,4 @@
-"""Part generate: `jaxs1.generate` end to end on a folder that is made here, with random weights."""
+"""Part generate: `jaxs1.generate` end to end on a generated folder with random weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.gpu_parts.environment import memory
 from kernels.benchmarking.program import Program
 
 PROMPTS = 8
-#: Of every completion [tokens].
+#: Limits of every completion [tokens].
 THINKING, ANSWER = 256, 32
 
 
@@ -35,7 +35,7 @@ def generate(ctx: CheckContext) -> None:
 
 
 def generate_programs(_: CheckContext) -> Iterator[Program]:
-    """Those of the engine depend on the tokenizer that is made: none is compiled beforehand."""
+    """None: the engine's programs depend on the generated tokenizer."""
     return iter(())
 
 
@@ -70,7 +70,7 @@ def _questions() -> list[str]:
 
 
 def _run_command(ctx: CheckContext, folder: Path) -> list[str]:
-    """Run `python -m jaxs1.generate` in this process, which has the memory; what is wrong."""
+    """Run `python -m jaxs1.generate` in this process, which owns the memory; returns problems."""
     from jaxs1 import generate as command
 
     prompts, output = folder / "prompts.jsonl", folder / "completions.jsonl"
@@ -100,7 +100,7 @@ def _run_command(ctx: CheckContext, folder: Path) -> list[str]:
 
 
 def _time_engine(ctx: CheckContext, model: Path) -> None:
-    """Requests run twice; of the second, nothing is compiled."""
+    """Run the requests twice; the second run compiles nothing."""
     from jaxs1.decoding.loading import EngineConfig, load_engine
     from jaxs1.decoding.params import Request, ThinkingParams
     from jaxs1.decoding.prompt import prompt_ids

@@ -1,4 +1,4 @@
-"""The parts in order of importance, and what runs or only compiles them."""
+"""The parts in order of importance; runs them, or only compiles their programs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from benchmarks.gpu_parts.context import CheckContext, Part
 from jaxs1.config import UserError, one_line
 from kernels.benchmarking.program import Program
 
-#: Estimates are of one H100 with compilation, the first with the start of the process.
+#: Estimates for one H100, including compilation; the first includes the start of the process.
 PARTS: tuple[Part, ...] = (
     Part("env", 20, "a GPU", environment.env, environment.env_programs, essential=True),
     Part("kernels", 30, "6.2 GB for the head in float64", correctness.kernels,
@@ -43,15 +43,15 @@ PARTS: tuple[Part, ...] = (
     Part("prefill", 20, "8 layers: 12 GB", decoding.prefill, decoding.prefill_programs),
     Part("generate", 50, "transformers; 1 GB of disk", generating.generate,
          generating.generate_programs, host_only="the engine's programs, and the folder"),
-    Part("cublas", 25, "torch with CUDA; 2.5 GB beside JAX's pool", cublas.cublas,
-         cublas.cublas_programs, host_only="all of it: it is torch's"),
+    Part("cublas", 25, "torch with CUDA; 2.5 GB outside JAX's pool", cublas.cublas,
+         cublas.cublas_programs, host_only="everything, since it runs in torch"),
     Part("shapes", 25, "6.2 GB for the head in float64", correctness.shapes,
          correctness.shapes_programs),
 )  # fmt: skip
 
 
 def choose(text: str, parts: Sequence[Part] = PARTS) -> list[Part]:
-    """Parts by their names, with commas between them, in the order of importance; all for "".
+    """Parts by their comma-separated names, in the order of importance; all for "".
 
     Raises:
         UserError: no such part.
@@ -65,24 +65,26 @@ def choose(text: str, parts: Sequence[Part] = PARTS) -> list[Part]:
 
 
 def estimates(parts: Iterable[Part], deadline: float) -> str:
-    """A table of what the parts are estimated to take."""
+    """A table of the parts' estimated times."""
     lines, total = [], 0
     for part in parts:
         total += part.seconds
         mark = "essential" if part.essential else ""
         lines.append(f"{part.name:10}{part.seconds:5} s{total:6} s   {mark:11}needs {part.needs}")
-    lines.append(f"estimated: {total} s in all; no part begins that would end after {deadline:g} s")
+    lines.append(
+        f"estimated: {total} s in total; parts that would end after {deadline:g} s are skipped"
+    )
     return "\n".join(lines)
 
 
 def run_parts(ctx: CheckContext, parts: Sequence[Part]) -> bool:
-    """Run parts one after another; a failure loses nothing. Whether all passed."""
+    """Run parts one after another, whether or not earlier ones fail; returns whether all passed."""
     passed = True
     for part in parts:
         ctx.facts.begin(part.name)
         started = ctx.facts.clock()
         if started + part.seconds > ctx.deadline:
-            why = f"not begun: {started:.0f} s are over and {part.seconds} are estimated"
+            why = f"not begun: {started:.0f} s have passed and it is estimated at {part.seconds} s"
             ctx.facts.end(part.name, passed=False, skipped=why, seconds=0)
             passed = False
             continue
@@ -90,7 +92,7 @@ def run_parts(ctx: CheckContext, parts: Sequence[Part]) -> bool:
         outcome: dict[str, Any] = {"passed": True}
         try:
             part.run(ctx)
-        except Exception as error:  # whatever it is, the other parts are run
+        except Exception as error:  # the other parts are still run
             traceback.print_exc()
             outcome = {
                 "passed": False,
@@ -111,15 +113,15 @@ def run_parts(ctx: CheckContext, parts: Sequence[Part]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class DryPart:
-    """What compiling a part's programs took.
+    """Cost of compiling a part's programs.
 
     Args:
-        part: which
-        programs: that no part before it has
-        seconds: of tracing and compiling them, by the clock
-        cpu_seconds: likewise, of all cores, and of the assembler that XLA starts
-        temporary_bytes: the most that one of them needs beside its arguments
-        failures: what could not be compiled, and why
+        part: the part
+        programs: number of programs that no earlier part has
+        seconds: wall time of tracing and compiling them
+        cpu_seconds: CPU time of all cores, including the assembler that XLA starts
+        temporary_bytes: most memory that one of them needs in addition to its arguments
+        failures: programs that could not be compiled, with the reason
     """
 
     part: Part
@@ -131,12 +133,12 @@ class DryPart:
 
 
 def compile_part(ctx: CheckContext, part: Part, seen: set[str]) -> DryPart:
-    """Compile the programs of a part for a device that need not be here.
+    """Compile the programs of a part for a device that may be absent.
 
     Args:
-        ctx: with that device
-        part: which
-        seen: names of programs that are compiled already; new ones are added
+        ctx: context with that device
+        part: part to compile
+        seen: names of compiled programs; new ones are added
     """
     count = temporary = 0
     failures = []
@@ -148,7 +150,7 @@ def compile_part(ctx: CheckContext, part: Part, seen: set[str]) -> DryPart:
         count += 1
         try:
             temporary = max(temporary, _temporary_bytes(program))
-        except Exception as error:  # the other programs are compiled all the same
+        except Exception as error:  # the other programs are still compiled
             failures.append(f"{program.name}: {one_line(error)[:300]}")
     seconds = time.perf_counter() - start
     jax.clear_caches()
@@ -166,7 +168,7 @@ def _temporary_bytes(program: Program) -> int:
 
 
 def dry_run(ctx: CheckContext, parts: Sequence[Part]) -> bool:
-    """Compile every program of every part; whether all could be. Nothing is run."""
+    """Compile every program of every part and run nothing; returns whether all compiled."""
     seen: set[str] = set()
     done = []
     print(f"{'part':10}{'programs':>9}{'compile s':>11}{'CPU s':>8}{'largest temporaries':>21}")
@@ -175,7 +177,7 @@ def dry_run(ctx: CheckContext, parts: Sequence[Part]) -> bool:
         done.append(found)
         print(f"{part.name:10}{found.programs:9}{found.seconds:11.1f}{found.cpu_seconds:8.1f}"
               f"{found.temporary_bytes / 1e9:18.2f} GB"
-              + (f"   left out: {part.host_only}" * bool(part.host_only)), flush=True)  # fmt: skip
+              + (f"   omitted: {part.host_only}" * bool(part.host_only)), flush=True)  # fmt: skip
         for failure in found.failures:
             print(f"  FAILED {failure}", flush=True)
     programs, cpu = sum(d.programs for d in done), sum(d.cpu_seconds for d in done)

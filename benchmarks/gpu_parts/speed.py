@@ -1,4 +1,4 @@
-"""Parts ceilings, times and sweep: what the memory gives, and what single kernels take of it."""
+"""Parts ceilings, times and sweep: what the hardware reaches, and what single kernels reach."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from kernels.benchmarking import timing
 from kernels.benchmarking.cases import Case, make
 from kernels.benchmarking.program import Program
 from kernels.benchmarking.timing import TimedStep, timed_step
-from kernels.product import Tiling
+from kernels.matmul_tile import Tiling
 from kernels.shapes import kernel_work
 
-#: What is tried of each product at the smallest batch; the kernels' own choice is timed in `times`.
+#: Tilings of each product to try at the smallest batch; part `times` covers the kernels' defaults.
 TILINGS: dict[str, list[Tiling]] = {
     "gate_up": [
         *(Tiling(128, stages, warps=warps) for stages in (3, 4) for warps in (4, 8)),
@@ -53,7 +53,7 @@ def ceilings_programs(ctx: CheckContext) -> Iterator[Program]:
 
 
 def ceilings(ctx: CheckContext) -> None:
-    """What memory and tensor cores reach with plain work; seconds of the smallest kernel."""
+    """What memory and tensor cores reach on simple work; seconds of the smallest kernel."""
     problems = []
     for name, work in _ceiling_work(ctx).items():
         try:
@@ -61,7 +61,7 @@ def ceilings(ctx: CheckContext) -> None:
                 outside = dataclasses.replace(work.program, options=ctx.without_graph)
                 outside.compile()(work.make.compile()(np.int32(0)))
             rate = timing.measure_rate(work, ctx.samples)
-        except Exception as error:  # the other ceilings are measured all the same
+        except Exception as error:  # the other ceilings are still measured
             problems.append(f"{name}: {one_line(error)[:200]}")
             continue
         ctx.facts.add(f"ceiling {name}", per_second=rate)
@@ -77,7 +77,7 @@ def times_programs(ctx: CheckContext) -> Iterator[Program]:
 
 
 def times(ctx: CheckContext) -> None:
-    """The six kernels at the smallest batch, and XLA's plain formula beside them."""
+    """The six kernels at the smallest batch, compared with XLA on the plain formula."""
     problems = []
     for name in KERNELS:
         work = kernel_work(ctx.shape, ctx.batches[0], ctx.context)[name]
@@ -88,7 +88,7 @@ def times(ctx: CheckContext) -> None:
             _load(ctx, case, inputs[0])
             for who, step in steps.items():
                 found[who] = dataclasses.asdict(timing.time_step(step, inputs, ctx.samples))
-        except Exception as error:  # the other kernels are timed all the same
+        except Exception as error:  # the other kernels are still timed
             problems.append(f"{name}: {one_line(error)[:200]}")
         if "kernel" in found:
             xla = found.get("XLA", {}).get("median")
@@ -107,7 +107,7 @@ def sweep_programs(ctx: CheckContext) -> Iterator[Program]:
 
 
 def sweep(ctx: CheckContext) -> None:
-    """The products in other tilings: what a change of constants would give."""
+    """The products in other tilings: the effect of other constants."""
     failed = tried = 0
     for name, tilings in TILINGS.items():
         case, _ = _steps(ctx, name)
@@ -123,14 +123,14 @@ def sweep(ctx: CheckContext) -> None:
                 step = _tiled(ctx, name, tiling)
                 taken = timing.time_step(step, inputs, max(1, ctx.samples // 2))
                 found: dict[str, Any] = {"median": taken.median, "bytes": num_bytes}
-            except Exception as error:  # a tiling may ask for more than a core has
+            except Exception as error:  # a tiling may need more than an SM has
                 found, failed = {"error": one_line(error)[:200]}, failed + 1
-            ctx.facts.add(f"sweep of {name}, {_said(tiling)}", kernel=name,
+            ctx.facts.add(f"sweep of {name}, {_described(tiling)}", kernel=name,
                           **dataclasses.asdict(tiling), **found)  # fmt: skip
     raise_if([f"no tiling of {tried} could be run"] if failed == tried else [])
 
 
-def _said(tiling: Tiling) -> str:
+def _described(tiling: Tiling) -> str:
     given = {k: v for k, v in dataclasses.asdict(tiling).items() if v is not None}
     return ", ".join(f"{name} {value}" for name, value in given.items())
 
@@ -148,7 +148,7 @@ def _tiled(ctx: CheckContext, name: str, tiling: Tiling) -> TimedStep:
     case = _case(ctx, name)
     num_bytes = kernel_work(ctx.shape, ctx.batches[0], ctx.context)[name].bytes
     step = partial(case.launches, ctx.runner, tiling=tiling)
-    return timed_step(f"kernel in {_said(tiling)}", case, step, num_bytes, ctx.device)
+    return timed_step(f"kernel in {_described(tiling)}", case, step, num_bytes, ctx.device)
 
 
 def _case(ctx: CheckContext, name: str) -> Case:
@@ -156,7 +156,7 @@ def _case(ctx: CheckContext, name: str) -> Case:
 
 
 def _load(ctx: CheckContext, case: Case, inputs: Any, **options: Any) -> None:
-    """Run a kernel outside of any graph, where it may not be loaded inside."""
+    """Run a kernel outside of any graph, if it cannot be loaded inside."""
     if not ctx.loads_in_graphs:
         function = jax.jit(partial(case.launches, ctx.runner, **options))
         program = Program(f"load {case.label}", function, inputs, options=ctx.without_graph)

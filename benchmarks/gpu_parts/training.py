@@ -2,8 +2,8 @@
 
 The step is training's own: AdamW in float32, products in bfloat16, fused attention on packed
 sequences. FLOPs are those of `Architecture.train_flops`: six for each matrix parameter and token,
-and 12 x heads x head width for each pair of tokens that causal attention sees; what is recomputed
-does not count.
+and 12 x heads x head width for each pair of tokens that causal attention sees; recomputation is not
+counted.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from jaxs1.training.step import (
 )
 from kernels.benchmarking.program import Program
 
-#: What the backward pass recomputes, the quickest policy last: the first that fails may be full.
+#: What the backward pass recomputes, the fastest policy last: it needs the most memory.
 REMATS = ("full", "attention", "none")
-#: Sequences of a packed row, in parts of it.
+#: Lengths of the sequences of a packed row, as fractions of it.
 SHARES = (0.4, 0.3, 0.2, 0.1)
-#: The two attentions may differ by so much, relative: rounding in bfloat16 of a mean over tokens.
+#: Largest relative difference of the two attentions' losses: bfloat16 rounding, averaged.
 LARGEST_LOSS_DIFFERENCE = 5e-4
-#: Likewise of the gradients of the attention's matrices, whose rounding does not average out.
+#: The same for gradients of the attention's matrices, whose rounding errors do not average out.
 LARGEST_GRADIENT_DIFFERENCE = 0.1
 LOSS_CHUNK = 2048
 
@@ -65,7 +65,7 @@ def training(ctx: CheckContext) -> None:
     params = random_params(ctx)
     try:
         problems += compare_attention(ctx, params)
-    except Exception as error:  # the steps are timed all the same
+    except Exception as error:  # the steps are still timed
         problems.append(f"comparison with XLA's attention: {one_line(error)[:300]}")
     optimizer = make_optimizer(OptimizerConfig(), steps=100)
     state = init_state(_model(ctx, REMATS[0], ctx.attention), optimizer, params)
@@ -76,7 +76,7 @@ def training(ctx: CheckContext) -> None:
             continue
         try:
             state = _time_step(ctx, remat, state)
-        except Exception as error:  # out of memory: nothing was donated yet
+        except Exception as error:  # if out of memory, nothing was donated yet
             problems.append(f"remat {remat}: {one_line(error)[:300]}")
             ctx.facts.add(f"training step, remat {remat}", error=one_line(error)[:300])
             if any(x.is_deleted() for x in jax.tree.leaves(state)):
@@ -100,7 +100,7 @@ def packed_batch(vocabulary: int, tokens: int) -> tuple[Batch, list[int]]:
 
 
 def random_params(ctx: CheckContext) -> Any:
-    """Weights that keep the size of what passes through them, so that attention counts."""
+    """Weights that preserve the scale of their inputs, so attention has an effect."""
     return fill_weights(_params(_model(ctx, REMATS[0], ctx.attention)))
 
 
@@ -146,13 +146,13 @@ def _gradient_program(ctx: CheckContext, model: transformer.Transformer) -> Prog
 
 
 class _Traced:
-    """A jitted function that is traced as for its device, though that be absent."""
+    """A jitted function that is traced as on its device, which may be absent."""
 
     def __init__(self, function: Any, ctx: CheckContext):
         self.function, self.ctx = function, ctx
 
     def lower(self, *arguments: Any) -> Any:
-        """As the function's own."""
+        """The function's lowering, in the tracing context."""
         with self.ctx.tracing():
             return self.function.lower(*arguments)
 
@@ -163,7 +163,7 @@ def _on_device(batch: Batch, model: transformer.Transformer) -> Batch:
 
 
 def compare_attention(ctx: CheckContext, params: Any) -> list[str]:
-    """Loss and gradients of the attention's matrices, against XLA's; what is wrong with them."""
+    """Compare loss and gradients of the attention's matrices with XLA's; returns problems."""
     found = {}
     for attention in (ctx.attention, "xla"):
         model = _model(ctx, "attention", attention)
@@ -173,17 +173,18 @@ def compare_attention(ctx: CheckContext, params: Any) -> list[str]:
         ctx.facts.add(f"loss with {attention} attention", tokens=ctx.train_tokens[1],
                       loss=float(value), **took)  # fmt: skip
         found[attention] = float(value), grads
-    (ours, our_grads), (theirs, their_grads) = found[ctx.attention], found["xla"]
-    loss = abs(ours - theirs) / abs(theirs)
+    (loss, grads), (xla_loss, xla_grads) = found[ctx.attention], found["xla"]
+    difference = abs(loss - xla_loss) / abs(xla_loss)
     gradient = max(
-        float(np.linalg.norm(our_grads[name] - g) / np.linalg.norm(g))
-        for name, g in their_grads.items()
+        float(np.linalg.norm(grads[name] - g) / np.linalg.norm(g)) for name, g in xla_grads.items()
     )
-    ctx.facts.add(f"{ctx.attention} against XLA's attention", loss_difference=loss,
+    ctx.facts.add(f"{ctx.attention} against XLA's attention", loss_difference=difference,
                   gradient_difference=gradient)  # fmt: skip
     problems = []
-    if not loss <= LARGEST_LOSS_DIFFERENCE:
-        problems.append(f"losses differ by {loss:.1e}, more than {LARGEST_LOSS_DIFFERENCE:.0e}")
+    if not difference <= LARGEST_LOSS_DIFFERENCE:
+        problems.append(
+            f"losses differ by {difference:.1e}, more than {LARGEST_LOSS_DIFFERENCE:.0e}"
+        )
     if not gradient <= LARGEST_GRADIENT_DIFFERENCE:
         problems.append(
             f"gradients differ by {gradient:.1e}, more than {LARGEST_GRADIENT_DIFFERENCE:.0e}"

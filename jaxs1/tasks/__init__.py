@@ -1,1 +1,1 @@
-"""What is asked and what is right: benchmarks, graders, and the demo's puzzles."""
+"""Questions and graders of their answers: benchmarks and the demo's puzzles."""

@@ -1,15 +1,15 @@
-r"""Where a text states its final answer.
+r"""Find the final answer that a text states.
 
-One order for evaluation and curation, for what a model wrote and for gold answers alike:
+The same order is used in evaluation and curation, for a model's output and for gold answers:
 
 1. the last \boxed{...}, unless a stated final answer ("Answer: ...", "The answer is ...", GSM8K's
    "#### NUMBER" as the last line) follows it;
 2. the last stated answer;
 3. what follows "####" in the last line;
-4. a last paragraph that is nothing but a number, or an expression in math delimiters or emphasis;
-5. the text itself where it is one line.
+4. a last paragraph that consists of a number, or of an expression in math delimiters or emphasis;
+5. the text itself if it is one line.
 
-What is found is stripped of the punctuation, emphasis and math delimiters around it.
+Surrounding punctuation, emphasis and math delimiters are removed from the result.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PLAIN = {
     **{ord(a): b for a, b in zip("\u2212\u3002\u3001", "-.,", strict=True)},
 }
 CHINESE = "\u4e00-\u9fff"
-#: No answer is longer [characters], and of more boxes or statements the last of them will do: a
-#: model that repeats itself costs no minutes.
+#: Longest answer [characters], and number of the last boxes or statements to consider: limits the
+#: time spent on a model that repeats itself.
 WINDOW, LAST = 2000, 64
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
@@ -41,9 +41,9 @@ _BETWEEN = re.compile(
 _AND = re.compile(r"[,;&和或]|\b(?:and|or)\b")
 _SET = re.compile(r"(?:\\left\s*)?\\\{")  # complete by itself, and no item of a list
 
-#: Each begins with letters, which a search is many times faster for; in a text in small letters.
+#: For lower-case text. Each begins with letters, which makes the search many times faster.
 _KEYS = [re.compile(word) for word in (r"answers?(?![a-z])", r"ans(?=[ \t]*[:=])", "答案")]
-#: Words before "answer" with which it is the final one, and words that such a sentence begins with.
+#: Words before "answer" that mark the final one, and words that begin such a sentence.
 _FINAL = {
     "the", "my", "our", "final", "correct", "right", "required", "desired", "requested",
     "numerical", "exact", "short",
@@ -71,7 +71,7 @@ _BEFORE = re.compile(
 _SENTENCE = re.compile(
     rf"(?<=[.!?])[*_`$]*\s+(?=[\"'(*_\[]*(?:[A-Z]|[{CHINESE}]))|(?<=[.!])(?=[{CHINESE}])"
 )
-#: What ends the answer in a sentence that says more, and words that may stand before it.
+#: What separates an answer from the rest of its sentence, and words that may precede it.
 _MORE = re.compile(
     r"[\s,;]+(?:because|since|where|which|as|so|i\.e\.|that is|when|for|if|(?:and |but )?not"
     r"|rather than)\s"
@@ -83,7 +83,7 @@ _ADVERBS = re.compile(
     r"|equal to|given by)[\s,:]+)+",
     re.I,
 )
-#: How an expression, a number or the letter of a choice begins, and words do not.
+#: Begins an expression, a number or the letter of a choice, but not a word.
 _MATH = re.compile(
     r"[-+(\[{|.<>\s\"'#*_`\u00b1\u221a]*(?:[$€£¥\\]|\d|[\u03c0\u221e\u2205])"
     r"|[(\[{-]*[A-Za-z](?:_\w+|\^\S+|\([a-z]\))?\s*(?:[-+=<>*/^,)\]}\\\u2264\u2265\u2208]|$)"
@@ -115,7 +115,7 @@ class _Found(NamedTuple):
 
 
 def final_answer(text: str) -> str | None:
-    """What a text ends up with, stripped; None where it does not say. See the module for where."""
+    """The final answer of a text, stripped; None if it states none. Order: see the module."""
     text = text if text.isascii() else text.translate(PLAIN)
     box, stated = _last_box(text), [*_stated(text)]
     hashes = _HASHES.search(text, max(0, len(text) - WINDOW))
@@ -137,7 +137,7 @@ def final_answer(text: str) -> str | None:
 
 
 def stripped(text: str) -> str:
-    """A text without what surrounds an answer: punctuation, emphasis, delimiters, one \\text{}."""
+    """A text without surrounding punctuation, emphasis, delimiters and one \\text{}."""
     before = None
     while before != text:
         before = text
@@ -149,7 +149,7 @@ def stripped(text: str) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    """Without the one pair of delimiters, quotes or braces that encloses all of it."""
+    """A text without the pair of delimiters, quotes or braces that encloses it."""
     for opening, closing in _PAIRS:
         if text.startswith(opening) and closing not in text[len(opening) : -len(closing)]:
             return text[len(opening) :].removesuffix(closing)
@@ -162,20 +162,20 @@ def _unwrapped(text: str) -> str:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Where the brace that opens at a place closes; -1 where it does not within the window."""
+    """Index of the brace that closes the one at `opening`; -1 if not within the window."""
     depth, escaped = 0, False
-    for place in range(opening, min(len(text), opening + WINDOW)):
-        letter = text[place]
+    for index in range(opening, min(len(text), opening + WINDOW)):
+        letter = text[index]
         if not escaped:
             depth += (letter == "{") - (letter == "}")
             if not depth:
-                return place
+                return index
         escaped = letter == "\\" and not escaped
     return -1
 
 
 def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
-    """Begin, end and content of boxes that are closed and not empty; of nested ones the inner."""
+    """Begin, end and content of closed, non-empty boxes; the innermost of nested ones."""
     end = 0
     for command in [*_BOX.finditer(text)][-LAST:]:
         start = command.end()
@@ -193,7 +193,7 @@ def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
 
 
 def _last_box(text: str) -> _Found | None:
-    """The last box, with those before it that are one list with it, "\\boxed{1} and \\boxed{2}"."""
+    """The last box, with preceding ones of the same list, "\\boxed{1} and \\boxed{2}"."""
     found = [*_boxes(text)]
     group = found[-1:]
     for start, end, content in [] if group and _SET.match(group[0][2]) else found[-2::-1]:
@@ -218,7 +218,7 @@ def _stated(text: str) -> Iterator[_Found]:
 
 
 def _statement(text: str, key: re.Match[str], line: str) -> Iterator[_Found]:
-    """What the words around one "answer" state; `line` is what comes before it."""
+    """The answer stated around one word "answer"; `line` is the text before it."""
     words = re.findall(r"[a-z']+", re.split(r"[.!?:;][\s*_]", line)[-1].lower())
     if _WRONG.intersection(words[-2:]):
         return
@@ -235,7 +235,7 @@ def _statement(text: str, key: re.Match[str], line: str) -> Iterator[_Found]:
 
 
 def _block(text: str) -> str:
-    """What a statement says: the rest of its line or, where that is empty, what comes next."""
+    """The content of a statement: the rest of its line or, if empty, what follows."""
     text = re.sub(r"^(?:[*_`: \t]*\n)*[*_: \t]*", "", text)
     for opening, closing in _DISPLAY.items():
         if text.startswith(opening):
@@ -247,7 +247,7 @@ def _block(text: str) -> str:
 
 
 def _value(text: str, stated: bool = False) -> str:
-    """The answer in a sentence, of which it is all or a part."""
+    """The answer in a sentence."""
     if stated:
         text = _SENTENCE.split(text)[0]
         text = re.sub(r"(?<=[^\s\\])\s*!+\s*[*_]*$", "", text)  # an exclamation, no factorial
@@ -263,7 +263,7 @@ def _value(text: str, stated: bool = False) -> str:
 
 
 def _alone(text: str) -> str | None:
-    """The last paragraph where it is a number, or an expression set apart that is no relation."""
+    """The last paragraph if it is a number, or a displayed expression other than a relation."""
     last = re.split(r"\n\s*\n|\n(?=[^\n]*\Z)", text)[-1].strip()
     display = re.search(r"(?:\$\$|\\\[)(?:(?!\\[\[\]])[^$])*(?:\$\$|\\\])[.,]?\Z", text)
     bare = stripped(display[0] if display else last)

@@ -1,7 +1,7 @@
-"""Questions and their right answers: named benchmarks, a JSONL of one's own, the demo's puzzles.
+"""Questions and their right answers: named benchmarks, your own JSONL, the demo's puzzles.
 
-`TASKS` says where on the hub a benchmark is, which columns it has and of what kind its answers are;
-a new one is one row. `GRADERS` reads and compares the answers of each kind.
+`TASKS` gives a benchmark's hub dataset, its columns and the kind of its answers; a new benchmark is
+one row. `GRADERS` reads and compares the answers of each kind.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ class Task:
     """A benchmark.
 
     Args:
-        kind: of its answers
-        hub: where it is on the hub; None for one that is on disk only
-        question, answer: names of its columns
-        wrong: columns with the wrong choices of a multiple-choice question; `answer` is the right
+        kind: kind of its answers
+        hub: its dataset on the hub; None if it is on disk only
+        question: column with the question
+        answer: column with the right answer
+        wrong: columns with the wrong choices of a multiple-choice question
     """
 
     kind: Kind
@@ -59,20 +60,20 @@ TASKS = {
     "gsm8k": Task("math", _hub("openai/gsm8k", subset="main")),
     "puzzles": Task("puzzle"),
 }
-#: Columns of one's own file that may hold the answer, the likeliest first.
+#: Columns of a custom file that may hold the answer, the likeliest first.
 ANSWER_COLUMNS = ("answer", "solution", "target")
 
 
 @dataclass(frozen=True)
 class QuestionsConfig:
-    """Where the questions lie.
+    """Source of the questions.
 
     Args:
-        path: a .jsonl or .parquet file with the questions of a named task; null takes them from
+        path: file with the questions of a named task, .jsonl or .parquet; null takes them from
             the hub
         fields: column names that differ, e.g. '{"question": "prompt", "answer": "gold"}'
-        kind: of the answers of a JSONL of one's own; auto is math
-        seed: of the order of the choices of a multiple-choice question
+        kind: kind of the answers of a custom JSONL file; auto is math
+        seed: random seed of the order of the choices of a multiple-choice question
     """
 
     path: str | None = None
@@ -81,11 +82,9 @@ class QuestionsConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse columns that nobody reads."""
+        """Reject unknown columns."""
         if unknown := set(self.fields) - {"question", "answer"}:
-            raise UserError(
-                f"data.fields.{min(unknown)}: no such column; ours are question and answer"
-            )
+            raise UserError(f"data.fields.{min(unknown)}: no such column; give question or answer")
 
 
 @dataclass(frozen=True)
@@ -93,9 +92,9 @@ class Question:
     """One question.
 
     Args:
-        number: its place in the task, from 0
-        text: what the model reads
-        gold: the right answer, as the grader of its kind takes it
+        number: index in the task, from 0
+        text: text that the model reads
+        gold: right answer, in the form that the grader of its kind takes
     """
 
     number: int
@@ -105,7 +104,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Questions:
-    """A task's questions, and how their answers are graded."""
+    """A task's questions and the kind of their answers."""
 
     name: str
     kind: Kind
@@ -113,11 +112,11 @@ class Questions:
 
     @property
     def grader(self) -> graders.Grader:
-        """Of this kind of answers."""
+        """Grader of this kind of answers."""
         return GRADERS[self.kind]
 
     def digest(self) -> str:
-        """Names these questions, choices in their order included; eight hexadecimal digits."""
+        """Digest of the questions, including the order of choices; eight hexadecimal digits."""
         text = json.dumps([(q.text, q.gold) for q in self.items])
         return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
 
@@ -126,8 +125,8 @@ def load_questions(task: str, config: QuestionsConfig) -> Questions:
     """All questions of a named task or of a JSONL file.
 
     Args:
-        task: a name of TASKS, or FILE.jsonl
-        config: where they lie
+        task: name in TASKS, or FILE.jsonl
+        config: their source
 
     Raises:
         UserError: an unknown task, a missing file, a row without question or answer.
@@ -141,10 +140,12 @@ def load_questions(task: str, config: QuestionsConfig) -> Questions:
             raise UserError(f"data.path={config.path}: the task is a file already; leave it out")
         source = Source(task, setting="task")
         name = Path(task).name
-        known = _own(source, config)
+        known = _custom(source, config)
         rows = source.rows()
     else:
-        raise UserError(f"task={task}: is unknown; give {', '.join(TASKS)}, or FILE.jsonl")
+        raise UserError(
+            f"task={task}: unknown task; choose one of {', '.join(TASKS)}, or FILE.jsonl"
+        )
     items = tuple(
         _question(number, where, row, known, config) for number, (where, row) in enumerate(rows)
     )
@@ -159,7 +160,7 @@ def _rows_of(name: str, task: Task, path: str | None) -> Iterator[tuple[str, Row
         return
     if task.hub is None:
         raise UserError(
-            f"task={name}: lies on no hub; give --data.path FILE.jsonl, e.g. demo/data/test.jsonl"
+            f"task={name}: not on the hub; give --data.path FILE.jsonl, e.g. demo/data/test.jsonl"
         )
     try:
         yield from task.hub.rows()
@@ -167,18 +168,18 @@ def _rows_of(name: str, task: Task, path: str | None) -> Iterator[tuple[str, Row
         raise UserError(f"task={name}: {error}; or give --data.path FILE.jsonl") from None
 
 
-def _own(source: Source, config: QuestionsConfig) -> Task:
-    """How a JSONL of one's own is read, by the columns of its first row."""
+def _custom(source: Source, config: QuestionsConfig) -> Task:
+    """The columns of a custom JSONL file, found in its first row."""
     where, row = next(source.rows(), (source.path, {}))
     names = {}
-    for ours, known in (("question", (*QUESTION_COLUMNS, "prompt")), ("answer", ANSWER_COLUMNS)):
+    for column, known in (("question", (*QUESTION_COLUMNS, "prompt")), ("answer", ANSWER_COLUMNS)):
         found = [n for n in known if n in row]
-        if not found and ours not in config.fields and row:
+        if not found and column not in config.fields and row:
             raise UserError(
-                f"{where}: has no {ours} (any of {', '.join(known)}) among its columns "
-                f"""{", ".join(row)}; name it with --data.fields '{{"{ours}": "COLUMN"}}'"""
+                f"{where}: has no {column} (any of {', '.join(known)}) among its columns "
+                f"""{", ".join(row)}; name it with --data.fields '{{"{column}": "COLUMN"}}'"""
             )
-        names[ours] = found[0] if found else ours
+        names[column] = found[0] if found else column
     kind: Kind = "math" if config.kind == "auto" else config.kind
     return Task(kind, question=names["question"], answer=names["answer"])
 
@@ -186,8 +187,8 @@ def _own(source: Source, config: QuestionsConfig) -> Task:
 def _question(number: int, where: str, row: Row, task: Task, config: QuestionsConfig) -> Question:
     if task.kind == "puzzle":
         return _puzzle(number, where, row)
-    ours = {"question": task.question, "answer": task.answer, **config.fields}
-    text, answer = (_text(where, row, ours[name], name) for name in ("question", "answer"))
+    columns = {"question": task.question, "answer": task.answer, **config.fields}
+    text, answer = (_text(where, row, columns[name], name) for name in ("question", "answer"))
     if task.wrong:
         wrong = [_text(where, row, name, name) for name in task.wrong]
         text, gold = _with_choices(text, answer, wrong, random.Random(f"{config.seed} {number}"))
@@ -195,8 +196,8 @@ def _question(number: int, where: str, row: Row, task: Task, config: QuestionsCo
         found = GRADERS[task.kind].extract(answer)
         if found is None:
             raise UserError(
-                f"{where}: {ours['answer']}={answer[:60]!r} is no answer of kind {task.kind}; "
-                "give another --data.kind, or another column in --data.fields"
+                f"{where}: {columns['answer']}={answer[:60]!r} is not an answer of kind "
+                f"{task.kind}; give another --data.kind, or another column in --data.fields"
             )
         gold = found
     return Question(number, text, gold)
@@ -230,13 +231,13 @@ def _puzzle(number: int, where: str, row: Row) -> Question:
         problem = puzzles.Problem.from_record(dict(row))
     except (LookupError, TypeError, ValueError) as error:
         raise UserError(
-            f"{where}: is no puzzle ({one_line(error)}); give a file that the demo wrote"
+            f"{where}: not a puzzle ({one_line(error)}); give a file that the demo wrote"
         ) from None
     return Question(number, problem.question, json.dumps(problem.record()))
 
 
 def _expression(text: str) -> str | None:
-    """A puzzle's answer without the words before it that `puzzles.is_correct` ignores, too."""
+    """A puzzle's answer without the preceding words that `puzzles.is_correct` ignores."""
     return re.sub(r"^(Answer:\s*)?(Final Answer:)?\s*", "", text.strip()) or None
 
 
@@ -244,5 +245,5 @@ def _solves(given: str, gold: str) -> bool:
     return puzzles.is_correct(puzzles.Problem.from_record(json.loads(gold)), given)
 
 
-#: Kind of answer -> how it is read and compared.
+#: Kind of answer -> its grader.
 GRADERS = {**graders.GRADERS, "puzzle": graders.Grader(_expression, str.__eq__, _solves)}

@@ -1,9 +1,9 @@
-r"""Do two mathematical answers say the same?
+r"""Decide whether two mathematical answers are equal.
 
-Both are brought to one spelling and taken apart: lists, tuples, intervals, unions and matrices item
-by item, numbers as exact fractions, words as words. What is left, single expressions and
-equations, math-verify compares. Taken apart first, since math-verify alone reads a point as a set
-and "1 4/5" as 1, takes 2t for 2 tons, 3R for 3r, and rounds to six decimals.
+Both are normalised and taken apart: lists, tuples, intervals, unions and matrices are compared item
+by item, numbers as exact fractions, words as words. The rest, single expressions and equations, is
+compared by math-verify, which alone would read a point as a set and "1 4/5" as 1, take 2t for
+2 tons and 3R for 3r, and round to six decimals.
 
 It runs in the main thread only: math-verify's time limits are signals.
 """
@@ -20,7 +20,7 @@ from typing import Any
 from jaxs1.config import UserError
 from jaxs1.tasks.spelling import compact, spelled, split_unit
 
-#: A longer text is no final answer but a degenerate one, over which math-verify takes seconds.
+#: Longest answer [characters]: a longer one is degenerate, and math-verify would take seconds.
 LONGEST = 400
 
 _OPEN, _CLOSE = re.compile(r"\\begin\{|\\\{|[({\[]"), re.compile(r"\\end\{|\\\}|[)}\]]")
@@ -29,7 +29,7 @@ _MATRIX = re.compile(r"\\begin\{pmatrix\}((?:(?!\\begin|\\end).)*)\\end\{pmatrix
 _LETTERS = r"(?:\\text\{[^{}]*\}|\\[A-Za-z]+|[A-Z]{2,}|[A-Za-z][a-z]{3,}|[A-Za-z])"
 _VARIABLE = rf"{_LETTERS}'*(?:_\w|_\{{[^{{}}]*\}})?"
 _QUANTITY = rf"\|?{_VARIABLE}(?:\([\w,]*\))?\|?"
-#: What an equation may give a value to: x, f(x), (x,y), |AB|, \angle ABC, A:B, \frac{AB}{CD}.
+#: Left side of an assignment: x, f(x), (x,y), |AB|, \angle ABC, A:B, \frac{AB}{CD}.
 _NAME = re.compile(
     rf"[(\[]?{_QUANTITY}(?:[,:/ ]{_QUANTITY})*[)\]]?|\\frac\{{{_QUANTITY}\}}\{{{_QUANTITY}\}}"
 )
@@ -38,7 +38,7 @@ _RELATION = re.compile(r"(\\leq|\\geq|<|>)")
 _OPERATION = re.compile(r"\\(?:setminus|backslash|cap|mathbb|emptyset|[nlg]eq|begin)|[<>]")
 _DECIMAL = re.compile(r"(?<![\w.])(\d*)\.(\d+)(?![\d.])")
 _LITERAL = re.compile(
-    r"([-+]?)(?:(?P<whole>\d+)?(?P<sign>[-+]?)\\frac\{(?P<top>-?\d+)\}\{(?P<bottom>-?\d+)\}"
+    r"([-+]?)(?:(?P<integer>\d+)?(?P<sign>[-+]?)\\frac\{(?P<top>-?\d+)\}\{(?P<bottom>-?\d+)\}"
     r"|(?P<decimal>\d+\.?\d*|\.\d+)(?:(?:\\times|\\cdot)10\^\{?(?P<power>-?\d+)\}?|[eE](?P<e>[-+]?\d+))?)"
 )
 #: (C), C, \text{(C) } 12
@@ -51,7 +51,7 @@ _BASED = re.compile(r"\(?(-?[\dA-F]+)\)?_\{?(\d+)\}?")
 class _Many:
     """Several items; `brackets` is "" for a bare list, "rows" for a matrix, "row" inside it.
 
-    `name` is what they are said to be the value of, "" where nothing is said.
+    `name` is the left side of an equation with this value, "" without one.
     """
 
     brackets: str
@@ -67,7 +67,7 @@ class _Many:
 def same_expression(given: str, gold: str) -> bool:
     """Whether two mathematical answers are equal.
 
-    Nothing but its own text equals an answer of more than LONGEST characters.
+    An answer of more than LONGEST characters equals only the same text.
 
     Raises:
         UserError: math-verify is not installed.
@@ -137,7 +137,7 @@ def _in_line(many: _Many) -> _Many:
 
 
 def _split(text: str, *separators: str) -> list[str]:
-    """Cut at separators outside of all brackets, which need not be of a kind: (3,4]."""
+    """Split at separators outside of all brackets, which need not match: (3,4]."""
     parts, depth = [""], 0
     for token in _TOKEN.findall(text):
         depth += bool(_OPEN.match(token)) - bool(_CLOSE.match(token))
@@ -149,7 +149,7 @@ def _split(text: str, *separators: str) -> list[str]:
 
 
 def _parsed(text: str) -> _Many | str:
-    """The parts of an answer in the one spelling."""
+    """The parts of a normalised answer."""
     for separator in (";", ",", r"\cup"):
         if len(parts := _split(text, separator)) > 1:
             return _Many("", tuple(_parsed(part) for part in parts if part))
@@ -246,7 +246,7 @@ def _same_item(given: str, gold: str) -> bool:
 
 
 def _as_words(given: str, gold: str) -> bool | None:
-    """Words are equal whatever their case and article; a word is no expression."""
+    """Words are compared without case and article; a word is not an expression."""
     letter, wanted = _CHOICE.match(given), _CHOICE.fullmatch(gold)
     if letter and wanted and "(" in given + gold:
         return (letter[1] or letter[2]).lower() == (wanted[1] or wanted[2]).lower()
@@ -264,7 +264,7 @@ def _words(text: str) -> str | None:
 
 
 def _as_equations(given: str, gold: str) -> bool | None:
-    """x = 5 is 5, and is not y = 5; of other equations math-verify knows more."""
+    """x = 5 equals 5, and not y = 5; other equations are left to math-verify."""
     left, right = _split(given, "="), _split(gold, "=")
     if len(left) == len(right) == 1:
         return None
@@ -280,7 +280,7 @@ def _as_equations(given: str, gold: str) -> bool | None:
 
 
 def _in_a_base(given: str, gold: str) -> bool | None:
-    """52_8 is 52 with its unit, a base; it is no other number's."""
+    """52_8 equals 52, the base being its unit, and no other number."""
     number, wanted = _BASED.fullmatch(compact(given)), _BASED.fullmatch(compact(gold))
     if number and wanted:
         return number.groups() == wanted.groups()
@@ -290,7 +290,7 @@ def _in_a_base(given: str, gold: str) -> bool | None:
 
 
 def _as_quantities(given: str, gold: str) -> bool | None:
-    """Numbers are compared exactly; what has another unit is another quantity."""
+    """Numbers are compared exactly; quantities with different units differ."""
     (a, unit), (b, wanted) = split_unit(given), split_unit(gold)
     if unit and wanted and unit != wanted:
         return False
@@ -304,7 +304,7 @@ def _as_quantities(given: str, gold: str) -> bool | None:
 
 
 def number(text: str) -> Fraction | None:
-    """The value of an answer that is a number, however it is written; None of any other."""
+    """The value of an answer that is a number in any spelling; otherwise None."""
     return _number(spelled(text))
 
 
@@ -312,13 +312,13 @@ def number(text: str) -> Fraction | None:
 def _number(text: str) -> Fraction | None:
     """The value of a literal: an integer, a decimal, a fraction, a mixed number, 3\\cdot 10^5."""
     match = _LITERAL.fullmatch(compact(text))
-    if match is None or (match["sign"] and match["whole"]):
+    if match is None or (match["sign"] and match["integer"]):
         return None
     sign = -1 if "-" in (match[1], match["sign"]) else 1
     if match["decimal"] is None:
         if int(match["bottom"]) == 0:
             return None
-        value = Fraction(int(match["top"]), int(match["bottom"])) + int(match["whole"] or 0)
+        value = Fraction(int(match["top"]), int(match["bottom"])) + int(match["integer"] or 0)
     else:
         power = int(match["power"] or match["e"] or 0)
         if abs(power) > LONGEST:
@@ -328,21 +328,21 @@ def _number(text: str) -> Fraction | None:
 
 
 def _rounded(text: str, value: Fraction, exact: Fraction) -> bool:
-    """Whether a decimal is the rounding, to six places or more, of a fraction that never ends."""
+    """Whether a decimal rounds a periodic fraction to six places or more."""
     ends = pow(10, exact.denominator.bit_length(), exact.denominator) == 0
     places = len(text.partition(".")[2])
     return not ends and _precise(text) and abs(value - exact) * 2 <= Fraction(1, 10**places)
 
 
 def _precise(text: str) -> bool:
-    """Whether a literal is a decimal with six places, four of which are significant."""
-    whole, point, places = compact(text).lstrip("-").partition(".")
-    digits = (whole + places).lstrip("0")
+    """Whether a literal is a decimal with six places and four significant digits."""
+    integer, point, places = compact(text).lstrip("-").partition(".")
+    digits = (integer + places).lstrip("0")
     return bool(point) and digits.isdecimal() and len(digits) >= 4 and len(places) >= 6
 
 
 def _verify(gold: str, given: str) -> bool:
-    """What math-verify says; decimals as fractions, so that nothing is rounded by accident."""
+    """math-verify's verdict; decimals become fractions to avoid rounding."""
     if not (_precise(gold) or _precise(given)):
         gold, given = (_DECIMAL.sub(_as_fraction, x) for x in (gold, given))
     rename = _small_letters(gold + given)
@@ -354,7 +354,7 @@ def _as_fraction(decimal: re.Match[str]) -> str:
 
 
 def _small_letters(text: str) -> Callable[[str], str]:
-    """Writes capitals as letters that are not in use: math-verify takes R for r."""
+    """Replaces capitals by unused letters, since math-verify takes R for r."""
     letters = {x for x in _LETTER.findall(text) if len(x) == 1}
     free = (x for x in "qwzuvbkmnpchjorstyagxl" if x not in letters)
     names = dict(zip(sorted(filter(str.isupper, letters)), free, strict=False))
@@ -372,14 +372,14 @@ def _verified(gold: str, given: str) -> bool:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _sympy(answer: str) -> Any:
-    """An expression as math-verify reads it: all of it, not the first number in it."""
+    """An expression parsed by math-verify: the complete text, not the first number in it."""
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
 
     spelling = NormalizationConfig(
         basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last"
     )
-    whole = LatexExtractionConfig(
+    complete = LatexExtractionConfig(
         try_extract_without_anchor=False, boxed_match_priority=0, normalization_config=spelling
     )
-    return parse(f"\\boxed{{{answer}}}", [whole])
+    return parse(f"\\boxed{{{answer}}}", [complete])

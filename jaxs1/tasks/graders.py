@@ -1,4 +1,4 @@
-r"""Is an answer right, and do two answers say the same? One grader for curation and evaluation.
+r"""Graders of answers, shared by curation and evaluation.
 
 A `Grader` finds the final answer in a text and compares two of them; `GRADERS` has one per kind of
 answer: `math` (an expression), `integer` (as AIME's, "073" is 73) and `letter` (multiple choice).
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from jaxs1.tasks.answers import final_answer
 from jaxs1.tasks.expressions import number, same_expression
 
-#: What `is_correct` does; a part of the names of caches.
+#: Version of `is_correct`; part of the names of caches.
 VERSION = "math-verify 3"
 
 _CHOICE = re.compile(r"(?:(?i:option|choice)\s+)?[(\[]?([A-J])(?![A-Za-z0-9']| [a-z])")
@@ -25,12 +25,12 @@ _NAMED_CHOICE = re.compile(
 
 @dataclass(frozen=True)
 class Grader:
-    """How answers of one kind are read and compared.
+    """Reads and compares answers of one kind.
 
     Args:
-        extract: a text -> its final answer, None where it has none
-        same: whether two final answers say the same; for a vote, and the default of `right`
-        right: whether a final answer is the gold one; null: where they are the same
+        extract: text -> its final answer, None if it has none
+        same: whether two final answers are equal; used for votes
+        right: whether a final answer equals the gold one; None: same as `same`
     """
 
     extract: Callable[[str], str | None]
@@ -43,7 +43,7 @@ class Grader:
 
 
 def is_correct(answer: str, solution: str) -> bool | None:
-    """Whether an answer says what the solution says; None where the solution has no final answer.
+    """Whether an answer equals the solution's; None if the solution has no final answer.
 
     Raises:
         UserError: math-verify is not installed.
@@ -53,13 +53,13 @@ def is_correct(answer: str, solution: str) -> bool | None:
 
 
 def same_integer(given: str, gold: str) -> bool:
-    """Whether two answers are the same integer, however padded and wrapped."""
+    """Whether two answers are the same integer, ignoring padding and wrapping."""
     numbers = [integer(given), integer(gold)]
     return numbers[0] == numbers[1] if None not in numbers else same_expression(given, gold)
 
 
 def integer(text: str) -> int | None:
-    """The integer that a text is: "073", "$73$", "73.", "1,073"; None where it is not one."""
+    """The integer that a text states: "073", "$73$", "73.", "1,073"; None if it is not one."""
     value = number(text)
     return int(value) if value is not None and value.denominator == 1 else None
 

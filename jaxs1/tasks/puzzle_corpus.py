@@ -5,14 +5,13 @@ one line, with a verdict against the target after each value:
 
     7*4=28 +6=34 high -6=22 high +2=30 high -2=26 high
 
-What is designed and what is learnt: the teacher's patience and its give-up rate are designed, so
-that its traces are naturally too short, as s1's are; say so wherever the curve is shown. The
-arithmetic and the search are learnt.
+The teacher's patience and its give-up rate are designed: its traces are too short, like s1's, which
+must be stated wherever the curve is shown. The arithmetic and the search are learnt.
 
 Two stages, as in s1. The base corpus carries the skill: it has no chat tokens, no Wait and no
 answers, and never stops at a hit. The 1,000 traces carry the format and the habit.
 
-This file knows nothing of models and of training.
+This file is independent of models and training.
 Run it: `python -m jaxs1.tasks.puzzle_corpus OUT [--seed N]`.
 """
 
@@ -44,11 +43,11 @@ from jaxs1.tasks.puzzles import (
 EVALUATION_QUESTIONS = 400  # in each of dev.jsonl and test.jsonl
 BASE_MIXTURE = {"worksheet": 0.5, "compare": 0.2, "calculate": 0.15, "spot": 0.1, "express": 0.05}
 ROTATED_WORKSHEETS = 1 / 3
-#: A page is longer than the longest trace: what the base model never saw behind its 200th token,
-#: the fine-tuned one does badly there, and each Wait leads further there. [tokens]
+#: Length of a page [tokens], longer than the longest trace: a fine-tuned model does badly at
+#: positions that the base model never saw, and each Wait leads further there.
 PAGE = 383  # and a separator: rows of 384 are full
 OPEN_PAGES = 32
-#: One token each: with a token per digit the verdict `yes` is hardly learnt.
+#: Numbers that become one token each: with a token per digit the verdict `yes` is hardly learnt.
 TWO_DIGITS = [str(value) for value in VALUES if value > 9]
 WORDS = "system\nuser\nassistant\nthink\nanswer\n"  # so that each becomes one token
 
@@ -115,10 +114,10 @@ class Teacher:
 def base_document(rng: np.random.Generator) -> str:
     """One document of the base corpus, its kind drawn from BASE_MIXTURE; ends with a newline.
 
-    worksheet: a training question and all six lines; a third begin at a random line and go round.
+    worksheet: a training question and all six lines; a third start at a random line and wrap.
     spot: a training question and one candidate of it, half of the time a hit.
-    The drills are about no question. They draw from all of 1..7 and therefore meet every number,
-    and three digits of a held-out set, but never its four together, nor a question about it:
+    The drills contain no question. They draw from all of 1..7, so they include three digits of a
+    held-out set, but never its four together, nor a question about it:
     compare: a target and 16 values, a third equal to it, a third within 5 of it, a third any.
     calculate: 8 lines `4*2=8 +7=15 -7=1`.  express: 8 lines in the answer's form, `4*2-7=1`.
     """
@@ -152,19 +151,19 @@ def base_document(rng: np.random.Generator) -> str:
 
 
 def fill_pages(documents: Iterable[str], lengths: Iterable[int]) -> list[str]:
-    """Documents on pages of at most `PAGE` tokens, each on the first open one that has room."""
+    """Documents on pages of at most `PAGE` tokens, each on the first open page where it fits."""
     pages: list[str] = []
     still_open: list[tuple[int, list[str]]] = []  # tokens left, documents
     for document, length in zip(documents, lengths, strict=True):
-        fits = (i for i, (room, _) in enumerate(still_open) if length < room)
-        place = next(fits, None)
-        if place is None:
+        fits = (i for i, (left, _) in enumerate(still_open) if length < left)
+        index = next(fits, None)
+        if index is None:
             if len(still_open) == OPEN_PAGES:
                 pages.append("\n".join(still_open.pop(0)[1]))
             still_open.append((PAGE - length, [document]))
         else:
-            room, held = still_open[place]
-            still_open[place] = (room - length - 1, [*held, document])  # and a blank line
+            left, held = still_open[index]
+            still_open[index] = (left - length - 1, [*held, document])  # and a blank line
     return pages + ["\n".join(held) for _, held in still_open]
 
 
@@ -179,9 +178,9 @@ def write_corpus(
 
     `seed` draws the base corpus and the traces; the dev and test questions are the same for every
     seed, so that seeds can be compared. With the default, base.jsonl holds about 1.43M tokens, in
-    pages of `PAGE` that are nearly full. The folder appears complete or not at
-    all; raises FileExistsError if it is there already. In the summary `base_tokens` counts the
-    separators, `trace_tokens` the whole chat and `thinking_tokens` only the lines.
+    pages of `PAGE` that are nearly full. The folder is written
+    atomically; raises FileExistsError if it exists. In the summary `base_tokens` counts the
+    separators, `trace_tokens` the complete chat and `thinking_tokens` only the lines.
     """
     folder = Path(folder)
     if folder.exists():
@@ -242,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write a corpus and print its summary."""
     parser = argparse.ArgumentParser(description="Write the corpus of the laptop demo.")
     parser.add_argument("out", type=Path, help="folder to create")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the corpus")
     arguments = parser.parse_args(argv)
     try:
         summary = write_corpus(arguments.out, arguments.seed)

@@ -19,7 +19,7 @@ import numpy as np
 
 DIGITS = range(1, 8)
 SPLIT_SIZES = {"train": 25, "dev": 5, "test": 5}
-VALUES = range(-5, 48)  # every value of x*y+z and x*y-z over distinct digits lies in here
+VALUES = range(-5, 48)  # contains all values of x*y+z and x*y-z over distinct digits
 
 _NUMBER = r"(0|[1-9][0-9]{0,2})"
 _EXPRESSION = re.compile(rf"{_NUMBER}\*{_NUMBER}([+-]){_NUMBER}")
@@ -104,7 +104,7 @@ def solve(problem: Problem) -> list[Candidate]:
 
 
 def evaluate_expression(text: str) -> int | None:
-    """The value of `x*y+z` or `x*y-z` written exactly so, with numbers below 1000; else None."""
+    """The value of `x*y+z` or `x*y-z` in exactly this form, with numbers below 1000; else None."""
     match = _EXPRESSION.fullmatch(text)
     if match is None:
         return None
@@ -152,5 +152,5 @@ def sample_problems(split: str, count: int, rng: np.random.Generator) -> list[Pr
     """`count` different questions of a split, uniformly; raises ValueError if there are fewer."""
     problems = all_problems(split)
     if count > len(problems):
-        raise ValueError(f"{count} questions asked of {split}: it has {len(problems)}, ask less")
+        raise ValueError(f"count={count}: split {split} has {len(problems)} questions; give fewer")
     return [problems[i] for i in rng.permutation(len(problems))[:count]]

@@ -1,6 +1,6 @@
-r"""One spelling for the ways in which people write an expression.
+r"""Normalise the spelling of an expression.
 
-`spelled` changes how something is written and never what it says: \dfrac12, 1/2, U+00BD and
+`spelled` changes the spelling and never the meaning: \dfrac12, 1/2, U+00BD and
 \tfrac{1}{2} all become \frac{1}{2}. `split_unit` takes the unit off a quantity.
 """
 # ruff: noqa: RUF001  (symbols that look like others are what this file is about)
@@ -35,7 +35,7 @@ _NUMERALS = {
     "ten": 10, "twelve": 12, "sixteen": 16,
 }  # fmt: skip
 _FUNCTIONS = "sqrt|pi|infty|sin|cos|tan|cot|sec|csc|log|ln|theta"
-#: In this order: what is written, and the one spelling of it.
+#: Spellings and their normal form, applied in this order.
 _RULES: dict[str, str | Callable[[re.Match[str]], str]] = {
     r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\s*\.?": "",
     r"(?<=\d)(?:,?\\!|\{,\}|\\[,;:]|~)\s*(?=\d{3}(?!\d))": "",  # thousands
@@ -93,7 +93,7 @@ _RULES: dict[str, str | Callable[[re.Match[str]], str]] = {
 }  # fmt: skip
 _PATTERNS = [(re.compile(pattern), to) for pattern, to in _RULES.items()]
 
-#: Unit -> how else it is written, without plural.
+#: Unit -> its other spellings, in the singular.
 _UNITS = {
     "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre",
     "km": "kilometer kilometre", "in": "inch inche", "ft": "foot feet", "yd": "yard", "mi": "mile",
@@ -117,7 +117,7 @@ _CURRENCY = re.compile(r"^(-?)\s*(?:\\text\{(dollar|euro|pound)\}|([€£¥])|(U
 
 @functools.lru_cache(maxsize=1 << 16)
 def spelled(text: str) -> str:
-    """An answer in the one spelling, stripped."""
+    """An answer in normal form, stripped."""
     if not text.isascii():
         for mark, digits in _SCRIPTS.items():
             text = re.sub(f"[{digits}]+", rf"{mark}{{\g<0>}}", text)
@@ -137,14 +137,14 @@ def _halves(fraction: str) -> list[str]:
 
 
 def compact(text: str) -> str:
-    """Without the spaces that say nothing: all but those between two digits or two letters."""
+    """A text without redundant spaces: all but those between two digits or two letters."""
     return re.sub(
         r"(?<![\dA-Za-z]) | (?![\dA-Za-z])|(?<=\d) (?=[A-Za-z])|(?<=[A-Za-z]) (?=\d)", "", text
     )
 
 
 def split_unit(text: str) -> tuple[str, str | None]:
-    """A quantity without its unit, and the unit: None without one, "" for one that is unknown."""
+    """A quantity without its unit, and the unit: None without one, "" for an unknown one."""
     unit = None
     if before := _CURRENCY.match(text):
         unit = _named(next(filter(None, before.groups()[1:])))
@@ -156,7 +156,7 @@ def split_unit(text: str) -> tuple[str, str | None]:
 
 
 def _named(unit: str) -> str:
-    """The one name of a unit; "" where it is not in the table."""
+    """The canonical name of a unit; "" if it is not in the table."""
     words = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", unit).replace(".", "")
     names = [_simple(part) for part in re.split(r"/|\bper\b", words)]
     return "/".join(names) if all(names) else ""

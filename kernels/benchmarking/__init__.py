@@ -1,1 +1,1 @@
-"""The benchmark of the kernels: cases, programs, timing, a whole step; its command is bench.py."""
+"""The benchmark of the kernels: cases, programs, timing, a decoding step. Its command: bench.py."""

@@ -1,7 +1,7 @@
 """What the benchmark runs: random inputs of every kernel, and the same formula in plain jax.
 
-The plain formula is the oracle in float64 and the competitor in bfloat16, where XLA makes of it
-what it can (cuBLAS products, fusions).
+The plain formula is the oracle in float64 and the baseline in bfloat16, compiled by XLA (cuBLAS
+products, fusions).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kernels.attention import attention
 from kernels.gate_up import gate_up
 from kernels.head import head
 from kernels.launch import Array, ceil_div
-from kernels.product import split
+from kernels.matmul_tile import split
 from kernels.projection import projection
 from kernels.qkv import qkv
 from kernels.shapes import PAGE, Shape
@@ -32,15 +32,15 @@ Normal = Callable[..., Array]
 
 @dataclass(frozen=True)
 class Case:
-    """One call of a kernel: pure functions, so that each is one program.
+    """One call of a kernel, as pure functions.
 
     Args:
-        label: kernel, model's width, batch and context
-        draw: seed -> fixed, state: inputs that a call only reads, and inputs that it takes over
-            and gives back (pages, or nothing). Random, since zeros would run faster than real data
+        label: kernel, width of the model, batch and context
+        draw: seed -> fixed, state: inputs that a call only reads, and inputs that it updates in
+            place (pages, or nothing). Random, since zeros would run faster than real data
         kernel: (run, fixed, state, **options of the kernel) -> output, state
         plain: (fixed, state) -> output, state
-        launches: as `kernel`, without what is only done to compare its output: what is timed
+        launches: timed part of `kernel`: without what only prepares its output for comparison
     """
 
     label: str
@@ -55,11 +55,11 @@ def make(name: str, shape: Shape, batch: int, context: int, dtype: Any) -> Case:
     """A kernel's case.
 
     Args:
-        name: as in `kernels.shapes.kernel_work`
-        shape: of the model, or of one device's part
-        batch: sequences B
-        context: tokens that each new token attends to, itself among them
-        dtype: bfloat16, or float32 where kernels are interpreted
+        name: name of the kernel, as in `kernels.shapes.kernel_work`
+        shape: shape of the model, or of one device's shard
+        batch: number of sequences B
+        context: tokens that each new token attends to, including itself
+        dtype: bfloat16, or float32 if kernels are interpreted
     """
 
     def draw(inputs: Callable[[Normal], tuple[Tree, Tree]], seed: Array) -> tuple[Tree, Tree]:
@@ -117,12 +117,12 @@ def _norm(x: Array, scale: Array, eps: float) -> Array:
 
 
 def _product(x: Array, w: Array) -> Array:
-    """In float32 at least, as the kernels leave a product before they round it."""
+    """A product in float32 or wider, as in the kernels before they round it."""
     return jnp.matmul(x, w, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _qkv_kernel(eps: float, run: Any, fixed: Tree, state: Tree, **options: Any) -> Any:
-    """The attention kernel's part of the norm is done here, so that a result can be compared."""
+    """Applies the attention kernel's part of the norm, to make the result comparable."""
     partial_sums, squares = qkv(run, *fixed, **options)
     factor = jax.lax.rsqrt(squares.sum(0) / fixed[0].shape[1] + eps)
     return partial_sums.sum(0) * factor[:, None], state
@@ -168,7 +168,7 @@ def _head_plain(eps: float, tied: bool, fixed: Tree, state: Tree) -> tuple[Array
 
 
 def _attention_inputs(shape: Shape, batch: int, context: int, normal: Normal) -> Any:
-    """Pages dealt in random order; partial sums of q, k and v as the projection leaves them."""
+    """Pages in random order; partial sums of q, k and v as the projection outputs them."""
     K, H, D = shape.kv_heads, shape.head_dim, shape.width
     C = (shape.heads + 2 * K) * H
     M = ceil_div(context, PAGE)

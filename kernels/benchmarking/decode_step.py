@@ -1,7 +1,8 @@
-"""A whole decoding step of a model with random weights: greedy, no controller.
+"""A complete decoding step of a model with random weights: greedy, without budget forcing.
 
-The program has the form of the decoding loop: layers unrolled, pages in place, several tokens in
-one call. Budget forcing is timed with the real loop, which this package does not know.
+The program has the form of the decoding loop: layers unrolled, pages updated in place, several
+tokens in one call. Budget forcing is timed with the real loop, on which this package does not
+depend.
 """
 
 from __future__ import annotations
@@ -40,16 +41,16 @@ def abstract_model(
     return (params, [(pool, pool)] * shape.layers), table
 
 
-def chunk(
+def decode_steps(
     shape: Shape, run: Run, context: int, params: Any, pages: Any, table_BM: Array
 ) -> tuple[Array, Any]:
     """`TOKENS` greedy tokens of every sequence, the first at position `context` - 1.
 
     Args:
-        shape: of the model
-        run: who runs the kernels
+        shape: shape of the model
+        run: runs the kernels
         context: tokens that the first new token attends to
-        params: of all layers, as from `abstract_model`
+        params: parameters of the model, as from `abstract_model`
         pages: keys and values of all layers
         table_BM: pages of each sequence
 
@@ -85,7 +86,7 @@ def step_times(
     drawn = [draw(leaf, seed, 1 / 64) for seed, leaf in enumerate(leaves)]
     params, pages = jax.tree.unflatten(tree, drawn)
     table_BM = 1 + jnp.arange(batch * table.shape[1], dtype=jnp.int32).reshape(table.shape)
-    function = jax.jit(partial(chunk, shape, run, context), donate_argnums=1)
+    function = jax.jit(partial(decode_steps, shape, run, context), donate_argnums=1)
     name = f"step at batch {batch}, context {context}"
     given = (params, pages, table_BM)
     program = Program(name, function, given, options=as_graph(device)).compile()

@@ -1,7 +1,7 @@
 """Named programs that are described before they are compiled, perhaps for an absent device.
 
 Everything that is timed or checked on a GPU is a `Program`: the same description is compiled for
-the GPU that runs it and, without one, for a GPU that is not here.
+the GPU that runs it or ahead of time for an absent one.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Program:
     """A function and the shapes that it is compiled for.
 
     Args:
-        name: the same for programs that are the same
-        function: from `jax.jit`
+        name: name that equal programs share
+        function: function from `jax.jit`
         arguments: arrays, or shapes with shardings
-        static: arguments by name that are constants of the program
-        options: of XLA
-        float64: traced with 64-bit types
+        static: compile-time constants, by argument name
+        options: XLA options
+        float64: whether it is traced with 64-bit types
     """
 
     name: str
@@ -52,7 +52,7 @@ class Program:
         return self.lower().compile(compiler_options=options)
 
     def compile_timed(self) -> tuple[Any, dict[str, float]]:
-        """The executable, and the seconds of tracing and of compiling."""
+        """The executable, and the seconds of tracing and compiling."""
         start = time.perf_counter()
         lowered = self.lower()
         traced = time.perf_counter()
@@ -77,9 +77,9 @@ def draw_program(shape: tuple[int, ...], dtype: Any, sharding: Any) -> Program:
     """(seed int32, scale float32) -> normal random numbers: one program for all arrays of a kind.
 
     Args:
-        shape: of the array
-        dtype: of the array
-        sharding: where it goes
+        shape: shape of the array
+        dtype: dtype of the array
+        sharding: sharding of the array
     """
 
     def draw(seed: jax.Array, scale: jax.Array) -> jax.Array:
@@ -96,7 +96,7 @@ def draw_program(shape: tuple[int, ...], dtype: Any, sharding: Any) -> Program:
 
 
 def replicated(sharding: Any) -> Any:
-    """Where a scalar goes that all devices of a sharding need."""
+    """The sharding of a scalar that all devices of a sharding need."""
     if isinstance(sharding, jax.sharding.NamedSharding):
         return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
     return sharding
@@ -108,6 +108,6 @@ def _drawer(shape: tuple[int, ...], dtype: Any, sharding: Any) -> Callable[..., 
 
 
 def draw(leaf: Any, seed: int, scale: float = 1.0) -> jax.Array:
-    """Normal random numbers in the form of a leaf with shape, dtype and sharding."""
+    """Normal random numbers with the shape, dtype and sharding of a leaf."""
     drawer = _drawer(tuple(leaf.shape), jnp.dtype(leaf.dtype), leaf.sharding)
     return drawer(np.int32(seed), np.float32(scale))

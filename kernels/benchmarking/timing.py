@@ -1,10 +1,9 @@
-"""Timing on a GPU: what a kernel takes, and what the hardware can do.
+"""Timing on a GPU: how long a kernel takes, and what the hardware can reach.
 
 A sample is the wall time of one compiled program that makes many calls, divided by their number.
 Starting a program and waiting for its end takes the host 50 to 150 us, so a program makes enough
-calls to run for `LEAST_SECONDS`; it is one CUDA graph, so that a call costs no host time. Calls go
-round over copies of their inputs that together are larger than the L2 cache: each comes from
-memory.
+calls to run for `LEAST_SECONDS`; it is one CUDA graph, in which a call costs no host time. Calls
+cycle through copies of their inputs that are larger than the L2 cache, so inputs come from memory.
 """
 
 from __future__ import annotations
@@ -29,18 +28,17 @@ from kernels.xla_call import NO_GRAPH_OPTIONS
 
 #: Copies of a call's inputs hold at least this; the L2 cache of an H100 has 50 MB [bytes].
 ROTATED = 256 << 20
-#: A timed program runs at least this long, so that the host's part is below 3 % [s].
+#: A timed program runs at least this long, to keep the host's share below 3 % [s].
 LEAST_SECONDS = 5e-3
-#: No GPU that kernels are compiled for reads faster: a call takes its bytes over this, or longer
-#: [bytes/s].
+#: Bandwidth that no supported GPU exceeds, for a lower bound of a call's time [bytes/s].
 FASTEST_MEMORY = 8e12
-#: Turns of a ceiling's work in one program.
+#: Iterations of a ceiling's work in one program.
 TURNS = 16
 
 
 @dataclass(frozen=True)
 class Times:
-    """Of one call [s]: median, and the 10th and 90th percentile of the samples."""
+    """Times of one call [s]: median, 10th and 90th percentile of the samples."""
 
     median: float
     low: float
@@ -49,14 +47,14 @@ class Times:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the GPU reached with plain work.
+    """What the GPU reached on simple work.
 
     Args:
-        copy: reading and writing [bytes/s, both counted]
-        read: only reading [bytes/s]
-        write: only writing [bytes/s]
-        matmul: products of random bfloat16 matrices [flop/s]
-        node: the smallest kernel, one after the other [s]
+        copy: rate of reading and writing, both counted [bytes/s]
+        read: rate of reading only [bytes/s]
+        write: rate of writing only [bytes/s]
+        matmul: rate of products of random bfloat16 matrices [flop/s]
+        node: time of the smallest kernel in a sequence of them [s]
     """
 
     copy: float
@@ -84,12 +82,12 @@ def samples(call: Callable[[], Any], calls: float, number: int) -> Times:
 
 @dataclass(frozen=True)
 class TimedStep:
-    """A step over several cases, many times in one program.
+    """A step over several copies of a case, repeated in one program.
 
     Args:
         program: (fixed, state) -> outputs, state, of all copies
-        copies: of the case's inputs, with other numbers
-        rounds: over all of them
+        copies: number of copies of the case's inputs, with different random numbers
+        rounds: iterations over all copies
     """
 
     program: Program
@@ -100,14 +98,14 @@ class TimedStep:
 def timed_step(
     name: str, case: Case, step: Callable[..., Any], num_bytes: int, device: jax.Device
 ) -> TimedStep:
-    """What times `step(fixed, state)` of a case.
+    """The program that times `step(fixed, state)` of a case.
 
     Args:
-        name: of the step
-        case: whose inputs it takes
+        name: name of the step
+        case: case whose inputs it takes
         step: the kernel, or the plain formula
-        num_bytes: that one call moves at least
-        device: that it is compiled for
+        num_bytes: least bytes that a call moves
+        device: device to compile for
     """
     copies = min(64, max(1, math.ceil(ROTATED / num_bytes)))
     rounds = max(1, math.ceil(LEAST_SECONDS * FASTEST_MEMORY / (num_bytes * copies)))
@@ -122,8 +120,8 @@ def timed_step(
 def repeated(step: Callable[..., Any], rounds: int) -> Callable[..., Any]:
     """`step` over all cases, `rounds` times.
 
-    The barrier says that a round's inputs may differ from the last one's: no call can be moved out
-    of the loop, or be left out.
+    The barrier makes a round's inputs opaque to XLA, so no call is hoisted out of the loop or
+    eliminated.
     """
 
     def program(fixed: Any, state: Any) -> Any:
@@ -144,7 +142,7 @@ def repeated(step: Callable[..., Any], rounds: int) -> Callable[..., Any]:
 
 
 def time_step(timed: TimedStep, inputs: Sequence[tuple[Any, Any]], number: int) -> Times:
-    """Seconds of one call of the step; `inputs` from `draw_inputs`, which stay."""
+    """Seconds of one call of the step; `inputs`, from `draw_inputs`, remain valid."""
     fixed = [f for f, _ in inputs]
     state = jax.tree.map(jnp.copy, [s for _, s in inputs])
     program = timed.program.compile()
@@ -169,7 +167,7 @@ def _compiled_inputs(case: Case, device: jax.Device) -> Any:
 
 
 def draw_inputs(case: Case, device: jax.Device, copies: int = 1) -> list[tuple[Any, Any]]:
-    """(fixed, state) of a case, so many times with other numbers."""
+    """(fixed, state) of a case, in `copies` with different random numbers."""
     program = _compiled_inputs(case, device)
     return [program(np.int32(seed)) for seed in range(copies)]
 
@@ -179,11 +177,11 @@ def draw_inputs(case: Case, device: jax.Device, copies: int = 1) -> list[tuple[A
 
 @dataclass(frozen=True)
 class Check:
-    """The programs that compare a kernel with float64, all on its own device.
+    """The programs that compare a kernel with float64, all on one device.
 
     Args:
-        case: what is compared
-        device: that they are compiled for
+        case: case to compare
+        device: device to compile for
         kernel: (fixed, state) -> output; outside of any CUDA graph, so it also loads the kernel
         exact: (fixed, state) -> output of the plain formula in float64
     """
@@ -195,7 +193,7 @@ class Check:
 
     @property
     def programs(self) -> tuple[Program, ...]:
-        """With that of the inputs."""
+        """All programs, including that of the inputs."""
         return input_program(self.case, self.device), self.kernel, self.exact
 
 
@@ -223,9 +221,9 @@ def check_of(case: Case, run: Run, device: jax.Device) -> Check:
 
 
 def correctness(check: Check) -> tuple[float, bool]:
-    """Of a kernel's output: its error, and whether two runs give the same bits.
+    """The error of a kernel's output, and whether two runs give the same bits.
 
-    The error is the largest difference from the plain formula in float64, over its largest
+    The error is the largest difference from the plain formula in float64, divided by the largest
     magnitude.
     """
     (given,) = draw_inputs(check.case, check.device)
@@ -242,10 +240,10 @@ def correctness(check: Check) -> tuple[float, bool]:
 
 @dataclass(frozen=True)
 class CeilingWork:
-    """Plain work in a loop.
+    """Simple work in a loop.
 
     Args:
-        program: state -> state, which takes over the memory
+        program: state -> state, updated in place
         make: seed -> state
         amount: bytes, FLOPs or kernels of one program
     """
@@ -271,7 +269,7 @@ def _write(state: Any) -> Any:
 
 
 def _product(state: Any) -> Any:
-    # two, so that the second takes the place of the first's operand
+    # two products, so that the result can replace the operand
     a, b = state
     return a, a @ (a @ b)
 
@@ -282,11 +280,11 @@ def ceiling_work(
     """The work of every field of `Ceilings`.
 
     Args:
-        run: who runs kernels
-        device: that it is compiled for
-        size: of the array that is read and written [bytes]
-        width: of the matrices that are multiplied
-        nodes: pairs of kernels that follow one another
+        run: runs kernels
+        device: device to compile for
+        size: size of the array that is read and written [bytes]
+        width: width of the matrices that are multiplied
+        nodes: number of pairs of kernels in the sequence
     """
 
     def array(seed: Any) -> Any:
@@ -294,7 +292,7 @@ def ceiling_work(
         return jax.random.bits(key, (size // 4,), jnp.uint32), jnp.uint32(0)
 
     def matrices(seed: Any) -> Any:
-        # of length about 1, so that products of products stay so
+        # scaled to keep the magnitude of repeated products
         key = jax.random.key(seed, impl="unsafe_rbg")
         a = jax.random.normal(key, (width, width), jnp.bfloat16) * jnp.bfloat16(width**-0.5)
         return a, a

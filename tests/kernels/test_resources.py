@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("triton", reason="Triton has wheels for Linux only")
 
 from jaxs1.config import UserError
-from kernels.resources import SHARED_LIMIT, main, slots, survey
+from kernels.resources import SHARED_LIMIT, main, resident_programs, survey
 from kernels.shapes import MODELS
 
 PRODUCTS = {"qkv", "projection", "gate_up", "head"}
@@ -48,19 +48,25 @@ def test_launches_of_the_32b_run_in_one_wave():
         launches = [u for u in found if u.kernel == kernel]
         assert [u.programs for u in launches] == numbers
         for u in launches:
-            waves = u.programs / (132 * u.slots)
+            waves = u.programs / (132 * u.resident)
             assert waves <= 1 or (kernel == "head" and waves == 6), u
     # at batch 32 tiles are larger: three programs a core, where four stages left room for two
     (wide,) = (u for u in survey(MODELS["qwen2.5-32b"], [32], 4096, [90]) if u.kernel == "gate_up")
-    assert (wide.programs, wide.slots) == (432, 3)
+    assert (wide.programs, wide.resident) == (432, 3)
 
 
-def test_slots_counted_by_hand():
+def test_resident_programs_counted_by_hand():
     # sm_90 has 228 KiB and 65,536 registers: of 57 KiB less one reserved fit four, of 65 KiB three
-    assert slots(56 << 10, 64, 4, 90) == 4 and slots(64 << 10, 64, 4, 90) == 3
-    assert slots(1 << 10, 104, 4, 90) == 65536 // (128 * 104) == 4
-    assert slots(1 << 10, 97, 4, 90) == 4  # 97 registers are handed out as 104
-    assert slots(0, 8, 4, 90) == 16 and slots(0, 8, 4, 89) == 12 and slots(0, 8, 1, 89) == 24
+    assert (
+        resident_programs(56 << 10, 64, 4, 90) == 4 and resident_programs(64 << 10, 64, 4, 90) == 3
+    )
+    assert resident_programs(1 << 10, 104, 4, 90) == 65536 // (128 * 104) == 4
+    assert resident_programs(1 << 10, 97, 4, 90) == 4  # 97 registers are handed out as 104
+    assert (
+        resident_programs(0, 8, 4, 90) == 16
+        and resident_programs(0, 8, 4, 89) == 12
+        and resident_programs(0, 8, 1, 89) == 24
+    )
 
 
 def test_command_prints_markdown_for_the_documents(capsys):

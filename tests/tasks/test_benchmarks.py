@@ -72,18 +72,23 @@ def test_own_file_and_puzzles(tmp_path):
 @pytest.mark.parametrize(
     ("task", "rows", "settings", "message"),
     [
-        ("matth500", None, {}, "task=matth500: is unknown; give aime24"),
+        ("matth500", None, {}, "task=matth500: unknown task; choose one of aime24"),
         ("no.jsonl", None, {}, "task=no.jsonl: no such file"),
         ("math500", None, {"path": "no.jsonl"}, "data.path=no.jsonl: no such file"),
-        ("puzzles", None, {}, "task=puzzles: lies on no hub; give --data.path"),
-        ("puzzles", [{"question": "x"}], {}, ":1: is no puzzle"),
+        ("puzzles", None, {}, "task=puzzles: not on the hub; give --data.path"),
+        ("puzzles", [{"question": "x"}], {}, ":1: not a puzzle"),
         ("math500", [{"question": "x"}], {}, ":1: field 'problem' must be a text"),
         ("gpqa", [{**GPQA, "Incorrect Answer 2": None}], {}, "'Incorrect Answer 2' must be"),
         ("math500", [], {}, "task=math500: has no questions"),
         ("own", [{"text": "x"}], {}, ":1: has no question (any of question, problem, prompt)"),
         ("own", [{"question": "x"}], {}, ":1: has no answer"),
-        ("own", [{"question": "x", "answer": "a\nb"}], {}, "is no answer of kind math"),
-        ("own", [{"question": "x", "answer": "7"}], {"kind": "letter"}, "no answer of kind letter"),
+        ("own", [{"question": "x", "answer": "a\nb"}], {}, "is not an answer of kind math"),
+        (
+            "own",
+            [{"question": "x", "answer": "7"}],
+            {"kind": "letter"},
+            "not an answer of kind letter",
+        ),
         ("own", [{"question": "x", "answer": "7"}], {"path": "y"}, "the task is a file already"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from kernels import bench
 from kernels.benchmarking import cases, decode_step, timing
 from kernels.interpreted import on_jax
-from kernels.product import Tiling
+from kernels.matmul_tile import Tiling
 from kernels.shapes import MODELS
 
 DEVICE = jax.devices()[0]

@@ -8,7 +8,7 @@ from benchmarks.gpu_summary import read_results
 from kernels import bench
 from kernels.benchmarking import cases, timing
 from kernels.interpreted import on_jax
-from kernels.product import Tiling
+from kernels.matmul_tile import Tiling
 from kernels.shapes import MODELS
 from tests.tiny_gpu_check import tiny_context
 

@@ -6,7 +6,7 @@ import torch
 
 from kernels import gate_up, head, projection, qkv
 from kernels.interpreted import on_torch
-from kernels.product import split
+from kernels.matmul_tile import split
 from tests.kernels.interpreted import plain
 from tests.kernels.interpreted.layers import weights
 from tests.numerics import assert_close

@@ -1,19 +1,19 @@
-"""The streaming matrix product that four of the five kernels are made of.
+"""The tile of a streaming matrix product, the core of four of the five kernels.
 
     y[b, n] = sum_k x[b, k] * scale[k] * W[k, n]
 
-At decoding batch sizes a product costs the time that W takes to come from memory. A program owns
+At decoding batch sizes a product takes as long as reading W from memory. A program owns
 a tile of columns of W and walks down k; W arrives by asynchronous 16-byte copies, several blocks
 ahead. The tile is the left operand (tile of y^T = W^T x^T), so that 64 columns fill a tensor-core
 instruction (wgmma) even for a batch of 1, padded to 16.
 
-RMSNorm is folded in: the scale multiplies x, the sum of squares is collected on the way, and
-1 / sqrt(mean(x^2) + eps) is a factor of the row, applied at the end.
+RMSNorm is fused: x is multiplied by the scale, the sum of squares is accumulated along with the
+product, and the row's factor 1 / sqrt(mean(x^2) + eps) is applied at the end.
 
 Sums are taken in float32, in blocks of K_BLOCK, one after the other; slices of k (split-K) depend
-on the weight's shape only. So a sequence's result is the same in every batch.
+only on the weight's shape. A sequence's result is therefore the same in every batch.
 
-Source of the operand swap and the block sizes: compiled for sm_90 and read, see kernels.resources.
+The operand swap and the block sizes follow from the machine code for sm_90: see kernels.resources.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from kernels.launch import ceil_div, power_of_two
 K_BLOCK = 64
 #: Least number of programs of a product: three for each of the 132 cores of an H100.
 PROGRAMS = 396
-#: Blocks of W that a program has on their way or in use, by the width of its tile: so many that all
-#: programs of a launch run at once on 132 cores (kernels.resources). Sums do not depend on it.
+#: Pipeline stages (blocks of W in flight or in use) by the width of the tile, chosen so that all
+#: programs of a launch are resident on 132 SMs (kernels.resources). Sums do not depend on it.
 STAGES = {64: 5, 128: 4}
 #: A slice of k shorter than this costs more in partial sums than it gains.
 SHORTEST_SLICE = 4 * K_BLOCK
@@ -39,13 +39,13 @@ SHORTEST_SLICE = 4 * K_BLOCK
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a launch cuts its product; None takes the kernel's own choice.
+    """How a launch splits its product; None: the kernel's default.
 
     Args:
         columns: width of a program's tile
-        stages: blocks of W that a program has on their way or in use
-        slices: parts of k, each with its own programs; where the kernel has slices
-        warps: of 32 threads, per program
+        stages: pipeline stages: blocks of W in flight or in use
+        slices: number of parts of k (split-K), in kernels that have it
+        warps: warps of a program
     """
 
     columns: int | None = None
@@ -54,7 +54,7 @@ class Tiling:
     warps: int = 4
 
 
-#: What every kernel chooses for itself.
+#: The defaults of each kernel.
 OWN_TILING = Tiling()
 
 
@@ -63,8 +63,8 @@ def split(inputs: int, columns: int, slices: int | None = None) -> tuple[int, in
 
     Args:
         inputs: length of k
-        columns: outputs of all the weights of the launch together
-        slices: wanted; None: as many as give `PROGRAMS` programs
+        columns: total number of outputs of the weights of the launch
+        slices: number of slices; None: enough for `PROGRAMS` programs
     """
     if slices is None:
         wanted = ceil_div(PROGRAMS, ceil_div(columns, 64))
@@ -84,9 +84,9 @@ def blocks(
 
     Args:
         batch: number of sequences
-        tiling: what is asked for
-        columns: width of a tile that the kernel chooses
-        stages: that the kernel chooses, by that width
+        tiling: requested sizes
+        columns: the kernel's default width of a tile
+        stages: the kernel's default pipeline stages, by that width
     """
     rows = max(16, power_of_two(batch))
     width = tiling.columns or columns or (64 if rows == 16 else 128)
