@@ -58,18 +58,10 @@ def make_thinking(
 
 
 def required_bytes(a: Architecture, dtype: str, *, rows: int, context: int) -> float:
-    """Peak bytes of filling a `RandomWeightsLoop`.
-
-    Drawing an array needs another 32 random bits per element (as seen in the compiled program). The
-    largest arrays are drawn first, so the peak is reached with them or with the last.
-    """
+    """Bytes of a filled `RandomWeightsLoop`; drawing needs no temporary memory."""
     loop = RandomWeightsLoop(a, jax.devices()[0], dtype, rows=rows, context=context)
-    held = peak = 0
-    for leaf in loop.drawn_in_order():
-        size = math.prod(leaf.shape) * leaf.dtype.itemsize
-        peak = max(peak, held + size + math.prod(leaf.shape) * 4)
-        held += size
-    return peak + SPARE
+    leaves = jax.tree.leaves((loop.params, loop.cache))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves) + SPARE
 
 
 def free_bytes(device: Any) -> float:
@@ -103,10 +95,6 @@ class RandomWeightsLoop:
         self.table_BM = table(self.held, rows, self.pages)
         self.is_newline_V = np.zeros(a.vocab_size, bool)
         self._compiled: dict[tuple[str, int], Any] = {}
-
-    def drawn_in_order(self) -> list[Any]:
-        """The shapes of the random arrays: weights, the largest first, then the cache."""
-        return [leaf for _, leaf in _drawn(self.params)] + jax.tree.leaves(self.cache)
 
     def draw_programs(self) -> list[Program]:
         """The programs that `fill` runs."""
@@ -271,25 +259,21 @@ def weight_shapes(params: Any, shardings: Any) -> Any:
 
 
 def draw_programs(shapes: Any) -> list[Program]:
-    """One program for all random arrays of the same shape, dtype and sharding."""
-    kinds = {(leaf.shape, leaf.dtype, leaf.sharding): None for _, leaf in _drawn(shapes)}
+    """What `fill_weights` runs: one program for all arrays of a shape that are drawn."""
+    drawn = [leaf for path, leaf in jax.tree.leaves_with_path(shapes) if not _is_norm(_name(path))]
+    kinds = {(leaf.shape, leaf.dtype, leaf.sharding): None for leaf in drawn}
     return [draw_program(*kind) for kind in kinds]
 
 
 def fill_weights(shapes: Any, seed: int = 0) -> Any:
-    """Random weights for a tree of shapes, the largest drawn first."""
-    flat, tree = jax.tree_util.tree_flatten_with_path(shapes)
-    order = sorted(range(len(flat)), key=lambda i: -math.prod(flat[i][1].shape))
-    made = {i: _weight(jax.tree_util.keystr(flat[i][0]), flat[i][1], seed + i) for i in order}
-    return jax.tree.unflatten(tree, [made[i] for i in range(len(flat))])
+    """Random weights in the form of a tree of shapes."""
+    leaves, tree = jax.tree.flatten_with_path(shapes)
+    made = [_weight(_name(path), leaf, seed + i) for i, (path, leaf) in enumerate(leaves)]
+    return jax.tree.unflatten(tree, made)
 
 
-def _drawn(shapes: Any) -> list[tuple[str, Any]]:
-    """Names and shapes of the random arrays, the largest first."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(shapes)
-    leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in flat]
-    random = [(name, leaf) for name, leaf in leaves if not _is_norm(name)]
-    return sorted(random, key=lambda pair: -math.prod(pair[1].shape))
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path)
 
 
 def _is_norm(name: str) -> bool:

@@ -281,15 +281,10 @@ def test_a_dry_run_for_an_h100(capsys):
 
 
 def test_bytes_of_the_32b_counted_by_hand():
-    """A draw takes 32 random bits an element beside its array; the largest come first."""
     path = ROOT / "configs/models/qwen2.5-32b.json"
     a = Architecture.from_hf(read_config(path), str(path))
-    weights = 32_763_876_352 * 2
-    norms = 2 * (64 * 2 + 1) * 5120
-    token = 2**18
-    # at the end: one of 128 arrays of pages is drawn while all else is there
-    cache = (4096 + 64) * token
-    expected = weights - norms + cache + 4 * cache / 2 / 128 + SPARE
+    # parameters of 2 bytes; tokens of 256 KiB, and page 0
+    expected = 32_763_876_352 * 2 + (4096 + 64) * 2**18 + SPARE
     assert required_bytes(a, "bfloat16", rows=1, context=4096) == pytest.approx(expected)
     h100, h200 = 0.95 * 84.93e9, 0.95 * 150.75e9
     assert required_bytes(a, "bfloat16", rows=8, context=4096 + 32) < h100
@@ -297,7 +292,7 @@ def test_bytes_of_the_32b_counted_by_hand():
     assert h100 < required_bytes(a, "bfloat16", rows=32, context=4096 + 32) < h200
 
 
-def test_a_draw_takes_what_is_counted_for_it():
+def test_a_draw_takes_nothing_beside_its_array():
     needs("gpu")
     from jaxs1.planning.targets import parse_target
     from jaxs1.planning.topology import make_devices
@@ -307,7 +302,7 @@ def test_a_draw_takes_what_is_counted_for_it():
     place = jax.sharding.SingleDeviceSharding(device)
     memory = draw_program((5120, 27648), "bfloat16", place).compile().memory_analysis()
     assert memory.output_size_in_bytes == 2 * 5120 * 27648
-    assert memory.temp_size_in_bytes == pytest.approx(4 * 5120 * 27648, rel=0.01)
+    assert memory.temp_size_in_bytes < 1 << 20
 
 
 def test_a_memory_that_does_not_do_is_said(tmp_path):

@@ -7,6 +7,7 @@ products, fusions).
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kernels import decode
 from kernels.attention import attention
+from kernels.benchmarking.program import random_values
 from kernels.gate_up import gate_up
 from kernels.head import head
 from kernels.launch import Array, ceil_div
@@ -26,8 +29,8 @@ from kernels.qkv import qkv
 from kernels.shapes import PAGE, Shape
 
 Tree = Any
-#: (*sizes, inputs=) -> normal numbers of variance 1 / inputs
-Normal = Callable[..., Array]
+#: (*sizes, inputs=) -> random numbers of variance 1 / inputs
+Random = Callable[..., Array]
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,13 @@ def make(name: str, shape: Shape, batch: int, context: int, dtype: Any) -> Case:
         dtype: bfloat16, or float32 if kernels are interpreted
     """
 
-    def draw(inputs: Callable[[Normal], tuple[Tree, Tree]], seed: Array) -> tuple[Tree, Tree]:
-        # threefry would need several times the memory and time
-        keys = iter(jax.random.split(jax.random.key(seed, impl="unsafe_rbg"), 8))
+    def draw(inputs: Callable[[Random], tuple[Tree, Tree]], seed: Array) -> tuple[Tree, Tree]:
+        seeds = (8 * seed + i for i in itertools.count())
 
-        def normal(*sizes: int, inputs: int = 1) -> Array:
-            numbers = jax.random.normal(next(keys), sizes, dtype)
-            return numbers * jnp.asarray(inputs**-0.5, dtype)
+        def random(*sizes: int, inputs: int = 1) -> Array:
+            return random_values(next(seeds), sizes, dtype, inputs**-0.5)
 
-        return inputs(normal)
+        return inputs(random)
 
     draw_inputs, kernel, plain = _parts(name, shape, batch, context)
     label = f"{name}, width {shape.width}, batch {batch}, context {context}"
@@ -79,18 +80,18 @@ def make(name: str, shape: Shape, batch: int, context: int, dtype: Any) -> Case:
 
 
 def _parts(name: str, shape: Shape, batch: int, context: int) -> tuple[Any, Any, Any]:
-    """Inputs from a source of normal numbers, the kernel, the plain formula."""
+    """Inputs from a source of random numbers, the kernel, the plain formula."""
     D, F, V, eps = shape.width, shape.mlp, shape.vocabulary, shape.eps
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
 
-    def projection_inputs(normal: Normal) -> Any:
+    def projection_inputs(random: Random) -> Any:
         K = q if name == "out" else F
-        return (normal(batch, K), normal(K, D, inputs=K), normal(batch, D)), ()
+        return (random(batch, K), random(K, D, inputs=K), random(batch, D)), ()
 
     def normed_inputs(*widths: tuple[int, ...]) -> Any:
-        def inputs(normal: Normal) -> Any:
-            weights = [normal(*sizes, inputs=D) for sizes in widths]
-            return (normal(batch, D), 1 + normal(D) / 8, *weights), ()
+        def inputs(random: Random) -> Any:
+            weights = [random(*sizes, inputs=D) for sizes in widths]
+            return (random(batch, D), 1 + random(D) / 8, *weights), ()
 
         return inputs
 
@@ -167,17 +168,17 @@ def _head_plain(eps: float, tied: bool, fixed: Tree, state: Tree) -> tuple[Array
     return _product(_norm(x, scale, eps), w.T if tied else w), state
 
 
-def _attention_inputs(shape: Shape, batch: int, context: int, normal: Normal) -> Any:
-    """Pages in random order; partial sums of q, k and v as the projection outputs them."""
+def _attention_inputs(shape: Shape, batch: int, context: int, random: Random) -> Any:
+    """Pages dealt in random order; partial sums of q, k and v as the projection leaves them."""
     K, H, D = shape.kv_heads, shape.head_dim, shape.width
     C = (shape.heads + 2 * K) * H
     M = ceil_div(context, PAGE)
     slices, _ = split(D, C)
-    sums = normal(slices, batch, C, inputs=slices).astype(jnp.float32)
+    sums = random(slices, batch, C, inputs=slices).astype(jnp.float32)
     squares = jnp.full((slices, batch), D / slices, jnp.float32)
-    pages = tuple(normal(K, 1 + batch * M, PAGE, H) for _ in range(2))
-    order = jax.random.permutation(jax.random.key(0), batch * M) + 1
-    table = order.reshape(batch, M).astype(jnp.int32)
+    pages = tuple(random(K, 1 + batch * M, PAGE, H) for _ in range(2))
+    order = np.random.default_rng(0).permutation(batch * M) + 1
+    table = jnp.asarray(order.reshape(batch, M), jnp.int32)
     position = jnp.full((batch,), context - 1, jnp.int32)
     rotation = decode.rotation(position, H, shape.theta)
     return (sums, squares, rotation, position, table), pages

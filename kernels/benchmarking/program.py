@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import SingleDeviceSharding
 
 from kernels.xla_call import CUDA_GRAPH_OPTIONS
@@ -73,8 +74,32 @@ def as_graph(device: jax.Device) -> dict[str, str | bool] | None:
     return CUDA_GRAPH_OPTIONS if device.platform == "gpu" else None
 
 
+def random_values(seed: Any, shape: Sequence[int], dtype: Any, scale: Any = 1.0) -> jax.Array:
+    """Random numbers, uniform around 0, of standard deviation `scale`.
+
+    Each is a hash of its place and the seed (the finalizer of MurmurHash3, twice). On a GPU that is
+    one kernel without temporary memory, compiled in a tenth of the time of `jax.random`'s.
+    """
+    x = jnp.zeros(tuple(shape), jnp.uint32)
+    step = 1
+    for axis in reversed(range(len(shape))):
+        x += lax.broadcasted_iota(jnp.uint32, tuple(shape), axis) * jnp.uint32(step % 2**32)
+        step *= shape[axis]
+    key = _mixed(jnp.asarray(seed).astype(jnp.uint32) + jnp.uint32(0x9E3779B9))
+    x = _mixed(_mixed(x ^ key) + key)
+    # as a signed number over 2^31: uniform in [-1, 1), of variance 1/3
+    unit = lax.bitcast_convert_type(x, jnp.int32).astype(jnp.float32) * 2**-31
+    return (unit * (3**0.5 * scale)).astype(dtype)
+
+
+def _mixed(x: jax.Array) -> jax.Array:
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
 def draw_program(shape: tuple[int, ...], dtype: Any, sharding: Any) -> Program:
-    """(seed int32, scale float32) -> normal random numbers: one program for all arrays of a kind.
+    """(seed int32, scale float32) -> random numbers: one program for all arrays of a kind.
 
     Args:
         shape: shape of the array
@@ -83,9 +108,7 @@ def draw_program(shape: tuple[int, ...], dtype: Any, sharding: Any) -> Program:
     """
 
     def draw(seed: jax.Array, scale: jax.Array) -> jax.Array:
-        # threefry would need several times the memory and time
-        key = jax.random.key(seed, impl="unsafe_rbg")
-        return jax.random.normal(key, shape, dtype) * scale.astype(dtype)
+        return random_values(seed, shape, dtype, scale)
 
     def scalar(kind: Any) -> Any:
         return jax.ShapeDtypeStruct((), kind, sharding=replicated(sharding))
@@ -108,6 +131,6 @@ def _drawer(shape: tuple[int, ...], dtype: Any, sharding: Any) -> Callable[..., 
 
 
 def draw(leaf: Any, seed: int, scale: float = 1.0) -> jax.Array:
-    """Normal random numbers with the shape, dtype and sharding of a leaf."""
+    """Random numbers in the form of a leaf with shape, dtype and sharding."""
     drawer = _drawer(tuple(leaf.shape), jnp.dtype(leaf.dtype), leaf.sharding)
     return drawer(np.int32(seed), np.float32(scale))

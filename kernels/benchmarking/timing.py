@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 
 from kernels.benchmarking.cases import Case
-from kernels.benchmarking.program import Program, as_graph, shapes_on
+from kernels.benchmarking.program import Program, as_graph, random_values, shapes_on
 from kernels.launch import Run
 from kernels.projection import projection
 from kernels.xla_call import NO_GRAPH_OPTIONS
@@ -288,13 +288,12 @@ def ceiling_work(
     """
 
     def array(seed: Any) -> Any:
-        key = jax.random.key(seed, impl="unsafe_rbg")
-        return jax.random.bits(key, (size // 4,), jnp.uint32), jnp.uint32(0)
+        bits = lax.bitcast_convert_type(random_values(seed, (size // 4,), "float32"), jnp.uint32)
+        return bits, jnp.uint32(0)
 
     def matrices(seed: Any) -> Any:
-        # scaled to keep the magnitude of repeated products
-        key = jax.random.key(seed, impl="unsafe_rbg")
-        a = jax.random.normal(key, (width, width), jnp.bfloat16) * jnp.bfloat16(width**-0.5)
+        # of length about 1, so that products of products stay so
+        a = random_values(seed, (width, width), jnp.bfloat16, width**-0.5)
         return a, a
 
     def tiny(seed: Any) -> Any:

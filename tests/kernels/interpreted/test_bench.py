@@ -10,6 +10,7 @@ import pytest
 
 from kernels import bench
 from kernels.benchmarking import cases, decode_step, timing
+from kernels.benchmarking.program import random_values
 from kernels.interpreted import on_jax
 from kernels.matmul_tile import Tiling
 from kernels.shapes import MODELS
@@ -58,6 +59,18 @@ def test_a_step_is_repeated_over_all_cases():
     outputs, state = jax.jit(timing.repeated(step, 4))(fixed, state)
     assert [float(x) for x in state] == [9, 30]
     assert [float(x) for x in outputs] == [14, 125]  # of the last round
+
+
+def test_random_values_are_uniform_and_independent():
+    x, y = (np.asarray(random_values(seed, (200, 300), jnp.float32, 0.5)) for seed in (0, 1))
+    assert abs(x.mean()) < 0.01 and x.std() == pytest.approx(0.5, rel=0.01)
+    assert np.abs(x).max() == pytest.approx(0.5 * 3**0.5, rel=1e-3)
+    counts, _ = np.histogram(x, 20)
+    assert counts.min() > 2700 and counts.max() < 3300  # 3,000 each, 53 more or less
+    for other in (y, np.roll(x, 1, 0), np.roll(x, 1, 1)):
+        assert abs(np.corrcoef(x.ravel(), other.ravel())[0, 1]) < 0.02
+    again = random_values(0, (200, 300), jnp.float32, 0.5)
+    assert (x == np.asarray(again)).all() and len(np.unique(x)) > 59_000
 
 
 def test_ceilings_do_what_they_are_named(monkeypatch):
