@@ -101,7 +101,7 @@ def load_engine(config: EngineConfig) -> LoadedEngine:
             devices or too little memory
     """
     if not config.model:
-        raise UserError("model='': names no weights; give --model DIR or a hub id")
+        raise UserError("model='': must name the weights; give --model DIR or a hub id")
     weights = open_weights(config.model)
     tokenizer = _tokenizer(config, weights)
     numerics = _resolve(config, weights)
