@@ -11,8 +11,8 @@ import json
 import logging
 import math
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -331,7 +331,7 @@ def _run_steps(
         if distributed.is_main_process()
         else None
     )
-    with _stop_requests() as stop, logger or nullcontext():
+    with distributed.stop_requests() as stop, logger or nullcontext():
         for number in range(first, job.steps):
             batch, stats = job.batches.batch(number)
             compiled = batch.tokens.shape not in shapes
@@ -384,25 +384,6 @@ def _log(
         flops = job.model.architecture.train_flops(stats.tokens, stats.attention_pairs)
         values["mfu"] = flops / seconds / (peak * jax.device_count())
     logger.step(step, values, compiled=compiled)
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Yield a list that receives SIGTERM or SIGINT; a second Ctrl-C ends the run immediately."""
-    received: list[int] = []
-
-    def handle(number: int, frame: Any) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-        print_main(f"\n{signal.Signals(number).name}: finishing the step, then a checkpoint")
-
-    previous = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ MODULES = {
     "jaxs1.__main__": "api",
     "jaxs1.llm": "api",
     "jaxs1.config": "config",
+    "jaxs1.config_errors": "config",
     "jaxs1.devices": "config",
     "jaxs1.storage": "config",
 }

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -187,3 +188,22 @@ def _exit_immediately(name: str, error: BaseException, delay: int) -> NoReturn:
     sys.stderr.flush()
     time.sleep(delay)
     os._exit(2 if isinstance(error, UserError) else 1)
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """Yield a list that receives SIGTERM or SIGINT; a second Ctrl-C ends the run immediately."""
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+        print_main(f"\n{signal.Signals(number).name}: finishing the step, then a checkpoint")
+
+    previous = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
