@@ -58,11 +58,11 @@ class Facts:
 
     def _write(self, **record: Any) -> None:
         line = json.dumps({**record, "at_s": round(self.clock(), 1)}, default=_plain)
-        print(line, flush=True)
         with (self.folder / FILE).open("a") as file:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
+        print(line, flush=True)  # after it is on disk: what was seen there is not lost
 
 
 def process_clock() -> Callable[[], float]:
