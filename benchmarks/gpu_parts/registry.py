@@ -28,7 +28,7 @@ from kernels.benchmarking.program import Program
 #: Estimates for one H100, including compilation; the first includes the start of the process.
 PARTS: tuple[Part, ...] = (
     Part("env", 20, "a GPU", environment.env, environment.env_programs, essential=True),
-    Part("kernels", 30, "6.2 GB for the head in float64", correctness.kernels,
+    Part("kernels", 20, "6.2 GB for the head in float64", correctness.kernels,
          correctness.kernels_programs, essential=True),
     Part("probe", 3, "nothing", correctness.probe, correctness.probe_programs, essential=True),
     Part("slice", 60, "8 layers: 12 GB", decoding.slice_, decoding.slice_programs, essential=True),
@@ -36,16 +36,16 @@ PARTS: tuple[Part, ...] = (
     Part("model", 70, "all weights: 67 GB", decoding.model, decoding.model_programs,
          essential=True),
     Part("times", 30, "3 GB", speed.times, speed.times_programs, essential=True),
-    Part("sweep", 40, "3 GB", speed.sweep, speed.sweep_programs),
+    Part("sweep", 30, "3 GB", speed.sweep, speed.sweep_programs),
     Part("batches", 60, "all weights: 75 GB", decoding.batches, decoding.batches_programs),
-    Part("training", 95, "2 layers and AdamW: 50 GB; cuDNN", training.training,
+    Part("training", 95, "2 layers and AdamW: 65 GB; cuDNN", training.training,
          training.training_programs),
     Part("prefill", 20, "8 layers: 12 GB", decoding.prefill, decoding.prefill_programs),
     Part("generate", 50, "transformers; 1 GB of disk", generating.generate,
          generating.generate_programs, host_only="the engine's programs, and the folder"),
     Part("cublas", 25, "torch with CUDA; 2.5 GB outside JAX's pool", cublas.cublas,
          cublas.cublas_programs, host_only="everything, since it runs in torch"),
-    Part("shapes", 25, "6.2 GB for the head in float64", correctness.shapes,
+    Part("shapes", 45, "6.2 GB for the head in float64", correctness.shapes,
          correctness.shapes_programs),
 )  # fmt: skip
 
