@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxs1.config import UserError, one_line, parse, run_command
+from jaxs1.config import UserError, find_recipe, one_line, parse, run_command
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.planning import decode, report
 from jaxs1.planning.planned_run import PlannedRun, Sequences, make_planned_run
@@ -36,7 +36,6 @@ COMMAND = "python -m jaxs1.plan"
 #: Most layouts that a search compiles.
 TRIES = 6
 #: Recipes and model shapes that come with the project.
-CONFIGS = Path(__file__).parents[1] / "configs"
 #: Model that decoding is planned for if none is given.
 DEFAULT_MODEL = "qwen2.5-32b"
 
@@ -127,9 +126,8 @@ def main(argv: Sequence[str]) -> int:
     """The command; returns 1 if the run does not fit."""
     logging.getLogger("jax").setLevel(logging.ERROR)
     use_only_cpu()
-    words = [_shipped(argv, i) for i in range(len(argv))]
-    decoding = [word for word in words if word not in ("--decode", "--decode=true")]
-    return _plan_training(words) if len(decoding) == len(words) else _plan_decoding(decoding)
+    decoding = [word for word in argv if word not in ("--decode", "--decode=true")]
+    return _plan_training(argv) if len(decoding) == len(argv) else _plan_decoding(decoding)
 
 
 def _plan_training(argv: Sequence[str]) -> int:
@@ -236,31 +234,12 @@ def find_architecture(model: str | None, architecture: str | None) -> tuple[Arch
     if model and Path(model).is_dir():
         source = str(Path(model) / "config.json")
     elif architecture is not None:
-        source = find_recipe(architecture)
+        source = str(find_recipe(architecture, setting="architecture"))
     else:
         source = _fetch_config(str(model))
     values = read_config(source)
     values.setdefault("vocab_size", 151936)  # an architecture may leave it to the tokenizer
     return Architecture.from_hf(values, source), source
-
-
-def find_recipe(name: str) -> str:
-    """The path of a recipe or of model shapes.
-
-    Args:
-        name: a file, or the name of one in `configs/`: s1_32b, qwen2.5-32b
-    """
-    shipped = (CONFIGS / f"{name}.yaml", CONFIGS / "models" / f"{name}.json", CONFIGS.parent / name)
-    found = (path for path in (Path(name), *shipped) if path.is_file())
-    return str(next(found, name))
-
-
-def _shipped(argv: Sequence[str], position: int) -> str:
-    """An argument; the name of a shipped recipe is replaced by its path."""
-    word = argv[position]
-    if word.startswith("--config="):
-        return f"--config={find_recipe(word.partition('=')[2])}"
-    return find_recipe(word) if position and argv[position - 1] == "--config" else word
 
 
 def _fetch_config(model: str) -> str:

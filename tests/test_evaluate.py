@@ -312,7 +312,7 @@ def test_bad_input_is_one_line(arguments, message):
 
 def test_budget_below_the_minimum_is_refused(task, tmp_path):
     sweep = ("--sweep.budget", "[8]", "--thinking.min", 9, "--output", tmp_path / "out")
-    with pytest.raises(UserError, match=r"thinking.min=9: must not be above thinking.max=8"):
+    with pytest.raises(UserError, match=r"thinking.min=9: must not exceed thinking.max=8"):
         evaluate(config("--task", task, *sweep), Engine())
     assert not (tmp_path / "out").exists()
 

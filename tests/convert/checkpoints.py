@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 from convert import mapping
 from convert.weights import load_params
-from jaxs1.config import MeshConfig
 from jaxs1.model import transformer
 from jaxs1.model.architecture import Architecture
+from jaxs1.model.config import MeshConfig
 from tests.tiny_models import FLOAT32
 
 CONFIGS = {

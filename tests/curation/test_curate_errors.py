@@ -153,7 +153,7 @@ def test_used_output_is_refused_and_foreign_partial_is_kept(full_pool, tmp_path)
     foreign = tmp_path / "out.partial" / "thesis.txt"
     foreign.parent.mkdir()
     foreign.write_text("mine")
-    assert "out.partial is in the way; move or delete it" in line_of(
+    assert "out.partial contains something else; move or delete it" in line_of(
         command(full_pool, tmp_path, "--size", 20)
     )
     assert foreign.read_text() == "mine"

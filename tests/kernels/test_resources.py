@@ -25,7 +25,7 @@ CORES = {80: "mma", 90: "wgmma", 100: "tcgen05"}
 def test_machine_code(model, devices, batch, capability):
     shape = MODELS[model].split(devices)
     kernels = list(survey(shape, [batch], 32768, [capability]))
-    assert {u.kernel for u in kernels} == PRODUCTS | {"attention", "join", "sum"}
+    assert {u.kernel for u in kernels} == PRODUCTS | {"attention", "combine", "sum"}
     for u in kernels:
         assert u.spills == 0, u
         assert 2 * u.shared <= SHARED_LIMIT[capability] or capability == 80, u  # two on a core

@@ -5,11 +5,12 @@ import typing
 import jax
 import pytest
 
-from jaxs1.config import MeshConfig, UserError
+from jaxs1.config import UserError
 from jaxs1.decoding.loading import EngineConfig
 from jaxs1.model import backends
 from jaxs1.model.architecture import Architecture
 from jaxs1.model.backends import BACKENDS
+from jaxs1.model.config import MeshConfig
 from jaxs1.model.linear import LINEAR
 from jaxs1.model.sharding import make_sharding_rules
 

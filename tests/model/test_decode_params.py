@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from convert.weights import load_params, open_weights
-from jaxs1.config import MeshConfig
 from jaxs1.model import transformer
+from jaxs1.model.config import MeshConfig
 from jaxs1.model.decode_params import abstract_params, loading_peak, unstack
 from jaxs1.model.sharding import local_bytes, make_sharding_rules
 from tests.tiny_models import FLOAT32, hf_model, one_device, ours
