@@ -218,7 +218,7 @@ def test_killed_and_resumed_is_as_never_killed(task, tmp_path):
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()  # also closes its pipe
     before = file.read_bytes()
     assert not (out / "results.json").exists()
     with file.open("ab") as torn:  # a kill in the midst of a request's second line

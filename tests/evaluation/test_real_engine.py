@@ -92,7 +92,7 @@ def test_killed_and_resumed_is_as_never_killed(model, math500, tmp_path):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()  # also closes its pipe
     before = file.read_bytes()
     kept = before.count(b"\n")
     assert not (killed / "results.json").exists() and COUNT <= kept < 4 * COUNT
