@@ -57,9 +57,10 @@ def all_params(run):
 @pytest.fixture(scope="module")
 def uninterrupted(corpus, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "whole"
-    done = start(command(corpus, run))
-    assert done.wait(300) == 0, done.stderr.read()
-    return run, done.stdout.read()
+    process = start(command(corpus, run))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return run, out
 
 
 def start(arguments):
@@ -91,7 +92,7 @@ def test_killed_and_resumed_equals_uninterrupted_bitwise(
     wait_for_step(process, kill_after)
     time.sleep(np.random.default_rng(kill_after).random() * 0.2)  # also in the middle of a save
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()  # closes its pipes
     resumed = start(command(corpus, run, "--resume", "auto"))
     out, err = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, err

@@ -14,7 +14,7 @@ from benchmarks.gpu_parts.context import CheckContext, raise_if
 from jaxs1.config import one_line
 from kernels.bench import KERNELS
 from kernels.benchmarking import timing
-from kernels.benchmarking.cases import Case, make
+from kernels.benchmarking.cases import KernelCase, make
 from kernels.benchmarking.program import Program
 from kernels.benchmarking.timing import TimedStep, timed_step
 from kernels.matmul_tile import Tiling
@@ -135,7 +135,7 @@ def _described(tiling: Tiling) -> str:
     return ", ".join(f"{name} {value}" for name, value in given.items())
 
 
-def _steps(ctx: CheckContext, name: str) -> tuple[Case, dict[str, TimedStep]]:
+def _steps(ctx: CheckContext, name: str) -> tuple[KernelCase, dict[str, TimedStep]]:
     case = _case(ctx, name)
     num_bytes = kernel_work(ctx.shape, ctx.batches[0], ctx.context)[name].bytes
     steps = {"kernel": partial(case.launches, ctx.runner), "XLA": case.plain}
@@ -151,11 +151,11 @@ def _tiled(ctx: CheckContext, name: str, tiling: Tiling) -> TimedStep:
     return timed_step(f"kernel in {_described(tiling)}", case, step, num_bytes, ctx.device)
 
 
-def _case(ctx: CheckContext, name: str) -> Case:
+def _case(ctx: CheckContext, name: str) -> KernelCase:
     return make(name, ctx.shape, ctx.batches[0], ctx.context, ctx.dtype)
 
 
-def _load(ctx: CheckContext, case: Case, inputs: Any, **options: Any) -> None:
+def _load(ctx: CheckContext, case: KernelCase, inputs: Any, **options: Any) -> None:
     """Run a kernel outside of any graph, if it cannot be loaded inside."""
     if not ctx.loads_in_graphs:
         function = jax.jit(partial(case.launches, ctx.runner, **options))

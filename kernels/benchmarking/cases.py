@@ -34,7 +34,7 @@ Random = Callable[..., Array]
 
 
 @dataclass(frozen=True)
-class Case:
+class KernelCase:
     """One call of a kernel, as pure functions.
 
     Args:
@@ -54,7 +54,7 @@ class Case:
 
 
 @functools.cache
-def make(name: str, shape: Shape, batch: int, context: int, dtype: Any) -> Case:
+def make(name: str, shape: Shape, batch: int, context: int, dtype: Any) -> KernelCase:
     """A kernel's case.
 
     Args:
@@ -76,7 +76,7 @@ def make(name: str, shape: Shape, batch: int, context: int, dtype: Any) -> Case:
     draw_inputs, kernel, plain = _parts(name, shape, batch, context)
     label = f"{name}, width {shape.width}, batch {batch}, context {context}"
     launches = _qkv_launches if name == "qkv" else kernel
-    return Case(label, partial(draw, draw_inputs), kernel, plain, launches)
+    return KernelCase(label, partial(draw, draw_inputs), kernel, plain, launches)
 
 
 def _parts(name: str, shape: Shape, batch: int, context: int) -> tuple[Any, Any, Any]:

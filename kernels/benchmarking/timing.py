@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kernels.benchmarking.cases import Case
+from kernels.benchmarking.cases import KernelCase
 from kernels.benchmarking.program import Program, as_graph, random_values, shapes_on
 from kernels.launch import Run
 from kernels.projection import projection
@@ -96,7 +96,7 @@ class TimedStep:
 
 
 def timed_step(
-    name: str, case: Case, step: Callable[..., Any], num_bytes: int, device: jax.Device
+    name: str, case: KernelCase, step: Callable[..., Any], num_bytes: int, device: jax.Device
 ) -> TimedStep:
     """The program that times `step(fixed, state)` of a case.
 
@@ -155,18 +155,18 @@ def time_step(timed: TimedStep, inputs: Sequence[tuple[Any, Any]], number: int) 
     return samples(call, timed.copies * timed.rounds, number)
 
 
-def input_program(case: Case, device: jax.Device) -> Program:
+def input_program(case: KernelCase, device: jax.Device) -> Program:
     """Seed -> a case's inputs, on the device."""
     seed = shapes_on(device, jax.ShapeDtypeStruct((), jnp.int32))
     return Program(f"inputs of {case.label}", jax.jit(case.draw), (seed,))
 
 
 @functools.cache
-def _compiled_inputs(case: Case, device: jax.Device) -> Any:
+def _compiled_inputs(case: KernelCase, device: jax.Device) -> Any:
     return input_program(case, device).compile()
 
 
-def draw_inputs(case: Case, device: jax.Device, copies: int = 1) -> list[tuple[Any, Any]]:
+def draw_inputs(case: KernelCase, device: jax.Device, copies: int = 1) -> list[tuple[Any, Any]]:
     """(fixed, state) of a case, in `copies` with different random numbers."""
     program = _compiled_inputs(case, device)
     return [program(np.int32(seed)) for seed in range(copies)]
@@ -186,7 +186,7 @@ class Check:
         exact: (fixed, state) -> output of the plain formula in float64
     """
 
-    case: Case
+    case: KernelCase
     device: jax.Device
     kernel: Program
     exact: Program
@@ -197,7 +197,7 @@ class Check:
         return input_program(self.case, self.device), self.kernel, self.exact
 
 
-def check_of(case: Case, run: Run, device: jax.Device) -> Check:
+def check_of(case: KernelCase, run: Run, device: jax.Device) -> Check:
     """The programs for a case."""
 
     def kernel(fixed: Any, state: Any) -> Any:
