@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.grading_cases import KernelCase, near_misses, spellings
+from benchmarks.grading_cases import GradingCase, near_misses, spellings
 from jaxs1.data.sources import Source
 from jaxs1.tasks.graders import GRADERS
 
@@ -121,7 +121,7 @@ def accidents(golds: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def settle(
-    golds: Sequence[str], cases: Callable[[str], Iterator[KernelCase]], want: bool
+    golds: Sequence[str], cases: Callable[[str], Iterator[GradingCase]], want: bool
 ) -> tuple[Counter[str], list[tuple[str, str, str]]]:
     """The number of cases of each name, and those that the grader decides otherwise."""
     counts: Counter[str] = Counter()

@@ -6,12 +6,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-KernelCase = tuple[str, str]
+GradingCase = tuple[str, str]
 _INT, _SQRT = r"-?\d+", r"\\sqrt\{?(\d+)\}?"
 _FRACTION = re.compile(r"(-?)\\d?frac\s*(?:\{(\d+)\}|(\d)) ?(?:\{(\d+)\}|(\d))")
 
 
-def spellings(gold: str) -> Iterator[KernelCase]:
+def spellings(gold: str) -> Iterator[GradingCase]:
     """Name and text of other spellings of a gold answer: all of them are right."""
     yield "spaces around", f"  {gold}  "
     yield "in math", f"${gold}$"
@@ -22,7 +22,7 @@ def spellings(gold: str) -> Iterator[KernelCase]:
         yield from rule(gold)
 
 
-def _integers(gold: str) -> Iterator[KernelCase]:
+def _integers(gold: str) -> Iterator[GradingCase]:
     if not re.fullmatch(_INT, gold):
         return
     n = int(gold)
@@ -45,7 +45,7 @@ def _integers(gold: str) -> Iterator[KernelCase]:
         yield "$1,000.00", f"\\${n:,}.00"
 
 
-def _fractions(gold: str) -> Iterator[KernelCase]:
+def _fractions(gold: str) -> Iterator[GradingCase]:
     if not (match := _FRACTION.fullmatch(gold)):
         return
     sign, top, bottom = match[1], int(match[2] or match[3]), int(match[4] or match[5])
@@ -74,7 +74,7 @@ def _fractions(gold: str) -> Iterator[KernelCase]:
         yield "six digits", f"{sign}{top / bottom:.6f}"
 
 
-def _notation(gold: str) -> Iterator[KernelCase]:
+def _notation(gold: str) -> Iterator[GradingCase]:
     for name, old, new in (
         (r"\left(", r"(?<![\\\w])\(", r"\\left("),
         ("no \\left", r"\\(?:left|right)", ""),
@@ -122,7 +122,7 @@ def _notation(gold: str) -> Iterator[KernelCase]:
         yield "e", f"{int(match[1] + match[2])}e-{power}"
 
 
-def _units(gold: str) -> Iterator[KernelCase]:
+def _units(gold: str) -> Iterator[GradingCase]:
     if r"^\circ" in gold:
         for name, degree in (("no degree", ""), ("°", "°"), ("degrees", " degrees"),
                              (r"^{\circ}", r"^{\circ}"), (r"\text{ degrees}", r"\text{ degrees}"),
@@ -158,7 +158,7 @@ def _units(gold: str) -> Iterator[KernelCase]:
         yield "mixed, sum", rf"{integer} + \frac{{{top}}}{{{bottom}}}"
 
 
-def _structures(gold: str) -> Iterator[KernelCase]:
+def _structures(gold: str) -> Iterator[GradingCase]:
     bare = re.sub(r"\\(?:left|right)", "", gold).strip()
     if match := re.fullmatch(r"([(\[])([^()\[\]]*),([^()\[\]]*)([)\]])", bare):
         low, high = match[2].strip(), match[3].strip()
@@ -189,7 +189,7 @@ def _structures(gold: str) -> Iterator[KernelCase]:
     yield from _equations(gold)
 
 
-def _inequalities(opening: str, low: str, high: str, closing: str) -> Iterator[KernelCase]:
+def _inequalities(opening: str, low: str, high: str, closing: str) -> Iterator[GradingCase]:
     """The inequalities that describe an interval."""
     signs = ("<" if opening == "(" else r"\leq", "<" if closing == ")" else r"\leq")
     turned = [s.replace("<", ">").replace("l", "g") for s in signs]
@@ -202,7 +202,7 @@ def _inequalities(opening: str, low: str, high: str, closing: str) -> Iterator[K
         yield "inequality, turned", rf"{high} {turned[1]} x {turned[0]} {low}"
 
 
-def _signs_and_vectors(gold: str) -> Iterator[KernelCase]:
+def _signs_and_vectors(gold: str) -> Iterator[GradingCase]:
     if gold.count(r"\pm") == 1 and not gold.startswith(r"\{"):
         plus, minus = gold.replace(r"\pm", "+"), gold.replace(r"\pm", "-")
         yield "± written out", f"{plus}, {minus}"
@@ -218,7 +218,7 @@ def _signs_and_vectors(gold: str) -> Iterator[KernelCase]:
         yield "array", rf"\left(\begin{{array}}{{c}}{column}\end{{array}}\right)"
 
 
-def _equations(gold: str) -> Iterator[KernelCase]:
+def _equations(gold: str) -> Iterator[GradingCase]:
     if match := re.fullmatch(r"([a-z]) = (.*)", gold) or re.fullmatch(r"([a-z])=(.*)", gold):
         yield "right side", match[2]
         yield "sides swapped", f"{match[2]} = {match[1]}"
@@ -238,7 +238,7 @@ def _terms(gold: str) -> list[str] | None:
     return [term.replace(" ", "") for term in re.findall(r"[+-]? ?[^-+]+", gold)]
 
 
-def _sums(gold: str) -> Iterator[KernelCase]:
+def _sums(gold: str) -> Iterator[GradingCase]:
     if terms := _terms(gold):
         turned = "".join(t if t[0] in "+-" else f"+{t}" for t in reversed(terms))
         yield "terms turned", turned.removeprefix("+")
@@ -248,7 +248,7 @@ def _sums(gold: str) -> Iterator[KernelCase]:
         ) + ")"  # fmt: skip
 
 
-def near_misses(gold: str) -> Iterator[KernelCase]:
+def near_misses(gold: str) -> Iterator[GradingCase]:
     """Name and text of answers that look like a gold one but differ: all of them are wrong."""
     for match in re.finditer(r"\d", gold):
         other = str((int(match[0]) + 1) % 10)
@@ -271,7 +271,7 @@ def near_misses(gold: str) -> Iterator[KernelCase]:
     yield from _other_words(gold)
 
 
-def _other_words(gold: str) -> Iterator[KernelCase]:
+def _other_words(gold: str) -> Iterator[GradingCase]:
     text = re.search(r"\\text\{(\w+)\}$", gold) if not re.search(r"\d", gold) else None
     if text:
         yield "another word", r"\text{west}"
@@ -282,7 +282,7 @@ def _other_words(gold: str) -> Iterator[KernelCase]:
         yield "another case", gold.swapcase()
 
 
-def _other_ends(gold: str) -> Iterator[KernelCase]:
+def _other_ends(gold: str) -> Iterator[GradingCase]:
     """Intervals with one end opened or closed."""
     bare = re.sub(r"\\(?:left|right)", "", gold)
     interval = re.fullmatch(r"[(\[].*,.*[)\]]", bare) and (
@@ -296,7 +296,7 @@ def _other_ends(gold: str) -> Iterator[KernelCase]:
             yield "an end opened or closed", other + bare[1:] if end == 0 else bare[:-1] + other
 
 
-def _other_integers(gold: str) -> Iterator[KernelCase]:
+def _other_integers(gold: str) -> Iterator[GradingCase]:
     if re.fullmatch(_INT, gold):
         n = int(gold)
         for name, other in (("off by one", n + 1), ("ten times", 10 * n), ("square", n * n)):
@@ -316,7 +316,7 @@ def _other_integers(gold: str) -> Iterator[KernelCase]:
             yield "without its last digit", gold[:-1]
 
 
-def _other_fractions(gold: str) -> Iterator[KernelCase]:
+def _other_fractions(gold: str) -> Iterator[GradingCase]:
     if match := _FRACTION.fullmatch(gold):
         sign, top, bottom = match[1], int(match[2] or match[3]), int(match[4] or match[5])
         if top != bottom:
@@ -329,7 +329,7 @@ def _other_fractions(gold: str) -> Iterator[KernelCase]:
         yield "whole before it", rf"{sign}1\frac{{{top}}}{{{bottom}}}"
 
 
-def _other_decimals(gold: str) -> Iterator[KernelCase]:
+def _other_decimals(gold: str) -> Iterator[GradingCase]:
     if match := re.fullmatch(r"(\d*)\.(\d+)", gold):
         yield (
             "point moved",
@@ -340,7 +340,7 @@ def _other_decimals(gold: str) -> Iterator[KernelCase]:
         yield "rounded", f"{match[1] or 0}.{match[2][:-1]}"
 
 
-def _other_units(gold: str) -> Iterator[KernelCase]:
+def _other_units(gold: str) -> Iterator[GradingCase]:
     if r"^\circ" in gold:
         yield "another unit", gold.replace(r"^\circ", r"\text{ cm}")
         yield "radians", gold.replace(r"^\circ", r"\pi")
@@ -358,7 +358,7 @@ def _other_units(gold: str) -> Iterator[KernelCase]:
         yield "without i", gold[:-1]
 
 
-def _other_lists(gold: str) -> Iterator[KernelCase]:
+def _other_lists(gold: str) -> Iterator[GradingCase]:
     bare = re.sub(r"\\(?:left|right)", "", gold).strip()
     match = re.fullmatch(r"\(([^()\[\]]*)\)", bare)
     if match and "," in match[1] and "infty" not in bare:
@@ -389,13 +389,13 @@ def _other_lists(gold: str) -> Iterator[KernelCase]:
         )
 
 
-def _other_signs(gold: str) -> Iterator[KernelCase]:
+def _other_signs(gold: str) -> Iterator[GradingCase]:
     if gold.count(r"\pm") == 1:
         yield "plus only", gold.replace(r"\pm", "+").replace(r"\{", r"\{")
         yield "minus only", gold.replace(r"\pm", "-")
 
 
-def _other_matrices(gold: str) -> Iterator[KernelCase]:
+def _other_matrices(gold: str) -> Iterator[GradingCase]:
     if "pmatrix" in gold:
         inside = re.sub(r"\\(?:begin|end)\{pmatrix\}", "", gold)
         rows = [[e.strip() for e in row.split("&")] for row in inside.split(r"\\")]
@@ -411,7 +411,7 @@ def _other_matrices(gold: str) -> Iterator[KernelCase]:
         yield "a row missing", write(rows[:-1])
 
 
-def _other_equations(gold: str) -> Iterator[KernelCase]:
+def _other_equations(gold: str) -> Iterator[GradingCase]:
     if match := re.fullmatch(r"([a-z]) ?= ?(.*)", gold):
         yield "another name", f"q = {match[2]}"
         yield "another value", f"{match[1]} = {match[2]} + 1"
