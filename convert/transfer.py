@@ -31,6 +31,7 @@ from convert.interface import AUX_FILES, Weights
 from convert.mapping import Piece, pieces
 from convert.weights import cast
 from jaxs1.config import UserError
+from jaxs1.storage import sync
 
 JOURNAL = "journal.txt"
 WORKERS = 3
@@ -126,7 +127,7 @@ def _move(
     """Write the pieces; each is entered in the journal once it has reached the disk."""
 
     def record(path: Path, piece: Piece, nbytes: int) -> None:
-        _sync(path)
+        sync(path)
         journal.write(piece.name + "\n")
         journal.flush()
         done(nbytes)
@@ -155,10 +156,10 @@ def _finish(weights: Weights, config: dict[str, Any], partial: Path, dst: Path) 
     if weights.aux_files is not None:
         copy_aux_files(weights.aux_files, partial)
     for path in [partial, *partial.rglob("*")]:
-        _sync(path)
+        sync(path)
     (partial / JOURNAL).unlink()
     os.rename(partial, dst)
-    _sync(dst.parent)
+    sync(dst.parent)
 
 
 def copy_aux_files(source: Path, partial: Path) -> None:
@@ -169,15 +170,6 @@ def copy_aux_files(source: Path, partial: Path) -> None:
                 copy = partial / file.relative_to(source)
                 copy.parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, copy)
-
-
-def _sync(path: Path) -> None:
-    """Wait until the content of a file or folder has reached the disk."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _lock(journal: TextIO, partial: Path) -> None:

@@ -12,14 +12,13 @@ PAGES = {"README.md": "index.md"} | {
 
 
 def on_files(files, config):
-    """Add the pages of the root, and the pictures that any page shows."""
+    """Add the pages of the root, and the pictures and notebooks that any page links to."""
     for name, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / name).read_text()))
     pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
-    for picture in set(
-        re.findall(r"(benchmarks/[\w/.-]+\.png)", "".join(p.read_text() for p in pages))
-    ):
-        files.append(File.generated(config, picture, abs_src_path=str(ROOT / picture)))
+    text = "".join(page.read_text() for page in pages)
+    for name in set(re.findall(r"(benchmarks/[\w/.-]+\.png|examples/\w+\.ipynb)", text)):
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     return files
 
 

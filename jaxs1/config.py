@@ -136,12 +136,17 @@ RENAMED = {
     "thinking.min_answer": "thinking.min_answer_tokens",
     "sweep.max_thinking": "sweep.budget",
 }
+#: (field, value) of version 0.1 -> the value now.
+RENAMED_VALUES = {
+    ("impl", "narrow"): "bf16x3",
+    ("against", "ours"): "jaxs1",
+}
 
 
 def current_names(
     settings: dict[str, Any], group: str = "", *, notify: bool = True
 ) -> dict[str, Any]:
-    """Settings with the fields of `RENAMED` under their current names.
+    """Settings with the names of `RENAMED` and `RENAMED_VALUES` as they are now.
 
     Args:
         settings: nested dictionaries, or one of dotted names
@@ -154,6 +159,10 @@ def current_names(
         new = RENAMED.get(old, old)
         if new != old and notify:
             print(f"note: {old} is now called {new}", file=sys.stderr)
+        if isinstance(value, str) and (old, value) in RENAMED_VALUES:
+            old_value, value = value, RENAMED_VALUES[old, value]
+            if notify:
+                print(f"note: {new}={old_value} is now {new}={value}", file=sys.stderr)
         inner = current_names(value, old, notify=notify) if isinstance(value, dict) else value
         current[new.removeprefix(f"{group}.") if group else new] = inner
     return current
@@ -192,10 +201,12 @@ def _with_current_names(argv: Sequence[str]) -> list[str]:
         if name == "--config" and equals:
             word = f"{name}={_current_recipe(value)}"
         elif name.startswith("--"):
-            (new,) = current_names({name[2:]: None})
+            ((new, value),) = current_names({name[2:]: value}).items()
             word = f"--{new}{equals}{value}"
         elif current and current[-1] == "--config":
             word = _current_recipe(word)
+        elif current and current[-1].startswith("--"):
+            (word,) = current_names({current[-1][2:]: word}).values()
         current.append(word)
     return current
 

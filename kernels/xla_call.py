@@ -24,6 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from jaxs1 import devices
 from kernels.launch import Array, Launch
 
 #: [from, below): versions whose private interfaces were tested.
@@ -73,12 +74,13 @@ def installed_version(package: str) -> str:
 def compute_capability() -> int:
     """Compute capability of the default device, e.g. 90; ValueError if it is not an NVIDIA GPU."""
     device = jax.devices()[0]
-    if device.platform != "gpu" or not hasattr(device, "compute_capability"):
+    capability = devices.compute_capability(device)
+    if capability is None:
         raise ValueError(
             f"device={device.platform}: Triton kernels run on NVIDIA GPUs; give "
             "compute_capability=90 to compile ahead of time for one"
         )
-    return int(str(device.compute_capability).replace(".", ""))
+    return capability
 
 
 def check_capability(capability: int) -> None:

@@ -15,6 +15,7 @@ from jaxs1.config import (
     parse,
     to_yaml,
 )
+from jaxs1.generate import GenerateConfig
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.training.config import TrainConfig
 from tests.conftest import ROOT
@@ -107,6 +108,17 @@ def test_names_of_version_0_1_are_read_and_named(tmp_path, capsys):
     assert len(notes) == 7
     assert train_config(*NEEDED, "--accumulate=4").gradient_accumulation_steps == 4
     assert train_config(*NEEDED, "--checkpoint.keep", "7").checkpoint.max_to_keep == 7
+
+
+def test_values_of_version_0_1_are_read_and_named(capsys):
+    for words in (["--impl=narrow"], ["--impl", "narrow"]):
+        config = parse(GenerateConfig, ["--model", "m", *words], command="test")
+        assert config.impl == "bf16x3"
+        assert capsys.readouterr().err == "note: impl=narrow is now impl=bf16x3\n"
+    assert current_names({"against": "ours", "seed": "ours"}, notify=False) == {
+        "against": "jaxs1",
+        "seed": "ours",
+    }
 
 
 def test_current_names_leave_values_and_other_names_alone(capsys):

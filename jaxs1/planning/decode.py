@@ -16,7 +16,7 @@ from jaxs1.decoding.sampling import SamplingFlags
 from jaxs1.model import backends, kv_cache, transformer
 from jaxs1.model.architecture import Architecture
 from jaxs1.model.config import ComputeConfig, MeshConfig
-from jaxs1.model.decode_params import abstract_params
+from jaxs1.model.decode_params import abstract_params, loading_peak
 from jaxs1.model.sharding import check_divisible, local_bytes, make_sharding_rules
 from jaxs1.planning.compile import compile_program
 from jaxs1.planning.hlo import Collective, collectives, large_copies
@@ -129,7 +129,8 @@ def compile_decoding(
     return DecodeProgram(
         weights=weights,
         cache=cache_bytes,
-        loading_peak=_loading_peak(params),
+        # and the piece that is being read, at most an entire parameter
+        loading_peak=loading_peak(model) + max(map(local_bytes, jax.tree.leaves(params))),
         in_place=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         copies=copies,
@@ -138,12 +139,6 @@ def compile_decoding(
         collectives=collectives(program.text),
         floor=(weights - unread + cache_bytes) / target.accelerator.bandwidth,
     )
-
-
-def _loading_peak(params: Any) -> float:
-    """Bytes of the weights plus one layer and one piece, at most an entire parameter."""
-    layer = max(map(local_bytes, params["layers"]))
-    return local_bytes(params) + layer + max(map(local_bytes, jax.tree.leaves(params)))
 
 
 def _rows(a: Architecture, sequences: int, pages: int) -> Any:

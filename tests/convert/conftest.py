@@ -8,7 +8,7 @@ from tests.convert.checkpoints import random_tensors, reduced, write_hf
 
 @pytest.fixture(autouse=True)
 def do_not_wait_for_the_disk(monkeypatch):
-    monkeypatch.setattr(transfer, "_sync", lambda path: None)
+    monkeypatch.setattr(transfer, "sync", lambda path: None)
 
 
 @pytest.fixture
