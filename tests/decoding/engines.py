@@ -100,7 +100,7 @@ def complete_all(engine, requests):
     return [done[i] for i in range(len(requests))]
 
 
-def new_tokens(model, prompt, *, ends, max_tokens, min_tokens=0):
+def new_tokens(model, prompt, *, ends, max_tokens, min_tokens=0, penalty=1.0):
     """Greedy ids behind a prompt from transformers' generate, none beyond the tokenizer."""
     with torch.no_grad():
         out = model.generate(
@@ -109,6 +109,7 @@ def new_tokens(model, prompt, *, ends, max_tokens, min_tokens=0):
             do_sample=False,
             max_new_tokens=max_tokens,
             min_new_tokens=min_tokens,
+            repetition_penalty=penalty,
             eos_token_id=sorted(ends),
             pad_token_id=0,
             suppress_tokens=list(range(len(tokenizer()), VOCAB)),
