@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from convert import orbax_io
 from convert.interface import Weights
 from convert.mapping import TABLE, Piece
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.model.config import LoraConfig
+from jaxs1.storage import atomic_folder
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -100,11 +99,11 @@ class Adapter:
         return (a * np.float32(self.config["lora_alpha"] / self.config["r"])) @ b
 
     def write(self, dst: Path) -> None:
-        """Write a folder that PEFT's `PeftModel.from_pretrained` loads; it appears complete."""
-        partial = dst.with_name(dst.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        (partial / CONFIG).write_text(json.dumps(self.config, indent=2) + "\n")
+        """Write a folder that PEFT's `PeftModel.from_pretrained` loads; it appears complete.
+
+        Raises:
+            UserError: the folder exists; any `OSError`.
+        """
         tensors = {}
         for path, pair in self.pairs.items():
             for name, stacked in zip("AB", pair, strict=True):
@@ -112,8 +111,9 @@ class Adapter:
                     module = LINEAR_LAYERS[path].format(i=layer).removesuffix(".weight")
                     key = f"base_model.model.{module}.lora_{name}.weight"
                     tensors[key] = np.ascontiguousarray(matrix.T)
-        save_file(tensors, partial / TENSORS, metadata={"format": "pt"})
-        os.rename(partial, dst)
+        with atomic_folder(dst) as partial:
+            (partial / CONFIG).write_text(json.dumps(self.config, indent=2) + "\n")
+            (partial / TENSORS).write_bytes(save(tensors, metadata={"format": "pt"}))
 
     def fingerprint(self) -> str:
         """Hash of the content."""

@@ -239,9 +239,14 @@ def as_typed(command: str) -> str:
 
 
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Run a command's `main(argv)`; a `UserError` becomes one line on stderr and exit status 2."""
+    """Run a command's `main(argv)`; a `UserError` becomes one line on stderr and exit status 2.
+
+    So does an `OSError` that nobody has explained, such as that of a full disk behind stdout.
+    """
     try:
-        sys.exit(main(sys.argv[1:]) or 0)
+        status = main(sys.argv[1:]) or 0
+        sys.stdout.flush()
+        sys.exit(status)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -251,6 +256,10 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        print(f"error: {one_line(error)}; check the disk and the permissions", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it again
+        sys.exit(2)
 
 
 def _build(schema: type[T], values: dict[str, Any]) -> T:

@@ -35,6 +35,7 @@ from jaxs1.evaluation.aggregate import aggregate, chosen, fits
 from jaxs1.evaluation.methods import Point, SweepConfig, points_of, steps_in, with_instruction
 from jaxs1.evaluation.results import Results, read_results
 from jaxs1.evaluation.samples import Key, Sample, Samples
+from jaxs1.storage import check_output, explained
 from jaxs1.tasks import graders
 from jaxs1.tasks.benchmarks import Question, Questions, QuestionsConfig, load_questions
 
@@ -122,6 +123,7 @@ def evaluate(
             f"compare={config.compare}: has another task, {other.task}; "
             f"give an evaluation of {questions.name}"
         )
+    check_output(config.output, folder=True)
     opened = opener(config)
     print(opened.description, flush=True)
     engine, folder = opened.engine, Path(config.output)
@@ -135,7 +137,8 @@ def evaluate(
         samples.close()
     name = config.name or "/".join(Path(config.model).parts[-2:])
     results = aggregate(points, questions, config.n, done, samples.settings, name)
-    files = report.write_report(results, folder, other)
+    with explained(folder, setting="output"):
+        files = report.write_report(results, folder, other)
     print(f"\n{report.terminal(results)}\n\nin {folder}/: {', '.join(files)}")
     return results
 

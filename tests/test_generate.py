@@ -148,8 +148,8 @@ def test_what_is_wrong_with_the_command(folder, tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"is not valid JSON \(.*\); give one object per line"),
-        ("[1]", r"is a list; give a JSON object"),
+        ("{", r"is not valid JSON \(.*\); fix or remove the line"),
+        ("[1]", r"must be a JSON object, is a list"),
         ({"text": "a"}, r"has no prompt; give one of prompt, question, problem, or messages"),
         ({"prompt": 5}, r"has no prompt"),
         ({"messages": []}, r"messages: must be \[\{"),
@@ -171,7 +171,7 @@ def test_what_is_wrong_with_the_command(folder, tmp_path, arguments, message):
 def test_what_is_wrong_with_a_line(tmp_path, line, message):
     """Known before the model is opened, with the number of the line."""
     prompts = write_lines(tmp_path / "p.jsonl", [{"prompt": "a"}, line])
-    with pytest.raises(UserError, match=rf"p.jsonl, line 2: {message}") as caught:
+    with pytest.raises(UserError, match=rf"p.jsonl:2: {message}") as caught:
         run("no such model", "--prompts", prompts)
     assert "\n" not in str(caught.value)
 
