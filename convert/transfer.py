@@ -2,8 +2,9 @@
 
 Everything is written to DST.partial, which is renamed to DST at the end (`storage.atomic_folder`).
 A journal in it lists the pieces that have reached the disk: repeating an interrupted command
-resumes after them; with another source or target it starts over. Three threads read, transpose and write while a fourth waits for
-the disk, so memory holds three pieces, whatever the size of the model.
+resumes after them; with another source or target it starts over. Three threads read, transpose and
+write while a fourth waits for the disk, so memory holds three pieces, whatever the size of the
+model.
 """
 
 from __future__ import annotations

@@ -62,19 +62,24 @@ def explain(error: OSError, path: Path, *, setting: str = "", verb: str = "writt
     return f"{name}: cannot be {verb} ({file}{reason}); {remedy}"
 
 
-def check_output(path: str | Path, *, setting: str = "output", folder: bool = False) -> None:
+def check_output(
+    path: str | Path, *, setting: str = "output", folder: bool = False, new: bool = False
+) -> None:
     """Check that an output can be written, before the work that it is for; leaves nothing behind.
 
     Args:
         path: file or folder to write
         setting: field that holds the path, for messages
         folder: it is a folder, which is created with its parents; a file needs its folder
+        new: it must not exist
 
     Raises:
-        UserError: in place of any `OSError`.
+        UserError: in place of any `OSError`; it exists and must not.
     """
     path = Path(path)
     with explained(path, setting=setting):
+        if new:
+            _require_absent(path, setting)
         if folder:
             _probe(next(p for p in (path, *path.absolute().parents) if p.exists()))
         elif path.is_dir():
@@ -140,11 +145,16 @@ def atomic_folder(
 
 
 def _require_new(path: Path, partial: Path, setting: str, marker: str) -> None:
+    _require_absent(path, setting)
     name = f"{setting}={path}" if setting else str(path)
-    if path.exists() or path.is_symlink():
-        raise UserError(f"{name}: exists already; remove it or give another folder")
     if partial.is_dir() and any(partial.iterdir()) and not (partial / marker).exists():
         raise UserError(f"{name}: {partial} contains something else; move or delete it")
+
+
+def _require_absent(path: Path, setting: str) -> None:
+    if path.exists() or path.is_symlink():
+        name = f"{setting}={path}" if setting else str(path)
+        raise UserError(f"{name}: exists already; remove it or give another path")
 
 
 def _clear(folder: Path, *, keep: str) -> None:
@@ -300,8 +310,8 @@ def parse_row(line: bytes, where: str) -> Row:
 class JsonlWriter:
     """Appends JSON objects to a file, one a line; each has left the process when `write` returns.
 
-    What JSON lacks, such as a date, is written as text. A line that a kill tore is cut off when the file is opened. While it is open, the file is
-    locked. Use as a context manager, or call `close`.
+    What JSON lacks, such as a date, is written as text. A line that a kill tore is cut off when the
+    file is opened. While it is open, the file is locked. Use as a context manager, or call `close`.
 
     Args:
         path: file to append to, created if missing

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
 import signal
 from collections.abc import Sequence
@@ -39,9 +38,9 @@ from jaxs1.model import ops, transformer
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.model.sharding import ShardingRules, check_divisible, make_sharding_rules
 from jaxs1.model.transformer import Transformer
-from jaxs1.storage import explained, write_text
+from jaxs1.storage import check_output, explained, write_text
 from jaxs1.training import distributed
-from jaxs1.training.checkpoint import Checkpoints, latest_step
+from jaxs1.training.checkpoint import Checkpoints, latest_step, quiet_orbax
 from jaxs1.training.config import TrainConfig
 from jaxs1.training.distributed import print_main
 from jaxs1.training.memory import check_fits
@@ -82,7 +81,7 @@ class Job:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns about intended behaviour
+    quiet_orbax()
     config = parse(TrainConfig, argv, command="python -m jaxs1.train")
     with distributed.session(config.distributed):
         return train(config)
@@ -104,6 +103,8 @@ def train(config: TrainConfig) -> int:
             f"output={run}: already holds a run, up to step {start}; continue it with "
             "--resume auto, or give another --output"
         )
+    if distributed.is_main_process():
+        check_output(run, folder=True)
     job = prepare(config)
     _describe(job, start)
     if distributed.is_main_process():

@@ -3,9 +3,8 @@
 A completion thinks, then answers. `step` looks at the token that was sampled and either keeps it or
 writes another: a Wait if the model would stop thinking too early, the end of thinking and an answer
 prefix if its budget is used up (s1, arXiv 2501.19393, section 3.1). That happens before the token
-reaches the sequence and the KV cache, so nothing is rolled back, except for what s1's own harness
-throws away. The module knows token ids: no text, no model, no logits. Everything in it is pure and
-runs under jit; the loop around it is
+reaches the sequence and the KV cache; only S1_HARNESS sets rows back. The module knows token ids:
+no text, no model, no logits. Everything in it is pure and runs under jit; the loop around it is
 
     state = init(controls, is_newline_V)
     sampled_B = ...        # from logits in which `forbidden(controls, state)` are -inf
@@ -91,9 +90,8 @@ class Controls(NamedTuple):
       suppressed ends, not the Waits; nothing is inserted when thinking ends. Equal in ids: the
       original concatenates text, whose tokens may merge at a seam.
     * S1_HARNESS: the loop behind the paper's figures (s1's lm-evaluation-harness). Every round has
-      a fresh budget; all rounds together, Waits included, are cut to one budget, and the surplus is
-      discarded. Its defects are not reproduced: a crash when an empty text is cut; grading of the
-      surplus, which the answer never saw; prompts truncated on the left to fit the context.
+      a fresh budget; all rounds together, Waits included, are cut to one. Not reproduced: a crash
+      when an empty text is cut; grading of what is cut off; prompts truncated on the left.
 
     Args:
         mode: [B], a `Mode`
@@ -208,7 +206,7 @@ def forbidden(controls: Controls, state: State) -> jax.Array:
     """
     too_early = state.thinking_used < controls.min_thinking
     waited = (state.kind == TokenKind.SURPLUS) & (state.round_used == 0)
-    waited = waited | (state.kind == TokenKind.WAIT)
+    waited |= state.kind == TokenKind.WAIT
     gated = (state.phase == Phase.THINK) & (too_early | waited)
     begun_BE = _fits(controls.ends_BEL[..., :-1], state.recent_BH)
     last_BE = controls.ends_BEL[..., -1]
@@ -227,9 +225,8 @@ def step(
 
     * It becomes a Wait while Waits are left and this one fits. STRICT: the complete Wait and one
       more token are within the budget. S1_README: some budget is left after counting the end.
-      Always: the Wait and one more token fit into the context, before reserved_tokens. A Wait that
-      does not fit is not postponed: thinking ends there (`ended_by` is MODEL with `waits_left`
-      above 0).
+      Always: the Wait and one more token fit before reserved_tokens. A Wait that does not fit is
+      not postponed: thinking ends there (`ended_by` is MODEL with `waits_left` above 0).
     * Otherwise the rest of CLOSE_TEXT follows. Tokens of the model that already begin it are kept
       and not forced; any other end (EOS) is replaced. Under S1_README the token is kept as the
       first of the answer, as greedy decoding would sample it again.
@@ -239,10 +236,9 @@ def step(
     The end of the budget, or of max_new_tokens before reserved_tokens:
 
     * CUT_TEXT is inserted, without its line break if the text ends in one.
-    * S1_HARNESS, if only the sum of the rounds reaches the budget, continues: how the last round
-      ends chooses between CLOSE_TEXT and CUT_TEXT, which then follows the last token within the
-      budget. Everything between is SURPLUS, even the rest of a Wait: `position` and `last` do not
-      move, and the caller sets its cache back. It needs no reserved_tokens, only the context.
+    * S1_HARNESS continues if only the sum of the rounds reaches the budget: how the last round ends
+      chooses between CLOSE_TEXT and CUT_TEXT, which then follows the last token within the budget.
+      All between is SURPLUS: `position` and `last` stay, and the caller sets its cache back.
 
     The answer: `reopen` begins thinking again; its tokens belong to the answer, and the thinking
     count continues. The stop is the answer's last token and counts against max_answer_tokens.
@@ -271,7 +267,6 @@ def _react(controls: Controls, state: State, sampled_B: jax.Array) -> tuple[jax.
     ends = end_BE.any(axis=1)
     waits = ends & _wait_fits(controls, state)
     closes = ends & ~waits
-
     resume = _row(controls.resume_BE, end_BE.argmax(axis=1))
     # the end of a surplus is not the model's choice at the place of the close
     keep = closes & (resume != NONE) & (state.surplus == 0)
@@ -344,8 +339,8 @@ def _kind(controls: Controls, state: State) -> jax.Array:
 
 def _cut_where_used_up(controls: Controls, is_newline_V: jax.Array, state: State) -> State:
     """Cut thinking that has no token left: CUT_TEXT begins, or the answer if that is empty."""
-    fresh = controls.mode == Mode.S1_HARNESS
-    used = jnp.where(fresh, state.round_used, state.thinking_used)
+    is_harness = controls.mode == Mode.S1_HARNESS
+    used = jnp.where(is_harness, state.round_used, state.thinking_used)
     budget = _reached(controls.thinking_budget, used)
     context = state.position + state.surplus >= _room(controls)
     over = (state.phase == Phase.THINK) & (budget | context)
@@ -361,10 +356,9 @@ def _cut_where_used_up(controls: Controls, is_newline_V: jax.Array, state: State
 
 
 def _room(controls: Controls) -> jax.Array:
-    """Tokens after the prompt that thinking can fill, with its surplus."""
-    # thinking that is cut to a budget which fits leaves reserved_tokens free: they can be surplus
-    discards = (controls.mode == Mode.S1_HARNESS) & (controls.thinking_budget >= 0)
-    return controls.max_new_tokens - jnp.where(discards, 0, controls.reserved_tokens)
+    """Tokens after the prompt that thinking can fill; a surplus may fill reserved_tokens."""
+    cut_back = (controls.mode == Mode.S1_HARNESS) & (controls.thinking_budget >= 0)
+    return controls.max_new_tokens - jnp.where(cut_back, 0, controls.reserved_tokens)
 
 
 def _reached(limit: jax.Array, used: jax.Array) -> jax.Array:

@@ -217,8 +217,8 @@ def _log(output: ChunkOutput, row: int) -> TokenLog:
     is_surplus_N = kind_N == TokenKind.SURPLUS
     is_kept_N = (kind_N != TokenKind.PAD) & ~is_surplus_N
     arrays = (output.token_NB, output.forced_NB, output.kind_NB)
-    kept = (x_NB[: output.count, row][is_kept_N].tolist() for x_NB in arrays)
-    return TokenLog(*kept, surplus=int(is_surplus_N.sum()))
+    tokens, forced, kinds = (x_NB[: output.count, row][is_kept_N].tolist() for x_NB in arrays)
+    return TokenLog(tokens, forced, kinds, surplus=int(is_surplus_N.sum()))
 
 
 def _tokenize(tokenizer: Any, params: ThinkingParams) -> TokenizedThinking:

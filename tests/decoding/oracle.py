@@ -219,7 +219,7 @@ class Oracle:
             return end, token
 
     def _think_harness(self):
-        """Rounds of a fresh budget each; what exceeds one budget in all is generated for nothing."""
+        """Rounds of a fresh budget each; what exceeds one budget in all is thrown away."""
         end, token = yield from self._rounds()
         self.seen = list(self.tokens)
         return end, token

@@ -93,7 +93,8 @@ EVENTS = [
     "strict reopened with nothing left", "strict end as first token",
     "strict answer_prefix", "strict line break left out",
     "strict end of several tokens", "strict whole end", "s1_harness cut wait",
-    *(f"s1_harness surplus {how}" for how in ("by model", "by budget", "by context", "of two rounds")),
+    "s1_harness surplus by model", "s1_harness surplus by budget",
+    "s1_harness surplus by context", "s1_harness surplus of two rounds",
 ]  # fmt: skip
 
 
@@ -135,7 +136,9 @@ def events(case, oracle):  # noqa: C901  (one flat list of independent condition
         if oracle.surplus and oracle.finish:
             room = counted + len(oracle.surplus) == case.max_new_tokens
             found.add(f"surplus by {'context' if room else oracle.ended_by}")
-            found |= {"surplus of two rounds"} if len(oracle.surplus) > case.thinking_budget else set()
+            found |= (
+                {"surplus of two rounds"} if len(oracle.surplus) > case.thinking_budget else set()
+            )
     return {f"{case.mode} {name}" for name in found}
 
 
