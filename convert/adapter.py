@@ -131,11 +131,18 @@ class MergedWeights:
         base: weights that the adapter was trained on
         adapter: adapter to merge
         aux_files: folder of the tokenizer files; None takes those of `base`
+        config: content of config.json; None takes that of `base`
     """
 
-    def __init__(self, base: Weights, adapter: Adapter, aux_files: Path | None = None):
+    def __init__(
+        self,
+        base: Weights,
+        adapter: Adapter,
+        aux_files: Path | None = None,
+        config: dict[str, Any] | None = None,
+    ):
         self.name = f"{base.name} with an adapter"
-        self.config: dict[str, Any] = base.config
+        self.config: dict[str, Any] = config or base.config
         self.architecture: Architecture = base.architecture
         self.aux_files: Path | None = aux_files or base.aux_files
         self._base, self._adapter = base, adapter

@@ -14,7 +14,7 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -268,3 +268,18 @@ def _build(schema: type[T], values: dict[str, Any]) -> T:
 def one_line(message: object) -> str:
     """A message without line breaks, for a `UserError`."""
     return re.sub(r"\s+", " ", str(message)).strip()
+
+
+def listed(items: Iterable[object], width: int) -> str:
+    """The first items of a list in about `width` characters, for a `UserError`.
+
+    The first is always shown, cut if necessary. Where some are left out, their number is added.
+    """
+    texts = [one_line(item) for item in items]
+    shown = [text if len(text) <= width else f"{text[:width]}..." for text in texts[:1]]
+    for text in texts[1:]:
+        if len(", ".join([*shown, text])) > width:
+            break
+        shown.append(text)
+    more = len(texts) - len(shown)
+    return ", ".join(shown) + (f", ... ({len(texts)} in all)" if more else "")
