@@ -112,7 +112,7 @@ def test_names_of_version_0_1_are_read_and_named(tmp_path, capsys):
 
 def test_values_of_version_0_1_are_read_and_named(capsys):
     for words in (["--impl=narrow"], ["--impl", "narrow"]):
-        config = parse(GenerateConfig, ["--model", "m", *words], command="test")
+        config = parse(GenerateConfig, ["--model", "m", "--prompt", "hi", *words], command="test")
         assert config.impl == "bf16x3"
         assert capsys.readouterr().err == "note: impl=narrow is now impl=bf16x3\n"
     assert current_names({"against": "ours", "seed": "ours"}, notify=False) == {
