@@ -26,6 +26,7 @@ from convert.interface import Weights
 from convert.mapping import TABLE, Piece
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.model.config import LoraConfig
+from jaxs1.model.hf_config import Fields
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -92,7 +93,7 @@ class Adapter:
             path: array.read(tuple(slice(0, n) for n in array.shape))
             for path, array in stored.items()
         }
-        return cls.from_arrays(read_config(model / CONFIG), arrays)
+        return cls.from_arrays(_read_adapter_config(model / CONFIG), arrays)
 
     def product(self, path: str, layer: int) -> np.ndarray:
         """A B alpha / rank of one layer, float32 [in, out]."""
@@ -165,3 +166,14 @@ class MergedWeights:
         """See `Weights`."""
         base = self._base.fingerprint()
         return base and base + self._adapter.fingerprint()
+
+
+def _read_adapter_config(path: Path) -> dict[str, Any]:
+    """PEFT's adapter_config.json; raises `UserError` if what an adapter needs is wrong."""
+    config = read_config(path)
+    fields = Fields(config, str(path))
+    fields.count("r")
+    fields.number("lora_alpha")
+    if not isinstance(config.get("base_model_name_or_path"), str):
+        fields.refuse("base_model_name_or_path", "must name the base weights")
+    return config

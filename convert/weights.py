@@ -318,7 +318,7 @@ def compare(
     kinds = {"missing": missing, "extra": extra, "misshapen": misshapen}
     wrong = {kind: paths for kind, paths in kinds.items() if paths}
     if wrong:
-        width = 240 // len(wrong)
+        width = 216 // len(wrong)
         texts = [f"{kind}: {listed(paths, width)}" for kind, paths in wrong.items()]
         raise UserError(f"{name}: {noun} do not match config.json: {'; '.join(texts)}")
 

@@ -271,15 +271,18 @@ def one_line(message: object) -> str:
 
 
 def listed(items: Iterable[object], width: int) -> str:
-    """The first items of a list in about `width` characters, for a `UserError`.
+    """The first items of a list in at most `width` characters, for a `UserError`.
 
     The first is always shown, cut if necessary. Where some are left out, their number is added.
     """
     texts = [one_line(item) for item in items]
-    shown = [text if len(text) <= width else f"{text[:width]}..." for text in texts[:1]]
+    number = f", ... ({len(texts)} in all)"
+    whole = ", ".join(texts)
+    if len(whole) <= width:
+        return whole
+    shown = texts[0] if len(texts[0]) <= width else f"{texts[0][: width - 3]}..."
     for text in texts[1:]:
-        if len(", ".join([*shown, text])) > width:
-            break
-        shown.append(text)
-    more = len(texts) - len(shown)
-    return ", ".join(shown) + (f", ... ({len(texts)} in all)" if more else "")
+        if len(shown) + len(text) + len(number) + 2 > width:
+            return shown + number
+        shown += f", {text}"
+    return shown

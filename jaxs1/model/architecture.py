@@ -70,7 +70,7 @@ class Architecture:
             head_dim=fields.count("head_dim", _default_head_dim(fields)),
             max_position_embeddings=fields.count("max_position_embeddings"),
             rope_theta=rope_theta(fields),
-            rms_norm_eps=fields.number("rms_norm_eps", maximum=1),
+            rms_norm_eps=fields.number("rms_norm_eps", most=1),
             tie_word_embeddings=fields.flag("tie_word_embeddings"),
             qkv_bias=config["model_type"] == "qwen2",
             qk_norm=config["model_type"] == "qwen3",

@@ -61,24 +61,28 @@ class Fields:
         return value
 
     def number(
-        self, name: str, default: float | None = None, maximum: float = 1e30, key: str = ""
+        self,
+        name: str,
+        default: float | None = None,
+        *,
+        key: str = "",
+        least: float = 1e-30,
+        most: float = 1e30,
     ) -> float:
-        """A positive number; missing or null: the default, or an error if there is none.
+        """A number of float32's range; missing or null: the default, or an error without one.
 
         Args:
             name: field
             default: value of a missing field
-            maximum: largest value
             key: key inside the field's object
+            least: smallest value
+            most: largest value
         """
         value = self.object(name).get(key) if key else self._get(name, default)
-        # NaN is neither above nor below
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 < value <= maximum
-        ):
-            self.refuse(name, f"{f'{key} ' * bool(key)}must be a number above 0, up to {maximum:g}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.refuse(name, f"{key} must be a number".lstrip())
+        if not least <= value <= most:  # nor is NaN
+            self.refuse(name, f"{key} must be between {least:g} and {most:g}".lstrip())
         return float(value)
 
     def flag(self, name: str) -> bool:
@@ -124,7 +128,7 @@ def check_supported(fields: Fields) -> None:
             value != supported or isinstance(value, bool) is not isinstance(supported, bool)
         ):
             fields.refuse(name, f"must be {str(supported).lower()}; {remedy}")
-    if config["model_type"] == "qwen3" and fields.flag("attention_bias"):
+    if fields.flag("attention_bias") and config["model_type"] == "qwen3":
         fields.refuse("attention_bias", "must be false; Qwen3 models have no attention bias")
     if config.get("layer_types") is not None:
         types = config["layer_types"]
@@ -139,8 +143,8 @@ def rope_theta(fields: Fields) -> float:
     """Base of the rotary frequencies: transformers 5 moved it into `rope_parameters`."""
     for name in ("rope_scaling", "rope_parameters"):
         if fields.object(name).get("rope_theta") is not None:
-            return fields.number(name, key="rope_theta")
-    return fields.number("rope_theta")
+            return fields.number(name, key="rope_theta", least=1)
+    return fields.number("rope_theta", least=1)
 
 
 def _check_dual_chunks(fields: Fields) -> None:
@@ -169,7 +173,7 @@ def _check_rope(fields: Fields) -> None:
         fields.refuse(name, "rotary embeddings that differ between layers are not supported")
     if rope.get("partial_rotary_factor") not in (None, 1):
         fields.refuse(name, "partial_rotary_factor must be 1")
-    kind = rope.get("rope_type", rope.get("type"))
+    kind = rope.get("rope_type") or rope.get("type")
     if kind not in (None, "default"):
         raise UserError(
             f"{fields.source}: {name}: rope type {kind!r:.20} is not supported, and removing it "
