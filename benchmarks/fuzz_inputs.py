@@ -23,6 +23,7 @@ from convert.check import jaxs1_logits, transformers_logits
 from convert.generation_config import with_stop_tokens
 from convert.mapping import pieces, tensors
 from convert.weights import open_weights
+from jaxs1.config import UserError
 from jaxs1.data.chat import encode
 from jaxs1.data.config import DataConfig
 from jaxs1.data.end_of_turn import end_of_turn
@@ -141,9 +142,6 @@ def _shown(value: Any) -> str:
     return "missing" if value is MISSING else f"{value!r:.40}"
 
 
-# --- config.json: every field, every value ---
-
-
 def config_inputs(rng: random.Random, folder: Path) -> Iterator[tuple[str, Callable[[], None]]]:
     """Every field of config.json with every value, for Qwen2 and Qwen3."""
     models = {kind: sound(folder / kind, kind) for kind in ("qwen2", "qwen3")}
@@ -179,9 +177,6 @@ def _run_model(folder: Path) -> None:
         raise Wrong(f"logits differ from transformers' by {difference:.2g}")
 
 
-# --- generation_config.json ---
-
-
 def generation_inputs(rng: random.Random, folder: Path) -> Iterator[tuple[str, Callable[[], None]]]:
     """eos_token_id and other fields with every value; files that are no JSON object."""
     model = sound(folder / "model")
@@ -208,9 +203,6 @@ BROKEN = (
     *(b"\xef\xbb\xbf{}", b"[" * 100_000, b'{"a": ' * 50_000, b"\x00" * 64, b"%PDF-1.7\n\x80"),
     b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n",
 )
-
-
-# --- tokenizer files ---
 
 
 def tokenizer_inputs(rng: random.Random, folder: Path) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -284,15 +276,14 @@ def _use_tokenizer(folder: Path) -> None:
     tokenizer = load_tokenizer(str(folder))
     check_vocabulary(tokenizer, str(folder), CONFIG["vocab_size"])
     ids = prompt_ids([{"role": "user", "content": "1+1?"}], THINKING, tokenizer)
+    if not ids:
+        raise UserError("prompt: is empty")  # as the engine says
     thinking = tokenize_thinking(THINKING, tokenizer)
     end = end_of_turn(tokenizer)
     all_ids = [*ids, *thinking.start, *thinking.close, *([] if end is None else [end])]
-    if not ids or not all(type(i) is int and 0 <= i < CONFIG["vocab_size"] for i in all_ids):
+    if not all(type(i) is int and 0 <= i < CONFIG["vocab_size"] for i in all_ids):
         raise Wrong(f"ids {all_ids}")
     tokenizer.decode(ids)
-
-
-# --- safetensors ---
 
 
 def safetensors_inputs(
@@ -337,9 +328,6 @@ def _read_all(model: Path) -> None:
     for piece in pieces(weights.architecture):
         if weights.read(piece).shape != piece.shape:
             raise Wrong(f"{piece.name} has shape {weights.read(piece).shape}")
-
-
-# --- JSONL ---
 
 
 @cache

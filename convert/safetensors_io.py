@@ -268,7 +268,11 @@ def _read_index(index: Path) -> dict[str, str]:
         if not isinstance(file_of, dict) or not file_of:
             raise _Malformed("weight_map must be a non-empty object")
         for name, file in file_of.items():
-            if not isinstance(file, str) or os.path.basename(file) != file or not file:
+            if (
+                not isinstance(file, str)
+                or os.path.basename(file) != file
+                or not 0 < len(file) < 256
+            ):
                 raise _Malformed(f"weight_map: {name!r:.80}: {file!r:.60} is not a file name")
     except OSError as error:
         raise UserError(f"{index}: cannot be read ({error.strerror}); {REMEDY}") from None
