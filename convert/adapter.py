@@ -24,6 +24,7 @@ from convert.interface import Weights
 from convert.mapping import TABLE, Piece
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.model.config import LoraConfig
+from jaxs1.model.hf_config import Fields
 from jaxs1.storage import atomic_folder
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -91,7 +92,7 @@ class Adapter:
             path: array.read(tuple(slice(0, n) for n in array.shape))
             for path, array in stored.items()
         }
-        return cls.from_arrays(read_config(model / CONFIG), arrays)
+        return cls.from_arrays(_read_adapter_config(model / CONFIG), arrays)
 
     def product(self, path: str, layer: int) -> np.ndarray:
         """A B alpha / rank of one layer, float32 [in, out]."""
@@ -131,11 +132,18 @@ class MergedWeights:
         base: weights that the adapter was trained on
         adapter: adapter to merge
         aux_files: folder of the tokenizer files; None takes those of `base`
+        config: content of config.json; None takes that of `base`
     """
 
-    def __init__(self, base: Weights, adapter: Adapter, aux_files: Path | None = None):
+    def __init__(
+        self,
+        base: Weights,
+        adapter: Adapter,
+        aux_files: Path | None = None,
+        config: dict[str, Any] | None = None,
+    ):
         self.name = f"{base.name} with an adapter"
-        self.config: dict[str, Any] = base.config
+        self.config: dict[str, Any] = config or base.config
         self.architecture: Architecture = base.architecture
         self.aux_files: Path | None = aux_files or base.aux_files
         self._base, self._adapter = base, adapter
@@ -158,3 +166,14 @@ class MergedWeights:
         """See `Weights`."""
         base = self._base.fingerprint()
         return base and base + self._adapter.fingerprint()
+
+
+def _read_adapter_config(path: Path) -> dict[str, Any]:
+    """PEFT's adapter_config.json; raises `UserError` if what an adapter needs is wrong."""
+    config = read_config(path)
+    fields = Fields(config, str(path))
+    fields.count("r")
+    fields.number("lora_alpha")
+    if not isinstance(config.get("base_model_name_or_path"), str):
+        fields.refuse("base_model_name_or_path", "must name the base weights")
+    return config

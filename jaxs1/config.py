@@ -14,7 +14,7 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -277,3 +277,21 @@ def _build(schema: type[T], values: dict[str, Any]) -> T:
 def one_line(message: object) -> str:
     """A message without line breaks, for a `UserError`."""
     return re.sub(r"\s+", " ", str(message)).strip()
+
+
+def listed(items: Iterable[object], width: int) -> str:
+    """The first items of a list in at most `width` characters, for a `UserError`.
+
+    The first is always shown, cut if necessary. Where some are left out, their number is added.
+    """
+    texts = [one_line(item) for item in items]
+    number = f", ... ({len(texts)} in all)"
+    whole = ", ".join(texts)
+    if len(whole) <= width:
+        return whole
+    shown = texts[0] if len(texts[0]) <= width else f"{texts[0][: width - 3]}..."
+    for text in texts[1:]:
+        if len(shown) + len(text) + len(number) + 2 > width:
+            return shown + number
+        shown += f", {text}"
+    return shown

@@ -280,7 +280,7 @@ def test_architectures_have_their_published_sizes(name):
         ({"use_sliding_window": True}, ["use_sliding_window"]),
         ({"rope_scaling": {"type": "yarn"}}, ["yarn", "rope_scaling"]),
         ({"hidden_act": "gelu"}, ["hidden_act='gelu'"]),
-        ({"num_hidden_layers": 0}, ["num_layers=0"]),
+        ({"num_hidden_layers": 0}, ["num_hidden_layers=0"]),
         ({"vocab_size": "many"}, ["vocab_size='many'"]),
         ({"head_dim": 7}, ["head_dim=7", "even"]),
     ],

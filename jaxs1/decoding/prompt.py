@@ -26,7 +26,7 @@ def prompt_ids(
     except Exception as error:  # no template, or one that rejects these messages
         raise UserError(
             "model: its tokenizer's chat template cannot render the conversation "
-            f"({one_line(error)[:200]}); use a model with a chat template"
+            f"({one_line(error)[:150]}); use a model with a chat template"
         ) from None
     if thinking.mode != "off":
         text = text.removesuffix(delimiters_of(thinking).start or "")
