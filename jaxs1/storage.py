@@ -242,7 +242,7 @@ def parse_row(line: bytes, where: str) -> Row:
         row = json.loads(line)
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: is not UTF-8 (byte {error.start}); re-encode the file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: is not valid JSON ({error}); fix or remove the line") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: must be a JSON object, is a {type(row).__name__}")

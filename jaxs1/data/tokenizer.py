@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxs1.config import UserError, one_line
+from jaxs1.data.model_settings import attach_settings
 
 #: Never `<|endoftext|>` or `<|im_end|>`: a model must not learn to ignore its end tokens.
 PAD_TOKEN = "<|fim_pad|>"
@@ -27,7 +28,7 @@ CHAT_TEMPLATE = (
 
 
 def load_tokenizer(name: str) -> Any:
-    """A tokenizer from a Hugging Face folder or hub id.
+    """A tokenizer from a Hugging Face folder or hub id, with the folder's `model_settings`.
 
     Raises:
         UserError: the tokenizer cannot be loaded; the message contains the reason.
@@ -36,13 +37,15 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # transformers raises many kinds
         reason = one_line(error)[:200]
         raise UserError(
             f"tokenizer={name}: cannot be loaded ({reason}); give a folder with tokenizer.json or "
             "a hub id"
         ) from None
+    attach_settings(tokenizer, name if Path(name).is_dir() else None)
+    return tokenizer
 
 
 def padding_id(tokenizer: Any) -> int:

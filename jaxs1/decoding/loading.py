@@ -13,6 +13,7 @@ from convert.interface import Weights
 from convert.mapping import parameters
 from convert.weights import load_decode_params, open_weights
 from jaxs1.config import UserError
+from jaxs1.data.model_settings import attach_settings
 from jaxs1.data.tokenizer import load_tokenizer
 from jaxs1.decoding.base_engine import BaseEngine
 from jaxs1.decoding.data_parallel import DataParallelEngine
@@ -146,6 +147,7 @@ def _tokenizer(config: EngineConfig, weights: Weights) -> Any:
             f"tokenizer={config.tokenizer or config.model}: has {len(tokenizer)} tokens, more than "
             f"the model's vocab_size={size}; use the model's own tokenizer"
         )
+    attach_settings(tokenizer, weights.aux_files)
     return tokenizer
 
 
