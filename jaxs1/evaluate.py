@@ -26,7 +26,13 @@ from jaxs1.config import UserError, parse, run_command
 from jaxs1.decoding.base_engine import BaseEngine
 from jaxs1.decoding.loading import EngineConfig, LoadedEngine, load_engine
 from jaxs1.decoding.outputs import Completion
-from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams, delimiters_of
+from jaxs1.decoding.params import (
+    Request,
+    SamplingParams,
+    ThinkingParams,
+    delimiters_of,
+    resolve_preset,
+)
 from jaxs1.decoding.prompt import prompt_ids
 from jaxs1.decoding.sampling import seed_from_text
 from jaxs1.decoding.tokenized_thinking import resolve_auto, tokenize_thinking
@@ -154,6 +160,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _settings(config: EvaluateConfig, questions: Questions, opened: LoadedEngine) -> dict[str, Any]:
     """Settings that all samples of a folder share."""
+    thinking = resolve_preset(config.thinking, opened.engine.tokenizer)
     return {
         "model": opened.fingerprint,
         "limits.max_seq_len": opened.engine.context,
@@ -165,8 +172,8 @@ def _settings(config: EvaluateConfig, questions: Questions, opened: LoadedEngine
         "seed": config.seed,
         "sampling": dataclasses.asdict(config.sampling),
         "thinking": {
-            **dataclasses.asdict(config.thinking),
-            "delimiters": dataclasses.asdict(delimiters_of(config.thinking)),
+            **dataclasses.asdict(thinking),
+            "delimiters": dataclasses.asdict(delimiters_of(thinking)),
         },
     }
 

@@ -31,7 +31,8 @@ from convert.transfer import copy_aux_files
 from convert.weights import load_params, open_weights
 from jaxs1.config import UserError, find_recipe, parse, run_command, to_yaml
 from jaxs1.data import chat
-from jaxs1.data.batches import Batches, BatchStats, fit_to_block
+from jaxs1.data.batches import Batches, BatchStats, fit_to_block, summary
+from jaxs1.data.model_settings import declare_preset
 from jaxs1.data.records import load_records
 from jaxs1.data.tokenizer import load_tokenizer, padding_id
 from jaxs1.devices import compute_capability, peak_flops
@@ -66,6 +67,7 @@ class Job:
         weights: initial weights; None if they are random
         tokenizer: Hugging Face tokenizer
         hf_config: the model's config.json
+        preset: delimiters of thinking in the data; None if there is no thinking
         model: abstract, without parameters
         batches: training data
         steps: number of optimizer steps
@@ -75,6 +77,7 @@ class Job:
     weights: Weights | None
     tokenizer: Any
     hf_config: dict[str, Any]
+    preset: str | None
     model: Transformer
     batches: Batches
     steps: int
@@ -191,7 +194,7 @@ def prepare(config: TrainConfig) -> Job:
     rules = make_sharding_rules(config.mesh)
     check_divisible(architecture, rules)
     _check_batch(config, rules)
-    batches = _read_data(config, tokenizer, architecture, rules)
+    batches, preset = _read_data(config, tokenizer, architecture, rules)
     device = jax.devices()[0]
     impl: Any = ops.resolve_attention(
         config.compute.attention,
@@ -205,7 +208,7 @@ def prepare(config: TrainConfig) -> Job:
     )
     steps = config.steps or config.epochs * batches.steps_per_epoch
     check_fits(model, config, batches, steps, jax.local_devices()[0])
-    return Job(config, weights, tokenizer, hf_config, model, batches, steps)
+    return Job(config, weights, tokenizer, hf_config, preset, model, batches, steps)
 
 
 def _check_batch(config: TrainConfig, rules: ShardingRules) -> None:
@@ -225,17 +228,15 @@ def _check_batch(config: TrainConfig, rules: ShardingRules) -> None:
 
 def _read_data(
     config: TrainConfig, tokenizer: Any, architecture: Architecture, rules: ShardingRules
-) -> Batches:
+) -> tuple[Batches, str | None]:
+    """The training data, and the delimiters of its thinking."""
     kind, records = load_records(config.data)
-    examples = chat.encode(records, tokenizer)
+    examples = chat.encode(records, tokenizer, config.data.preset)
     kept, dropped = fit_to_block(examples, config.data.block_size, config.data.overlong)
-    tokens = sum(len(e.tokens) for e in kept)
-    print_main(
-        f"data      {len(kept):,} {kind} examples, {tokens:,} tokens; {dropped:,} too long, dropped"
-    )
+    print_main("\n".join(summary(kind, kept, dropped)))
     a = architecture
     matrices = a.train_flops(1, 0) / 6
-    return Batches(
+    batches = Batches(
         kept,
         config.data,
         batch_size=config.batch_size,
@@ -246,6 +247,7 @@ def _read_data(
         attention=2 * a.num_layers * a.num_heads * a.head_dim / matrices,
         padding_id=padding_id(tokenizer),
     )
+    return batches, chat.preset_of(records, tokenizer, config.data.preset)
 
 
 def _describe(job: Job, start: int) -> None:
@@ -289,6 +291,8 @@ def _write_run_files(job: Job, run: Path) -> None:
         else:
             job.tokenizer.save_pretrained(folder)
     write_text(folder / "config.json", json.dumps(job.hf_config, indent=2) + "\n")
+    if job.preset is not None:
+        declare_preset(folder, job.preset, job.hf_config)
     if job.config.lora.rank:
         write_text(folder / ADAPTER_CONFIG, json.dumps(_peft_config(job), indent=2) + "\n")
 

@@ -156,7 +156,8 @@ class Conversation:
             shown = self._render(marked, thinks=thinks, prompt=prompt)
         except UserError:  # a template that reads the texts
             shown = "".join(map(_MARKER.format, range(len(parts))))
-        there, missing = [], []
+        there: list[Part] = []
+        missing: list[Part] = []
         position = 0
         for number, part in enumerate(parts):
             found = shown.find(_MARKER.format(number), position)
@@ -287,7 +288,8 @@ def _pieces(message: Message) -> list[str]:
 
 def _marked(messages: Sequence[Message]) -> tuple[list[Message], list[Part]]:
     """The messages with a marker in place of every part, and the parts."""
-    marked, parts = [], []
+    marked: list[Message] = []
+    parts: list[Part] = []
     for i, message in enumerate(messages):
         own = _parts(i, message)
         markers = iter([_MARKER.format(len(parts) + number) for number in range(len(own))])

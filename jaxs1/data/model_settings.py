@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxs1.config import UserError
-from jaxs1.storage import explained
+from jaxs1.storage import explained, write_text
 
 GENERATION_CONFIG = "generation_config.json"
 FILES = (GENERATION_CONFIG, "config.json")
@@ -70,6 +70,27 @@ def read_settings(folder: Path) -> ModelSettings:
 def with_preset(generation_config: dict[str, Any], preset: str | None) -> dict[str, Any]:
     """The content of generation_config.json, declaring a preset unless it is None."""
     return generation_config | ({"jaxs1": {"preset": preset}} if preset else {})
+
+
+def declare_preset(folder: Path, preset: str, config: dict[str, Any]) -> None:
+    """Write a preset to a folder's generation_config.json.
+
+    transformers takes the end tokens from config.json only where there is no other file, so a new
+    one repeats them.
+
+    Args:
+        folder: model's folder
+        preset: delimiters with which the model was trained
+        config: content of its config.json
+
+    Raises:
+        UserError: the present file is malformed; any `OSError`.
+    """
+    path = folder / GENERATION_CONFIG
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    ends = {name: config[name] for name in names if config.get(name) is not None}
+    content = with_preset(_read_object(path) if path.exists() else ends, preset)
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -17,7 +17,11 @@ OPEN, CLOSE = "<think>\n", "</think>"
 
 Preset = Literal["auto", "s1", "think_tags"]
 
-_NEIGHBOURS = [*string.ascii_letters, *string.digits, *string.punctuation, " ", "\n", "\n\n", "é"]
+#: Texts next to which a delimiter must keep its tokens.
+_NEIGHBOURS = [
+    *(*string.ascii_letters, *string.digits, *string.punctuation, " ", "\n", "\n\n", "é"),
+    *("The", "So", "Answer", "Final", "done.", "**", "\\boxed"),
+]
 
 
 def choose_preset(preset: str, tokenizer: Any) -> str:

@@ -87,7 +87,7 @@ class ThinkingParams:
     def __post_init__(self) -> None:
         """Check every field on its own, then against the others."""
         for name, value, known in (
-            ("preset", self.preset, ("auto", *PRESETS)),
+            ("preset", self.preset, (*PRESETS, "auto")),
             ("mode", self.mode, get_args(Mode)),
         ):
             if value not in known:

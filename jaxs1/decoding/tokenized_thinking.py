@@ -87,7 +87,7 @@ def tokenize_thinking(params: ThinkingParams, tokenizer: Any) -> TokenizedThinki
     texts = delimiters_of(params)
     if params.mode != "off":  # which has no thinking to begin or to end
         _require_special_tokens(texts, params.delimiters, tokenizer)
-        _require_distinct_ends(texts, tokenizer)
+        _require_distinct_ends(texts, params, tokenizer)
     start = _encode(texts.start, "delimiters.start", tokenizer)
     reopen = _encode((texts.start or "").strip(), "delimiters.start", tokenizer)
     line_break = tuple(_plain(texts.line_break or "", tokenizer))
@@ -152,14 +152,15 @@ def _require_special_tokens(texts: Delimiters, own: Delimiters, tokenizer: Any) 
             )
 
 
-def _require_distinct_ends(texts: Delimiters, tokenizer: Any) -> None:
+def _require_distinct_ends(texts: Delimiters, params: ThinkingParams, tokenizer: Any) -> None:
     """Check that no end of thinking can hide in tokens that it shares with its neighbours."""
     ends = texts.ends or ()
+    setting = "delimiters.ends" if params.delimiters.ends else f"preset={params.preset}"
     for end in ends:
         is_longer = any(end != other and end.startswith(other) for other in ends)
         if not is_longer and (example := merges(end, tokenizer, ends)):
             raise UserError(
-                f"thinking.delimiters.ends: the tokens of {end!r} merge with the text next to it "
+                f"thinking.{setting}: the tokens of {end!r} merge with the text next to it "
                 f"({example!r}), where it would be missed; {remedy(tokenizer, 'thinking.preset')}"
             )
 

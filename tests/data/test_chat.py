@@ -92,7 +92,7 @@ def marked(tokens, tokenizer):
 
 
 def test_tokens_and_mask_are_those_of_s1(tokenizer):
-    """Of chats of user and assistant: the template's text encoded in one piece, the markers' mask."""
+    """Chats of user and assistant: the template's text in one piece, the mask of its markers."""
     rng = np.random.default_rng(0)
     words = ["First", " one", " and", "\n", "two.", " ", "\n\n", "<b>", "é", "12"]
     records = []
