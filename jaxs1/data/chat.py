@@ -79,11 +79,11 @@ def preset_of(records: Sequence[Record], tokenizer: Any, preset: str = "auto") -
     Raises:
         UserError: see `encode`.
     """
-    if not any(r.trace or any(map(has_thinking, r.messages)) for r in records):
-        return None
+    thinks = any(r.trace or any(map(has_thinking, r.messages)) for r in records)
     chosen = choose_preset(preset, tokenizer)
-    check_preset(chosen, tokenizer, "data.preset")
-    return chosen
+    if thinks or preset != "auto":
+        check_preset(chosen, tokenizer, "data.preset")
+    return chosen if thinks else None
 
 
 def encode(records: Sequence[Record], tokenizer: Any, preset: str = "auto") -> list[Example]:

@@ -119,10 +119,10 @@ class Conversation:
             if not part.is_thinking or part.message == last:
                 raise self._vanishes(part)
         bare = {part.message for part in missing}
-        turns, left_out = [], 0
+        turns, left_out = [], len(bare)
         for i, message in enumerate(self.messages):
-            if message["role"] == "assistant" and message.get("train", True):
-                turn = None if i in bare else self._turn(text, i)
+            if i not in bare and message["role"] == "assistant" and message.get("train", True):
+                turn = self._turn(text, i)
                 if turn is None and i == last:
                     raise self._contradiction(i)
                 left_out += turn is None
