@@ -179,11 +179,18 @@ def _settings(config: EvaluateConfig, questions: Questions, opened: LoadedEngine
 
 
 def _resolved(point: Point, questions: Questions, tokenizer: Any) -> Point:
-    """A budget of "auto" as the number for all questions, also when only some are left to run."""
-    thinking = point.thinking
+    """A point with the preset of the tokenizer, and the budget "auto" as a number.
+
+    The number is that for all questions, also when only some are left to run.
+
+    Raises:
+        UserError: the delimiters do not suit the tokenizer; one line instead of one a question.
+    """
+    thinking = resolve_preset(point.thinking, tokenizer)
+    point = dataclasses.replace(point, thinking=thinking)
+    tokenized = tokenize_thinking(thinking, tokenizer)
     if thinking.max != "auto":
         return point
-    tokenized = tokenize_thinking(thinking, tokenizer)
     texts = [with_instruction(question.text, point) for question in questions.items]
     start = len(tokenized.start)
     lengths = [len(user_prompt(text, thinking, tokenizer)) + start for text in texts]
