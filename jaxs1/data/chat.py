@@ -3,7 +3,7 @@
 s1 (arXiv 2501.19393) renders an example with the tokenizer's chat template. The assistant's text is
 `<|im_start|>think\\n` + trace + `\\n<|im_start|>answer\\n` + attempt, and the loss counts only the
 tokens after `<|im_start|>assistant\\n`. Tokenizers of other models get the delimiters that decoding
-writes for them (`presets`). A text is encoded in the pieces in which decoding encodes or writes it:
+writes for them (`delimiters`). A text is encoded in the pieces in which decoding encodes or writes it:
 prompt, start of thinking, the rest of the turn. So what is trained is what decoding writes, token
 by token.
 """
@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxs1.config import UserError
 from jaxs1.data.conversation import Conversation, Turn, has_thinking
-from jaxs1.data.presets import THINK, check_preset, choose_preset, with_thinking
+from jaxs1.data.delimiters import THINK, check_preset, choose_preset, with_thinking
 from jaxs1.data.template import Message
 from jaxs1.data.text import check_text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jaxs1.data.presets import Preset
+from jaxs1.data.delimiters import Preset
 
 
 @dataclass(frozen=True)

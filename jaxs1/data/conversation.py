@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from jaxs1.config import UserError
 from jaxs1.data import template
-from jaxs1.data.presets import OPEN, THINK, with_thinking
+from jaxs1.data.delimiters import OPEN, THINK, with_thinking
 from jaxs1.data.template import THINKING_FIELDS, Message
 from jaxs1.data.text import Leaf, leaves
 

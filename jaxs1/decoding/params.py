@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from jaxs1.config import UserError
 from jaxs1.data.chat import END_OF_TEXT
-from jaxs1.data.presets import ANSWER, CLOSE, OPEN, THINK, check_template, choose_preset
+from jaxs1.data.delimiters import ANSWER, CLOSE, OPEN, THINK, check_template, choose_preset
 from jaxs1.data.template import opening
 
 Mode = Literal["strict", "s1_readme", "s1_harness", "off"]

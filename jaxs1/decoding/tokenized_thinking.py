@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxs1.config import UserError
+from jaxs1.data.delimiters import merges, remedy
 from jaxs1.data.model_settings import settings_of
-from jaxs1.data.presets import merges, remedy
 from jaxs1.data.text import encode
 from jaxs1.decoding import budget
 from jaxs1.decoding.params import (

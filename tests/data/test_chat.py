@@ -9,7 +9,7 @@ import pytest
 from jaxs1.config import UserError
 from jaxs1.data.chat import Record, encode, reasoning
 from jaxs1.data.config import DataConfig
-from jaxs1.data.presets import ANSWER
+from jaxs1.data.delimiters import ANSWER
 from jaxs1.data.records import load_records
 from jaxs1.data.tokenizer import CHAT_TEMPLATE, load_tokenizer, train_tokenizer
 

@@ -6,6 +6,7 @@ import pytest
 import transformers
 
 from jaxs1.config import UserError
+from jaxs1.data.delimiters import check_preset, choose_preset
 from jaxs1.data.model_settings import (
     ModelSettings,
     attach_settings,
@@ -13,7 +14,6 @@ from jaxs1.data.model_settings import (
     read_settings,
     settings_of,
 )
-from jaxs1.data.presets import check_preset, choose_preset
 from jaxs1.data.tokenizer import load_tokenizer
 from tests.data.templates import S1, TEMPLATES, folder_with, tokenizer_with
 
