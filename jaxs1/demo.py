@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxs1.config import UserError, parse, run_command
-from jaxs1.data.chat import ANSWER, THINK
+from jaxs1.data.delimiters import ANSWER, THINK
 from jaxs1.evaluate import EvaluateConfig
 from jaxs1.evaluation.methods import points_of
 from jaxs1.evaluation.metrics import wilson

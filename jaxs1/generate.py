@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from jaxs1.config import UserError, override, parse, run_command
+from jaxs1.data.messages import clean_messages, clean_tools
 from jaxs1.data.records import QUESTION_COLUMNS
+from jaxs1.data.text import check_text, encode
 from jaxs1.decoding.budget import TokenKind
 from jaxs1.decoding.detokenizer import Detokenizer
 from jaxs1.decoding.loading import EngineConfig, load_engine
@@ -40,7 +42,8 @@ class GenerateConfig(EngineConfig):
     Args:
         prompt: one prompt; its completion is streamed to the terminal
         prompts: .jsonl file, one object per line with a prompt (prompt, question or problem) or
-            messages; thinking, sampling, n and seed in a line override the command's
+            messages, and tools; thinking, sampling, n and seed in a line override the command's. A
+            line that is wrong is refused before the model is loaded
         chat: render prompts with the model's chat template; false: use them verbatim
         system: system message; null: the chat template's default
         thinking: thinking budget and budget forcing
@@ -66,6 +69,7 @@ class GenerateConfig(EngineConfig):
             raise UserError("prompt: give either --prompt TEXT or --prompts FILE.jsonl")
         if self.prompt is not None and not self.prompt.strip():
             raise UserError(f"prompt={self.prompt!r}: is empty; give a question")
+        check_text({"prompt": self.prompt, "system": self.system})
         if self.n < 1:
             raise UserError(f"n={self.n}: must be at least 1")
         if self.output and Path(self.output).exists():
@@ -83,7 +87,7 @@ class Prompt(NamedTuple):
     """
 
     where: str
-    content: str | list[dict[str, str]]
+    content: str | list[dict[str, Any]]
     settings: GenerateConfig
     columns: dict[str, Any]
 
@@ -138,12 +142,16 @@ def _read_prompts(config: GenerateConfig) -> Iterator[Prompt]:
 
 def _read_line(config: GenerateConfig, columns: Row, where: str) -> Prompt:
     """One line of a prompts file; raises `UserError`."""
+    check_text(columns)
     texts = [columns[c] for c in PROMPT_COLUMNS if isinstance(columns.get(c), str)]
     content = columns.get("messages", texts[0] if texts else None)
     if content is None:
         raise UserError(f"has no prompt; give one of {', '.join(PROMPT_COLUMNS)}, or messages")
     if "messages" in columns and not _is_conversation(content):
         raise UserError('messages: must be [{"role": "user", "content": "..."}, ...]; change it')
+    if "messages" in columns:
+        clean_messages(content, prompt=True)
+    clean_tools(columns.get("tools"))
     changes = {name: columns[name] for name in SETTINGS if name in columns}
     settings = override(config, changes, command=COMMAND) if changes else config
     return Prompt(where, content, settings, columns)
@@ -154,7 +162,9 @@ def _is_conversation(messages: Any) -> bool:
         isinstance(messages, list)
         and bool(messages)
         and all(
-            isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m
+            isinstance(m, dict)
+            and isinstance(m.get("role"), str)
+            and ("content" in m or "tool_calls" in m)
             for m in messages
         )
     )
@@ -166,12 +176,13 @@ def _request(prompt: Prompt, tokenizer: Any) -> Request:
     if isinstance(content, str) and not content.strip():
         ids = []
     elif isinstance(content, str) and not settings.chat:
-        ids = tokenizer(content, add_special_tokens=False)["input_ids"]
+        ids = encode(content, tokenizer)
     else:
         system = [] if settings.system is None else [{"role": "system", "content": settings.system}]
         messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
         try:
-            ids = prompt_ids([*system, *messages], settings.thinking, tokenizer)
+            tools = prompt.columns.get("tools")
+            ids = prompt_ids([*system, *messages], settings.thinking, tokenizer, tools)
         except UserError as error:
             raise UserError(f"{prompt.where}: {error}") from None
     return Request(ids, settings.thinking, settings.sampling, n=settings.n, seed=settings.seed)

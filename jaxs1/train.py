@@ -31,8 +31,9 @@ from convert.transfer import copy_aux_files
 from convert.weights import load_params, open_weights
 from jaxs1.config import UserError, find_recipe, parse, run_command, to_yaml
 from jaxs1.data import chat
-from jaxs1.data.batches import Batches, BatchStats, fit_to_block
+from jaxs1.data.batches import Batches, BatchStats, fit_to_block, summary
 from jaxs1.data.end_of_turn import end_of_turn
+from jaxs1.data.model_settings import with_preset
 from jaxs1.data.records import load_records
 from jaxs1.data.tokenizer import check_vocabulary, load_tokenizer, padding_id, vocabulary_size
 from jaxs1.devices import compute_capability, peak_flops
@@ -192,7 +193,7 @@ def prepare(config: TrainConfig) -> Job:
     rules = make_sharding_rules(config.mesh)
     check_divisible(architecture, rules)
     _check_batch(config, rules)
-    batches, end = _read_data(config, tokenizer, architecture, rules)
+    batches, end, preset = _read_data(config, tokenizer, architecture, rules)
     device = jax.devices()[0]
     impl: Any = ops.resolve_attention(
         config.compute.attention,
@@ -207,8 +208,10 @@ def prepare(config: TrainConfig) -> Job:
     steps = config.steps or config.epochs * batches.steps_per_epoch
     check_fits(model, config, batches, steps, jax.local_devices()[0])
     folder = weights.aux_files if weights is not None else None
-    exported = with_stop_tokens(hf_config, folder, end, tokenizer.eos_token_id)
-    return Job(config, weights, tokenizer, *exported, model, batches, steps)
+    eos = tokenizer.eos_token_id
+    hf_config, generation = with_stop_tokens(hf_config, folder, end, eos)
+    generation = with_preset(generation, preset)
+    return Job(config, weights, tokenizer, hf_config, generation, model, batches, steps)
 
 
 def _check_batch(config: TrainConfig, rules: ShardingRules) -> None:
@@ -228,15 +231,12 @@ def _check_batch(config: TrainConfig, rules: ShardingRules) -> None:
 
 def _read_data(
     config: TrainConfig, tokenizer: Any, architecture: Architecture, rules: ShardingRules
-) -> tuple[Batches, int | None]:
-    """The training data, and the token with which its answers or texts end."""
+) -> tuple[Batches, int | None, str | None]:
+    """The training data, the token with which its answers or texts end, and its delimiters."""
     kind, records = load_records(config.data)
-    examples = chat.encode(records, tokenizer)
+    examples = chat.encode(records, tokenizer, config.data.preset)
     kept, dropped = fit_to_block(examples, config.data.block_size, config.data.overlong)
-    tokens = sum(len(e.tokens) for e in kept)
-    print_main(
-        f"data      {len(kept):,} {kind} examples, {tokens:,} tokens; {dropped:,} too long, dropped"
-    )
+    print_main("\n".join(summary(kind, kept, dropped)))
     a = architecture
     matrices = a.train_flops(1, 0) / 6
     end = end_of_turn(tokenizer) if records[0].messages else int(examples[0].tokens[-1])
@@ -251,7 +251,7 @@ def _read_data(
         attention=2 * a.num_layers * a.num_heads * a.head_dim / matrices,
         padding_id=padding_id(tokenizer),
     )
-    return batches, end
+    return batches, end, chat.preset_of(records, tokenizer, config.data.preset)
 
 
 def _describe(job: Job, start: int) -> None:

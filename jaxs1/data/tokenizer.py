@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxs1.config import UserError, one_line
+from jaxs1.data.model_settings import attach_settings
 
 #: Never `<|endoftext|>` or `<|im_end|>`: a model must not learn to ignore its end tokens.
 PAD_TOKEN = "<|fim_pad|>"
@@ -35,7 +36,7 @@ CHAT_TEMPLATE = (
 
 
 def load_tokenizer(name: str) -> Any:
-    """A tokenizer from a Hugging Face folder or hub id.
+    """A tokenizer from a Hugging Face folder or hub id, with the folder's `model_settings`.
 
     Raises:
         UserError: the folder has no tokenizer, or one that cannot be loaded or encodes nothing; the
@@ -62,6 +63,7 @@ def load_tokenizer(name: str) -> Any:
         ) from None
     if not encodes:
         raise UserError(f"tokenizer={name}: encodes text to no token; copy its files again")
+    attach_settings(tokenizer, name if Path(name).is_dir() else None)
     return tokenizer
 
 

@@ -153,7 +153,7 @@ def complete(
     visible_ids = answer_ids
     if request.thinking.mode == "s1_readme":
         # this mode leaves the close to the model: part of the answer's ids, not of its text
-        text = delimiters_of(request.thinking).close
+        text = delimiters_of(thinking.thinking).close
         close = tokenizer(text, add_special_tokens=False)["input_ids"]
         if answer_ids[: len(close)] == close:
             visible_ids = answer_ids[len(close) :]
@@ -174,7 +174,7 @@ def complete(
             "completion_tokens": len(log.tokens),
             "surplus_tokens": log.surplus,
         },
-        settings=settings_of(request),
+        settings=settings_of(request, thinking.thinking.preset),
         seed=request.seed,
         index=index,
         tokens=log.tokens,
@@ -221,10 +221,11 @@ def failed(request: Request, index: int, error: str) -> Completion:
     )
 
 
-def settings_of(request: Request) -> dict[str, Any]:
-    """The settings that a completion keeps of its request."""
+def settings_of(request: Request, preset: str | None = None) -> dict[str, Any]:
+    """The settings that a completion keeps of its request; `preset` is what "auto" stood for."""
+    thinking = dataclasses.asdict(request.thinking)
     return {
-        "thinking": dataclasses.asdict(request.thinking),
+        "thinking": thinking | ({"preset": preset} if preset else {}),
         "sampling": dataclasses.asdict(request.sampling),
     }
 

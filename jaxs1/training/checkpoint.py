@@ -202,6 +202,8 @@ def _restore_args(tree: Any) -> Any:
 
 def _require_same(saved: dict[str, Any], config: TrainConfig, run: Path) -> None:
     """Refuse to resume with other settings; `saved` may use the names of earlier versions."""
+    # runs of versions without this setting
+    saved = saved | {"data": {"preset": "auto", **saved.get("data", {})}}
     changed = changed_settings(saved, dataclasses.asdict(config))
     words = [
         f"{name} ({old} then, {new} now)"
