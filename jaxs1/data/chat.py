@@ -3,8 +3,8 @@
 s1 (arXiv 2501.19393) renders an example with the tokenizer's chat template. The assistant's text is
 `<|im_start|>think\\n` + trace + `\\n<|im_start|>answer\\n` + attempt, and the loss counts only the
 tokens after `<|im_start|>assistant\\n`. Tokenizers of other models get the delimiters that decoding
-writes for them (`delimiters`). A text is encoded in the pieces in which decoding encodes or writes it:
-prompt, start of thinking, the rest of the turn. So what is trained is what decoding writes, token
+writes for them (`delimiters`). A text is encoded in the pieces in which decoding encodes or writes
+it: prompt, start of thinking, the rest of the turn. So what is trained is what decoding writes, token
 by token.
 """
 
