@@ -8,7 +8,14 @@ from benchmarks import fuzz
 from benchmarks.fuzz_inputs import Wrong
 from jaxs1.config import UserError
 
-COUNTS = {"config": 60, "generation": 80, "tokenizer": 60, "safetensors": 120}
+COUNTS = {
+    "config": 60,
+    "generation": 80,
+    "tokenizer": 60,
+    "safetensors": 120,
+    "rows": 150,
+    "prompts": 150,
+}
 
 
 @pytest.mark.parametrize("kind", COUNTS)
