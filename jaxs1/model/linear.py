@@ -130,7 +130,7 @@ class Int8Linear:
     ) -> jax.Array:
         """See `Linear`."""
         values = _convert_here(w.values, x)
-        last = [range(a.ndim - inputs, a.ndim) for a in (x, values)]
+        last = [tuple(range(a.ndim - inputs, a.ndim)) for a in (x, values)]
         y = jnp.tensordot(x, values, axes=last, preferred_element_type=jnp.float32)
         return (y * w.scale).astype(x.dtype)
 
