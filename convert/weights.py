@@ -298,7 +298,6 @@ def _load_quantized(
     weights: Weights, parts: Sequence[Piece], target: Stored, layer: int | None
 ) -> Int8:
     """Assemble one parameter on the host, and only its integers and scales on the devices."""
-    assert target.scale is not None
     w = np.empty(target.array.shape, np.float32)
     # with the axes of the parameter, as pieces have them
     view = w.transpose([target.order.index(i) for i in range(w.ndim)])
@@ -311,8 +310,7 @@ def _load_quantized(
     except ValueError as error:
         where = parts[0].param if layer is None else f"{parts[0].param} of layer {layer}"
         raise UserError(f"weights=int8: {where} {error}; give --weights auto") from None
-    placed = zip(quantized, target.leaf, strict=True)
-    return Int8(*(jax.device_put(x, array.sharding) for x, array in placed))
+    return jax.tree.map(lambda x, array: jax.device_put(x, array.sharding), quantized, target.leaf)
 
 
 def _read_architecture(folder: Path) -> tuple[dict[str, Any], Architecture]:

@@ -166,7 +166,7 @@ def _resolve(config: EngineConfig, weights: Weights) -> _Numerics:
     if dtype == "auto":
         dtype = "float32" if jax.devices()[0].platform == "cpu" else "bfloat16"
     if config.weights == "int8":
-        impl = "xla" if config.impl == "auto" else config.impl
+        impl: str = "xla" if config.impl == "auto" else config.impl
         return _Numerics(impl, quantized_linear(impl), dtype, dtype)
     impl = resolve_impl(config.impl, dtype, weights, config.parallel)
     linear = BACKENDS[impl].linear

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -35,24 +35,24 @@ class Linear(Protocol):
     quantized: bool
 
     def product(
-        self, x: jax.Array, w: jax.Array, inputs: int, axes: Axes, rules: ShardingRules
+        self, x: jax.Array, w: Any, inputs: int, axes: Axes, rules: ShardingRules
     ) -> jax.Array:
         """Contract the last `inputs` axes of x with the input axes of a kernel.
 
         Args:
             x: [B, T, inputs...] in the compute dtype
-            w: kernel as stored
+            w: kernel as stored, an array or `Int8`
             inputs: number of input axes
             axes: logical axes of the kernel, inputs before outputs
             rules: the mesh
         """
 
     def embed(
-        self, table_VD: jax.Array, tokens_BT: jax.Array, dtype: DTypeLike, rules: ShardingRules
+        self, table_VD: Any, tokens_BT: jax.Array, dtype: DTypeLike, rules: ShardingRules
     ) -> jax.Array:
         """Rows of the embedding table as [B, T, D] in `dtype`; see `embed`."""
 
-    def logits(self, hidden_BD: jax.Array, head: jax.Array, *, tied: bool) -> jax.Array:
+    def logits(self, hidden_BD: jax.Array, head: Any, *, tied: bool) -> jax.Array:
         """Float32 logits [B, V].
 
         Args:
