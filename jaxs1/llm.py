@@ -66,6 +66,7 @@ class LLM:
             elsewhere
         impl: implementation of the decode step: xla, bf16x3, triton or pallas; auto takes the
             fastest one that is verified on this device
+        weights: int8 quantizes the matrices while they are loaded; auto keeps them
         limits: memory and batch limits of the engine
         parallel: tensor parallelism and replicas
 
