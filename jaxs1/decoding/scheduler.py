@@ -6,20 +6,20 @@ that it might need are allocated at admission, so sequences are never preempted.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from jaxs1.config import UserError
+from jaxs1.decoding.base_engine import Load
+from jaxs1.decoding.buckets import bucket, powers_of_two, size_for
 from jaxs1.decoding.controls import SequenceLimits, fit
 from jaxs1.decoding.outputs import TokenLog
 from jaxs1.decoding.page_allocator import PageAllocator, pages_for
 from jaxs1.decoding.params import Request
 from jaxs1.decoding.tokenized_thinking import TokenizedThinking
 from jaxs1.model.kv_cache import PAGE
-
-#: Minimum width of a prefill batch [tokens]: shorter prompts share one compiled shape.
-MIN_PREFILL = 16
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class Sequence:
         shared_pages: of a first sequence, the prompt's pages, held until all siblings are admitted
         num_prefilled: tokens of the prompt that are in the cache
         log: tokens generated so far
+        note: remark about settings that could not be honoured
+        ended_by_client: whether its thinking was ended by `Scheduler.end_thinking`
     """
 
     number: int
@@ -80,6 +82,8 @@ class Sequence:
     shared_pages: list[int] = field(default_factory=list)
     num_prefilled: int = 0
     log: TokenLog = field(default_factory=TokenLog)
+    note: str | None = None
+    ended_by_client: bool = False
 
     @property
     def ready(self) -> bool:
@@ -131,6 +135,9 @@ class Scheduler:
     def __init__(self, limits: Limits, *, context: int, num_pages: int):
         self.limits, self.context = limits, context
         self.max_pages = bucket(pages_for(context))
+        self.buckets = powers_of_two(
+            rows=limits.max_num_seqs, pages=self.max_pages, tokens=limits.prefill_chunk_tokens
+        )
         self.pages = PageAllocator(num_pages)
         self.waiting: deque[Sequence] = deque()
         self.prefilling: list[Sequence] = []
@@ -147,15 +154,15 @@ class Scheduler:
         """Whether any sequence is unfinished."""
         return bool(self.waiting or self.prefilling or self.ready or any(self.rows))
 
-    def add(
-        self, number: int, request: Request, thinking: TokenizedThinking, prompt: list[int]
-    ) -> None:
-        """Queue the n sequences of a request.
+    def fit(
+        self, request: Request, thinking: TokenizedThinking, prompt: list[int]
+    ) -> SequenceLimits:
+        """The limits of a request's sequences.
 
         Raises:
             UserError: the prompt does not fit into the context, or the request into the cache
         """
-        limits = fit(thinking, len(prompt), self.context)
+        limits = fit(thinking, len(prompt), self.context, request.max_tokens)
         # a second sample needs its own copy of the page in which the prompt ends
         copies = request.n > 1 and (len(prompt) - 1) % PAGE > 0
         if limits.num_pages + copies > self.pages.size:
@@ -164,10 +171,37 @@ class Scheduler:
                 f"which can need {(limits.num_pages + copies) * PAGE}; raise it, or lower "
                 "thinking.max and thinking.max_answer_tokens"
             )
-        first = Sequence(number, 0, request, thinking, prompt, limits, siblings=request.n - 1)
+        return limits
+
+    def add(
+        self,
+        number: int,
+        request: Request,
+        thinking: TokenizedThinking,
+        prompt: list[int],
+        note: str | None = None,
+    ) -> None:
+        """Queue the n sequences of a request. Raises `UserError` as `fit` does."""
+        limits = self.fit(request, thinking, prompt)
+        first = Sequence(
+            number, 0, request, thinking, prompt, limits, siblings=request.n - 1, note=note
+        )
         self.waiting.append(first)
         for sample in range(1, request.n):
-            self.waiting.append(Sequence(number, sample, request, thinking, prompt, limits, first))
+            self.waiting.append(
+                Sequence(number, sample, request, thinking, prompt, limits, first, note=note)
+            )
+
+    def load(self) -> Load:
+        """How much there is to do."""
+        waiting = [s for s in self.waiting if s.first is None]
+        return Load(
+            running=len(self.running) + len(self.ready) + len(self.prefilling),
+            waiting=len(self.waiting),
+            waiting_tokens=sum(len(s.prompt) for s in waiting),
+            pages=self.pages.size,
+            free_pages=self.pages.num_free,
+        )
 
     def schedule(self) -> Schedule:
         """Decide what the device does next; assumes that it will be done."""
@@ -179,11 +213,9 @@ class Scheduler:
         if not running:
             return Schedule(page_copies, prefills, inserts, order, 0, 0)
         longest = max(len(s.prompt) + len(s.log.tokens) for _, s in running)
-        num_pages = bucket(pages_for(longest + self.limits.decode_steps))
-        num_rows = min(bucket(running[-1][0] + 1), len(self.rows))
-        return Schedule(
-            page_copies, prefills, inserts, order, num_rows, min(num_pages, self.max_pages)
-        )
+        num_pages = size_for(self.buckets.pages, pages_for(longest + self.limits.decode_steps))
+        num_rows = size_for(self.buckets.rows, running[-1][0] + 1)
+        return Schedule(page_copies, prefills, inserts, order, num_rows, num_pages)
 
     def finish(self, row: int) -> None:
         """Free a row and its pages."""
@@ -208,6 +240,23 @@ class Scheduler:
         self.prefilling = [s for s in self.prefilling if s.number != number]
         self.ready = deque(s for s in self.ready if s.number != number)
         return rows
+
+    def end_thinking(self, number: int) -> tuple[bool, list[int]]:
+        """End the thinking of all sequences of a request.
+
+        Returns:
+            whether any was thinking; their rows, of which the device must be told
+        """
+        held = [*self.waiting, *self.prefilling, *self.ready]
+        running = [(row, s) for row, s in self.running if s.number == number and s.log.is_thinking]
+        early = [s for s in held if s.number == number]
+        for s in early:  # a budget of 0 closes before the first token
+            params = dataclasses.replace(s.thinking.thinking, num_waits=0, min=0, max=0)
+            s.thinking = dataclasses.replace(s.thinking, thinking=params)
+            s.limits = s.limits._replace(budget=0)
+        for s in (*early, *(s for _, s in running)):
+            s.ended_by_client = True
+        return bool(early or running), [row for row, _ in running]
 
     def _admit(self) -> list[tuple[int, int]]:
         """Allocate pages to waiting sequences, in order, while pages and rows last."""
@@ -264,7 +313,7 @@ class Scheduler:
         size = self.limits.prefill_chunk_tokens
         first = self.prefilling[0]
         left = len(first.prompt) - 1 - first.num_prefilled
-        width = min(size, max(MIN_PREFILL, bucket(left)))
+        width = size_for(self.buckets.widths, left)
         parts = []
         for s in self.prefilling[: max(1, size // width)]:
             end = min(s.num_prefilled + width, len(s.prompt) - 1)
@@ -287,13 +336,9 @@ class Scheduler:
     def _compact(self) -> list[int] | None:
         """Move sequences to the front if that reduces the rows to decode; the new order."""
         used = [row for row, _ in self.running]
-        if not used or bucket(len(used)) >= bucket(used[-1] + 1):
+        sizes = self.buckets.rows
+        if not used or size_for(sizes, len(used)) >= size_for(sizes, used[-1] + 1):
             return None
         order = used + [row for row, s in enumerate(self.rows) if s is None]
         self.rows = [self.rows[row] for row in order]
         return order
-
-
-def bucket(n: int) -> int:
-    """The next power of two."""
-    return 1 << max(0, n - 1).bit_length()

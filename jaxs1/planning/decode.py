@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxs1.decoding.decode_loop import CompiledFunctions
+from jaxs1.decoding.decode_loop import ALL_STEPS, CompiledFunctions
 from jaxs1.decoding.decode_state import empty_rows
 from jaxs1.decoding.page_allocator import pages_for
 from jaxs1.decoding.sampling import SamplingFlags
@@ -116,6 +116,7 @@ def compile_decoding(
         cache,
         decode_state,
         is_newline_V,
+        *ALL_STEPS,
         rows=sequences,
         pages=pages,
         flags=SamplingFlags(sampled=False, filtered=False, penalised=False),
