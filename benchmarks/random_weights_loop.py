@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxs1.decoding.budget import NONE, TokenKind
 from jaxs1.decoding.controls import fit
-from jaxs1.decoding.decode_loop import ALL_STEPS, ChunkOutput, CompiledFunctions
+from jaxs1.decoding.decode_loop import NO_LIMIT, ChunkOutput, CompiledFunctions
 from jaxs1.decoding.decode_state import NewSequence, rows_of, table
 from jaxs1.decoding.page_allocator import pages_for
 from jaxs1.decoding.params import SamplingParams, ThinkingParams
@@ -146,7 +146,7 @@ class RandomWeightsLoop:
             options: XLA options, in place of the implementation's
         """
         state = self.rows_at_start([[1]] * self.rows, [make_thinking()] * self.rows)
-        inputs = (state, self.is_newline_V, *ALL_STEPS)
+        inputs = (state, self.is_newline_V, NO_LIMIT, np.bool_(False))
         given = (self.params, self.cache, *map(self._shapes, inputs))
         static = {"rows": self.rows, "pages": self.pages, "flags": GREEDY}
         function = CompiledFunctions(self.model, impl, steps).decode_steps
@@ -177,7 +177,7 @@ class RandomWeightsLoop:
     def call(self, program: Any, state: Any) -> ChunkOutput:
         """Run compiled decode steps; returns their output on the host."""
         self.cache, _, output = program(
-            self.params, self.cache, state, self.is_newline_V, *ALL_STEPS
+            self.params, self.cache, state, self.is_newline_V, NO_LIMIT, np.bool_(False)
         )
         return jax.device_get(output)
 

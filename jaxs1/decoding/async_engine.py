@@ -107,13 +107,18 @@ class AsyncEngine:
     def __init__(
         self,
         load: Callable[[], BaseEngine],
-        step: Callable[[BaseEngine], list[StreamOutput]] = BaseEngine.step,
+        step: Callable[[BaseEngine], list[StreamOutput]] = lambda engine: engine.step(),
     ):
         self._load, self._run_steps = load, step
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._inbox: queue.SimpleQueue[_Ticket | _Call | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why the engine accepts no requests any more; None: it does."""
+        return self._error
 
     def submit(
         self, request: RequestSource, on_output: Callable[[StreamOutput], None] | None = None

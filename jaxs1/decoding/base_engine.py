@@ -32,6 +32,23 @@ class Load(NamedTuple):
     free_pages: int
 
 
+class Steps(NamedTuple):
+    """Number of decode steps of one run.
+
+    Args:
+        limit: maximum; None: limits.decode_steps, which bounds it too
+        first: maximum of a run that gives sequences their first tokens; None: `limit`
+        eager: stop as soon as a sequence has ended, to make room for those that wait
+    """
+
+    limit: int | None = None
+    first: int | None = None
+    eager: bool = False
+
+
+ALL_STEPS = Steps()
+
+
 class BaseEngine:
     """Completes requests: one engine, or several that share the work."""
 
@@ -71,17 +88,16 @@ class BaseEngine:
         """How much there is to do."""
         raise NotImplementedError
 
-    def step(self, limit: int | None = None, *, eager: bool = False) -> list[StreamOutput]:
+    def step(self, steps: Steps = ALL_STEPS) -> list[StreamOutput]:
         """Admit requests, prefill part of their prompts, decode some steps; the new tokens.
 
         Args:
-            limit: maximum number of decode steps; None: limits.decode_steps, which bounds it too
-            eager: stop as soon as a sequence has ended, to make room for those that wait
+            steps: number of decode steps
         """
-        self.begin(limit, eager=eager)
+        self.begin(steps)
         return self.end()
 
-    def begin(self, limit: int | None = None, *, eager: bool = False) -> None:
+    def begin(self, steps: Steps = ALL_STEPS) -> None:
         """The first half of `step`: dispatch the work; the device runs it until `end`."""
         raise NotImplementedError
 

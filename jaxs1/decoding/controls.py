@@ -38,6 +38,7 @@ class SequenceLimits(NamedTuple):
         num_pages: pages for the prompt and all tokens that can follow
         note: human-readable remark if the budget is less than requested
         limited_by: context or max_tokens, whichever leaves fewer tokens
+        prompt_length: tokens of the prompt, start of thinking included
     """
 
     budget: int
@@ -45,6 +46,7 @@ class SequenceLimits(NamedTuple):
     num_pages: int
     note: str | None = None
     limited_by: str = "context"
+    prompt_length: int = 0
 
 
 class Sizes(NamedTuple):
@@ -112,7 +114,7 @@ def fit(
     longest = min(end, prompt_length + capacity(thinking, budget_, context))
     num_pages = pages_for(longest)
     max_new_tokens = min(end, num_pages * PAGE) - prompt_length
-    return SequenceLimits(budget_, max_new_tokens, num_pages, note, limited_by)
+    return SequenceLimits(budget_, max_new_tokens, num_pages, note, limited_by, prompt_length)
 
 
 def with_reserve(thinking: TokenizedThinking, max_tokens: int) -> TokenizedThinking:

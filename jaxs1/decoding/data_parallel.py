@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxs1.decoding.base_engine import BaseEngine, Load
+from jaxs1.decoding.base_engine import ALL_STEPS, BaseEngine, Load, Steps
 from jaxs1.decoding.controls import SequenceLimits
 from jaxs1.decoding.engine import Engine
 from jaxs1.decoding.outputs import StreamOutput
@@ -58,10 +58,10 @@ class DataParallelEngine(BaseEngine):
         """See `BaseEngine`."""
         return any(engine.busy for engine in self.engines)
 
-    def begin(self, limit: int | None = None, *, eager: bool = False) -> None:
+    def begin(self, steps: Steps = ALL_STEPS) -> None:
         """See `BaseEngine`. All devices work at the same time."""
         for engine in self.engines:
-            engine.begin(limit, eager=eager)
+            engine.begin(steps)
 
     def end(self) -> list[StreamOutput]:
         """See `BaseEngine`."""

@@ -28,8 +28,8 @@ from jaxs1.model.backends import BACKENDS
 from jaxs1.model.kv_cache import KVCache
 from jaxs1.model.transformer import Transformer
 
-#: `limit` and `eager` of `decode_steps` that run all its steps, or until every sequence has ended.
-ALL_STEPS = (np.int32(np.iinfo(np.int32).max), np.bool_(False))
+#: `limit` of `decode_steps` that runs all its steps, or until every sequence has ended.
+NO_LIMIT = np.int32(np.iinfo(np.int32).max)
 
 
 class ChunkOutput(NamedTuple):

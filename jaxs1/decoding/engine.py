@@ -13,11 +13,11 @@ import jax
 import numpy as np
 
 from jaxs1.config import UserError
-from jaxs1.decoding.base_engine import BaseEngine, Load
+from jaxs1.decoding.base_engine import ALL_STEPS, BaseEngine, Load, Steps
 from jaxs1.decoding.buckets import Buckets, bucket, size_for
 from jaxs1.decoding.budget import EndedBy, Phase, TokenKind
 from jaxs1.decoding.controls import SequenceLimits, check_sizes, newline_table, with_reserve
-from jaxs1.decoding.decode_loop import ALL_STEPS, ChunkOutput, CompiledFunctions
+from jaxs1.decoding.decode_loop import NO_LIMIT, ChunkOutput, CompiledFunctions
 from jaxs1.decoding.decode_state import NewSequence, empty_rows, rows_of, sampling_flags, table
 from jaxs1.decoding.outputs import Completion, StreamOutput, TokenLog, complete, failed
 from jaxs1.decoding.page_allocator import pages_for
@@ -127,11 +127,12 @@ class Engine(BaseEngine):
         """See `BaseEngine`."""
         return bool(self._refused) or self.scheduler.busy
 
-    def begin(self, limit: int | None = None, *, eager: bool = False) -> None:
+    def begin(self, steps: Steps = ALL_STEPS) -> None:
         """See `BaseEngine`."""
-        most, _ = ALL_STEPS
-        steps = (most if limit is None else np.int32(limit), np.bool_(eager))
-        self._output = self._run(self.scheduler.schedule(), steps)
+        schedule = self.scheduler.schedule()
+        limits = [x for x in (steps.limit, steps.first if schedule.inserts else None) if x]
+        limit = np.int32(min(limits)) if limits else NO_LIMIT
+        self._output = self._run(schedule, limit, np.bool_(steps.eager))
 
     def end(self) -> list[StreamOutput]:
         """See `BaseEngine`."""
@@ -167,7 +168,7 @@ class Engine(BaseEngine):
         length = (longest or len(request.prompt_ids)) + len(thinking.start)
         return resolve_auto(thinking, [length]), [*request.prompt_ids, *thinking.start], note
 
-    def _run(self, schedule: Schedule, steps: tuple[Any, Any]) -> ChunkOutput | None:
+    def _run(self, schedule: Schedule, limit: Any, eager: Any) -> ChunkOutput | None:
         for source, target in schedule.page_copies:
             self.cache = self.compiled.copy_page(self.cache, np.int32(source), np.int32(target))
         for batch in schedule.prefills:
@@ -185,7 +186,8 @@ class Engine(BaseEngine):
             self.cache,
             self.decode_state,
             self.is_newline_V,
-            *steps,
+            limit,
+            eager,
             rows=schedule.num_rows,
             pages=schedule.num_pages,
             flags=self.buckets.flags_for(needed),
@@ -267,7 +269,7 @@ def _tokenize(tokenizer: Any, params: ThinkingParams) -> TokenizedThinking:
 
 def _cause(s: Sequence, ended_by: EndedBy) -> str:
     """Why thinking ended; the device knows only limits, not where they come from."""
-    if s.thinking.thinking.mode == "off":
+    if s.thinking.thinking.mode != s.request.thinking.mode:  # max_tokens leaves no thinking
         return "none"
     if s.ended_by_client and ended_by == EndedBy.BUDGET:
         return "client"

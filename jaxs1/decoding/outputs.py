@@ -39,7 +39,7 @@ class Completion:
         interventions: texts that the controller inserted; positions count from the first token
             after the prompt
         thinking_ended_by: model, budget, context, max_tokens or client (`Engine.end_thinking`);
-            none: thinking was off; open: it never ended
+            none: max_tokens was too small to think; open: it never ended
         finish_reason: stop, length, or error
         usage: prompt_tokens, thinking_tokens, answer_tokens, forced_tokens (all tokens that the
             controller inserted) and completion_tokens

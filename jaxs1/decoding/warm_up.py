@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxs1.decoding.buckets import LADDER_FLAGS, bucket
-from jaxs1.decoding.decode_loop import ALL_STEPS
+from jaxs1.decoding.decode_loop import NO_LIMIT
 from jaxs1.decoding.decode_state import empty_rows
 from jaxs1.decoding.engine import Engine
 from jaxs1.model.kv_cache import NULL_PAGE, PAD_POSITION
@@ -34,7 +34,7 @@ def warm_up(engine: Engine) -> Iterator[str]:
             for flags in buckets.flags or LADDER_FLAGS:
                 engine.cache, engine.decode_state, _ = engine.compiled.decode_steps(
                     engine.params, engine.cache, engine.decode_state, engine.is_newline_V,
-                    *ALL_STEPS, rows=rows, pages=pages, flags=flags,
+                    NO_LIMIT, np.bool_(False), rows=rows, pages=pages, flags=flags,
                 )  # fmt: skip
                 yield f"decode steps of {rows} rows, {pages} pages, {flags}"
     _small_programs(engine)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxs1.decoding.decode_loop import ALL_STEPS, CompiledFunctions
+from jaxs1.decoding.decode_loop import NO_LIMIT, CompiledFunctions
 from jaxs1.decoding.decode_state import empty_rows
 from jaxs1.decoding.page_allocator import pages_for
 from jaxs1.decoding.sampling import SamplingFlags
@@ -116,7 +116,8 @@ def compile_decoding(
         cache,
         decode_state,
         is_newline_V,
-        *ALL_STEPS,
+        NO_LIMIT,
+        np.bool_(False),
         rows=sequences,
         pages=pages,
         flags=SamplingFlags(sampled=False, filtered=False, penalised=False),

@@ -32,7 +32,7 @@ class Echo(BaseEngine):
     def busy(self):
         return bool(self.left)
 
-    def begin(self, limit=None, *, eager=False):
+    def begin(self, steps=None):
         self.steps += 1
 
     def end(self):

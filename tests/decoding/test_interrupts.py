@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from jaxs1.config import UserError
+from jaxs1.decoding.base_engine import Steps
 from jaxs1.decoding.buckets import ladder, powers_of_two
 from jaxs1.decoding.budget import TokenKind
 from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams
@@ -62,11 +63,11 @@ def request_of(rng, n=None):
     )
 
 
-def drain(engine, numbers, **steps):
+def drain(engine, *steps):
     """Step until the engine is idle; completions by request and sample."""
     done = {}
     while engine.busy:
-        for output in engine.step(**steps):
+        for output in engine.step(*steps):
             if output.completion is not None:
                 assert (output.request, output.sample) not in done
                 done[output.request, output.sample] = output.completion
@@ -85,7 +86,7 @@ def test_the_number_of_steps_changes_nothing_and_compiles_nothing(engine, compil
     compilations.clear()
     for limit, eager in [(1, False), (3, True), (8, True), (100, False)]:
         numbers = [engine.submit(request) for request in requests]
-        done = drain(engine, numbers, limit=limit, eager=eager)
+        done = drain(engine, Steps(limit, eager=eager))
         for number, request, tokens in zip(numbers, requests, expected, strict=True):
             assert [done[number, i].tokens for i in range(request.n)] == tokens
     assert not compilations
@@ -99,7 +100,7 @@ def test_at_most_limit_steps_and_eager_stops_where_one_ends(engine):
             thinking = ThinkingParams(mode="off", max_answer_tokens=length, min_answer_tokens=1)
             never = SamplingParams(temperature=5.0)  # hardly ever a stop
             lengths[length] = engine.submit(Request([7, 8], thinking, never, seed=2))
-        outputs = engine.step(eager=eager)
+        outputs = engine.step(Steps(eager=eager))
         assert engine.num_steps == first
         assert {o.completion is not None for o in outputs} == {True, False}
         for number in lengths.values():
@@ -157,11 +158,11 @@ def test_ending_a_thought_while_it_runs(engine):
     assert engine.end_thinking(early)
     kinds = {0: [], 1: []}
     for _ in range(3):
-        for output in engine.step(limit=4):
+        for output in engine.step(Steps(4)):
             if output.request == number:
                 kinds[output.sample] += output.new_tokens.kinds
     assert engine.end_thinking(number)
-    done = drain(engine, [number])
+    done = drain(engine)
     assert done[other, 0].tokens == expected.tokens
     assert done[early, 0].usage["thinking_tokens"] == 0
     close = encode("<|im_start|>answer")
@@ -189,7 +190,7 @@ def test_random_interruptions(folder, sizes):
     for i, request in enumerate(requests):
         numbers[engine.submit(request)] = i
         for _ in range(rng.randrange(3)):
-            for output in engine.step(limit=rng.choice([1, 2, 8]), eager=rng.random() < 0.5):
+            for output in engine.step(Steps(rng.choice([1, 2, 8]), 2, rng.random() < 0.5)):
                 if output.completion is not None:
                     done[output.request, output.sample] = output.completion
         victim = rng.choice(list(numbers))
@@ -198,7 +199,7 @@ def test_random_interruptions(folder, sizes):
             touched.add(victim)
         elif rng.random() < 0.2 and engine.end_thinking(victim):
             touched.add(victim)
-    done |= drain(engine, numbers)
+    done |= drain(engine)
     assert all_free(engine) and not engine.scheduler.pages._holders
     untouched = [number for number in numbers if number not in touched]
     assert len(untouched) > 25 and len(touched) > 10
@@ -221,12 +222,12 @@ def test_a_ladder_is_compiled_before_the_first_request(folder, compilations):
     compilations.clear()
     for i, request in enumerate(requests):
         number = engine.submit(request)
-        engine.step(limit=1 + i % 5, eager=True)
+        engine.step(Steps(1 + i % 5, eager=True))
         if i % 7 == 0:
             engine.end_thinking(number)
         if i % 11 == 0:
             engine.cancel(number)
-    drain(engine, [])
+    drain(engine)
     found = complete_all(engine, requests)
     assert not compilations
     assert [[c.tokens for c in done] for done in found] == [

@@ -1,0 +1,282 @@
+"""From a checked body to requests of the engine. Slow parts (templates, tokenizing): a thread's."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxs1.config import UserError
+from jaxs1.decoding.base_engine import BaseEngine
+from jaxs1.decoding.controls import SequenceLimits
+from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams, delimiters_of
+from jaxs1.decoding.prompt import prompt_ids
+from jaxs1.serving import thinking_fields
+from jaxs1.serving.config import ServeConfig
+from jaxs1.serving.errors import ApiError, bad_request, from_user_error
+from jaxs1.serving.protocol import (
+    ChatBody,
+    CompletionBody,
+    Sampled,
+    TokenizeBody,
+    check,
+    check_model,
+    ignored,
+)
+from jaxs1.serving.thinking_fields import ThinkingRequest
+
+#: Maximum length of a prompt per token of the context [characters]; longer ones are not encoded.
+CHARACTERS_PER_TOKEN = 16
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request as the engine and the reply need it.
+
+    Args:
+        kind: chat or completion
+        model: name of the model in the reply
+        requests: one per prompt
+        limits: limits of the sequences of each request
+        thinking: thinking settings
+        stops: texts that end the answer
+        skipped: ids that are dropped where an answer begins with them
+        stream: whether the reply is a stream of events
+        include_usage: whether the stream ends with its usage
+        continuous_usage: whether each event has the usage so far
+        request_id: name of the request that the client chose
+        ignored: fields of the body that have no effect
+    """
+
+    kind: str
+    model: str
+    requests: list[Request]
+    limits: list[SequenceLimits]
+    thinking: ThinkingRequest
+    stops: tuple[str, ...]
+    skipped: tuple[int, ...]
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+    request_id: str | None
+    ignored: list[str]
+
+    @property
+    def sequences(self) -> int:
+        """Number of sequences."""
+        return sum(request.n for request in self.requests)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts, starts of thinking included."""
+        return sum(limits.prompt_length for limits in self.limits)
+
+    @property
+    def note(self) -> str | None:
+        """Remark about a setting that could not be honoured as requested."""
+        own = self.limits[0].note if self.thinking.explicit else None
+        return self.thinking.note or own
+
+
+def chat_job(raw: Mapping[str, Any], config: ServeConfig, engine: BaseEngine) -> Job:
+    """A chat completion.
+
+    Raises:
+        ApiError: what the client has to change
+    """
+    body = check(ChatBody, raw)
+    _refuse_tools(body)
+    thinking = thinking_fields.read(raw, config)
+    ids = _rendered(body.messages, thinking, engine)
+    limit = _same("max_tokens", body.max_tokens, "max_completion_tokens",
+                  body.max_completion_tokens)  # fmt: skip
+    return _job("chat", body, raw, [ids], limit, thinking, config, engine)
+
+
+def completion_job(raw: Mapping[str, Any], config: ServeConfig, engine: BaseEngine) -> Job:
+    """A completion of raw prompts; without thinking, unless the body has settings of it.
+
+    Raises:
+        ApiError: what the client has to change
+    """
+    body = check(CompletionBody, raw)
+    thinking = thinking_fields.read(raw, config)
+    if not thinking.explicit and not _switches_on(raw):
+        params = dataclasses.replace(thinking.params, mode="off")
+        thinking = dataclasses.replace(thinking, params=params)
+    prompts = _prompts(body.prompt)
+    _check_length(sum(map(len, prompts)), engine.context * len(prompts))
+    ids = [
+        engine.tokenizer(p, add_special_tokens=False)["input_ids"] if isinstance(p, str) else p
+        for p in prompts
+    ]
+    return _job("completion", body, raw, ids, body.max_tokens, thinking, config, engine)
+
+
+def sampling_of(
+    body: Sampled, default: SamplingParams, thinking: ThinkingRequest
+) -> SamplingParams:
+    """Sampling parameters: the body's, else the server's."""
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    changes = {name: getattr(body, name) for name in names if getattr(body, name) is not None}
+    if changes.get("top_k") == -1:
+        changes["top_k"] = 0
+    if thinking.answer_temperature is not None:
+        changes["answer_temperature"] = thinking.answer_temperature
+    elif "temperature" in changes:
+        changes["answer_temperature"] = None
+    return dataclasses.replace(default, **changes)
+
+
+def _job(
+    kind: str,
+    body: Sampled,
+    raw: Mapping[str, Any],
+    prompts: list[list[int]],
+    max_tokens: int | None,
+    thinking: ThinkingRequest,
+    config: ServeConfig,
+    engine: BaseEngine,
+) -> Job:
+    options = body.stream_options
+    seed = secrets.randbits(31) if body.seed is None else body.seed
+    requests = [
+        Request(
+            ids,
+            thinking.params,
+            sampling_of(body, config.sampling, thinking),
+            n=body.n or 1,
+            seed=seed,
+            max_tokens=-1 if max_tokens is None else max_tokens,
+            cache_salt=body.cache_salt or "",
+        )
+        for ids in prompts
+    ]
+    return Job(
+        kind=kind,
+        model=check_model(body.model, config.names),
+        requests=requests,
+        limits=[_limits(request, engine) for request in requests],
+        thinking=thinking,
+        stops=(*body.stops, *_plain_stops(thinking.params)),
+        skipped=_skipped(thinking.params, engine.tokenizer),
+        stream=bool(body.stream),
+        include_usage=bool(options and options.include_usage),
+        continuous_usage=bool(options and options.continuous_usage_stats),
+        request_id=body.request_id,
+        ignored=ignored(type(body), raw),
+    )
+
+
+def _rendered(
+    messages: Sequence[Mapping[str, Any]], thinking: ThinkingRequest, engine: BaseEngine
+) -> list[int]:
+    """Ids of a conversation."""
+    turns = [_message(i, message) for i, message in enumerate(messages)]
+    _check_length(sum(len(turn["content"]) for turn in turns), engine.context)
+    try:
+        return prompt_ids(turns, thinking.params, engine.tokenizer)
+    except UserError as error:
+        raise bad_request(str(error), "messages") from None
+
+
+def _limits(request: Request, engine: BaseEngine) -> SequenceLimits:
+    try:
+        return engine.check(request)
+    except UserError as error:
+        raise from_user_error(error, engine.context, len(request.prompt_ids)) from None
+
+
+def _message(index: int, message: Mapping[str, Any]) -> dict[str, str]:
+    """A message as the chat template takes it: parts of text joined, null as an empty text."""
+    where = f"messages.{index}"
+    role = message.get("role")
+    if role not in ROLES:
+        known = ", ".join(ROLES)
+        raise bad_request(f"{where}.role={str(role)[:40]!r}: must be one of {known}", where)
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(_part(part, where) for part in content)
+    if content is None and role == "assistant":
+        content = ""
+    if not isinstance(content, str):
+        raise bad_request(f"{where}.content: must be a text or a list of parts of text", where)
+    return {"role": ROLES[role], "content": content}
+
+
+def _part(part: Any, where: str) -> str:
+    if not isinstance(part, Mapping) or part.get("type") not in ("text", "input_text"):
+        raise bad_request(f"{where}.content: only parts of type text are supported", where)
+    if not isinstance(part.get("text"), str):
+        raise bad_request(f"{where}.content: a part of type text needs a text", where)
+    return part["text"]
+
+
+def _prompts(prompt: Any) -> list[Any]:
+    """Texts, or lists of ids."""
+    if isinstance(prompt, str) or isinstance(prompt[0], int):
+        return [prompt]
+    return list(prompt)
+
+
+def _check_length(characters: int, context: int) -> None:
+    """Refuse what cannot fit without spending time on it."""
+    if characters > CHARACTERS_PER_TOKEN * context:
+        message = (
+            f"This model's maximum context length is {context} tokens, but the prompt has "
+            f"{characters} characters; shorten it"
+        )
+        raise ApiError(400, message, "context_length_exceeded", param="messages")
+
+
+def _same(name: str, value: int | None, other_name: str, other: int | None) -> int | None:
+    if value is not None and other is not None and value != other:
+        raise bad_request(
+            f"{name}={value} and {other_name}={other}: disagree; give one of them", other_name
+        )
+    return other if value is None else value
+
+
+def _refuse_tools(body: ChatBody) -> None:
+    if body.tools and body.tool_choice != "none":
+        raise bad_request("tools: are not supported; remove them", "tools")
+
+
+def _switches_on(raw: Mapping[str, Any]) -> bool:
+    """Whether a body has any setting of thinking."""
+    groups = {path.partition(".")[0] for path in thinking_fields.KNOWN}
+    shown = {"include_reasoning", "separate_reasoning"}
+    return any(raw.get(name) is not None for name in groups - shown)
+
+
+def _plain_stops(thinking: ThinkingParams) -> tuple[str, ...]:
+    """The delimiters' stops that are no special tokens: they would be visible in the answer."""
+    stops = delimiters_of(thinking).stop or ()
+    return tuple(stop for stop in stops if not stop.startswith("<|"))
+
+
+def _skipped(thinking: ThinkingParams, tokenizer: Any) -> tuple[int, ...]:
+    """The close, where the model itself writes it into its answer; see `outputs.complete`."""
+    if thinking.mode != "s1_readme":
+        return ()
+    close = delimiters_of(thinking).close
+    return tuple(tokenizer(close, add_special_tokens=False)["input_ids"])
+
+
+def token_ids(
+    body: TokenizeBody, raw: Mapping[str, Any], config: ServeConfig, engine: BaseEngine
+) -> list[int]:
+    """Ids of a text, or of a conversation as `chat_job` renders it.
+
+    Raises:
+        ApiError: what the client has to change
+    """
+    check_model(body.model, config.names)
+    if body.prompt is not None:
+        _check_length(len(body.prompt), engine.context)
+        add = body.add_special_tokens
+        return engine.tokenizer(body.prompt, add_special_tokens=add)["input_ids"]
+    return _rendered(body.messages or [], thinking_fields.read(raw, config), engine)
