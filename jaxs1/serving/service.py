@@ -18,7 +18,7 @@ from jaxs1.decoding.loading import load_engine
 from jaxs1.decoding.warm_up import warm_up
 from jaxs1.serving.admission import Admission
 from jaxs1.serving.config import ServeConfig
-from jaxs1.serving.errors import ApiError
+from jaxs1.serving.errors import ApiError, bad_request
 from jaxs1.serving.metrics import Metrics
 from jaxs1.serving.output_stream import OutputStream
 from jaxs1.serving.pace import Pace
@@ -113,6 +113,10 @@ class Service:
             ApiError: the server is not ready, or its queue is full
         """
         self.check_ready()
+        if job.request_id in (name.partition("-")[2] for name in self.running):
+            raise bad_request(
+                f"request_id={job.request_id}: is in use; give another one", "request_id"
+            )
         try:
             self.admission.enter(job.sequences, job.prompt_tokens)
         except ApiError as error:

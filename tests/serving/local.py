@@ -1,4 +1,4 @@
-"""A server in this process: the real application and engine, an event loop in a thread, no socket."""
+"""A server in this process: real application and engine, an event loop in a thread, no socket."""
 
 import asyncio
 import json
@@ -116,14 +116,10 @@ def parse_events(data):
 
 def joined(events, index=0):
     """Content and reasoning of a choice, joined."""
-    deltas = [
-        c["delta"] for event in events for c in event["choices"] if c["index"] == index
-    ]
+    deltas = [c["delta"] for event in events for c in event["choices"] if c["index"] == index]
     texts = {}
     for delta in deltas:
         for name, text in delta.items():
             if name in ("content", "reasoning", "reasoning_content"):
                 texts[name] = texts.get(name, "") + text
     return texts
-
-

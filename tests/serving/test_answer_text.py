@@ -20,7 +20,9 @@ def test_random_texts_cuts_and_stops(strip):
     stopped = 0
     for _ in range(10_000):
         text = "".join(rng.choices("ab \n", k=rng.randrange(30)))
-        stops = ["".join(rng.choices("ab \n", k=rng.randint(1, 5))) for _ in range(rng.randrange(4))]
+        stops = [
+            "".join(rng.choices("ab \n", k=rng.randint(1, 5))) for _ in range(rng.randrange(4))
+        ]
         channel, sent, at = ChannelText(stops, strip=strip), [], 0
         while at < len(text) and channel.stopped_by is None:
             size = rng.randint(1, 7)
