@@ -53,6 +53,8 @@ class Metrics:
         self.run_steps = histogram("jaxs1:run_steps", "Decode steps of a run", TOKENS)
         self.run_seconds = histogram("jaxs1:run_seconds", "Duration of a run")
         self.lag = histogram("jaxs1:event_loop_lag_seconds", "Lag of the server's event loop")
+        self.compilations = count("jaxs1:compilations", "Programs compiled")
+        self.compile_seconds = count("jaxs1:compile_seconds", "Time spent on compiling")
         self.ready = Gauge("jaxs1:ready", "Whether the server is ready", registry=self.registry)
 
     def text(self) -> bytes:
@@ -64,6 +66,12 @@ class Metrics:
         self.run_seconds.observe(seconds)
         self.run_steps.observe(engine.num_steps)
         self.generated.inc(sum(len(output.new_tokens.tokens) for output in outputs))
+
+    def compiled(self, event: str, seconds: float, **_: object) -> None:
+        """An event of JAX; for `jax.monitoring`."""
+        if event.endswith("backend_compile_duration"):
+            self.compilations.inc()
+            self.compile_seconds.inc(seconds)
 
     def finished(self, choice: Choice, ended_by: str) -> None:
         """A choice is complete."""

@@ -9,6 +9,8 @@ import time
 import uuid
 from typing import Any
 
+import jax
+
 from jaxs1.decoding.async_engine import AsyncEngine
 from jaxs1.decoding.base_engine import BaseEngine, Load
 from jaxs1.decoding.buckets import ladder
@@ -54,6 +56,7 @@ class Service:
         self._paces: list[Pace] = []
         self._inside: list[int] = []
         self._watcher: asyncio.Task[None] | None = None
+        jax.monitoring.register_event_duration_secs_listener(self.metrics.compiled)
 
     @property
     def engine(self) -> BaseEngine:
@@ -156,6 +159,7 @@ class Service:
         """Stop the engines' threads."""
         if self._watcher is not None:
             self._watcher.cancel()
+        jax.monitoring.unregister_event_duration_listener(self.metrics.compiled)
         if self.state != "failed":  # a thread that hangs cannot be joined
             await asyncio.gather(*(asyncio.to_thread(thread.close) for thread in self._threads))
 
