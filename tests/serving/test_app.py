@@ -4,11 +4,14 @@ import asyncio
 import itertools
 import json
 import random
+import re
 
 import pytest
 
 from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams
 from jaxs1.decoding.prompt import prompt_ids
+from jaxs1.serving.thinking_fields import KNOWN
+from tests.conftest import ROOT
 from tests.decoding.engines import complete_all, encode, tokenizer
 from tests.serving.local import CHAT, QUESTION, Local, joined, parse_events
 
@@ -398,3 +401,16 @@ def test_answer_now_and_cancel(server):
     assert told["success"] and b'"code": "cancelled"' in data
     gone = server.post(f"{CHAT}/control", {"id": "chatcmpl-mine", "action": "cancel"}).json()
     assert not gone["success"] and "no such request" in gone["message"]
+
+
+def test_the_request_of_the_docs(server):
+    page = (ROOT / "docs" / "serving.md").read_text()
+    body = json.loads(re.search(r"curl \S+/v1/chat/completions .* -d '(\{.*?\})'\n", page, re.S)[1])
+    assert choice_of(server.chat(**body))["thinking"]["budget"] <= 200
+
+
+def test_fields_of_the_docs_are_those_of_the_table():
+    page = (ROOT / "docs" / "serving.md").read_text()
+    table = page.split("## Fields of a request")[1].split("A number wins")[0]
+    named = set(re.findall(r"`([a-z_]+(?:\.[a-z_]+)?)(?:: false)?`", table))
+    assert named == set(KNOWN) - {"thinking.cue"} | {"content"}
