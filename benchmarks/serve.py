@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import signal
 import statistics
@@ -125,6 +126,11 @@ class Server:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
+    def cpu(self) -> float:
+        """Time that all cores have spent on the process [s]."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def end(self) -> int:
         """SIGTERM; the exit status."""
         self.process.send_signal(signal.SIGTERM)
@@ -200,18 +206,21 @@ def quantiles(values: list[float]) -> list[float]:
 
 async def throughput(bench: Bench) -> dict[str, Any]:
     """200 clients x 3 requests, compared with `Engine.run` on the same requests."""
-    engine_rate = bench.engine_alone(600)
-    begin = time.monotonic()
+    alone = [bench.engine_alone()]
+    begin, cpu = time.monotonic(), bench.server.cpu()
     seen = await clients(bench.server, 200 if not bench.quick else 40, 3, body_of)
     seconds = time.monotonic() - begin
     tokens = sum(s.usage.get("completion_tokens", 0) for s in seen)
     retried = [s for s in seen if s.status == 429]
     rate = tokens / seconds
-    again = bench.engine_alone(600)
+    cpu = (bench.server.cpu() - cpu) / tokens
+    alone.append(bench.engine_alone())
     return {
         "requests": len(seen), "refused": len(retried), "tokens_per_s": round(rate),
-        "engine_tokens_per_s": [round(engine_rate), round(again)],
-        "share": round(rate / statistics.mean((engine_rate, again)), 3),
+        "engine_tokens_per_s": [round(rate) for rate, _ in alone],
+        "share": round(rate / statistics.mean(rate for rate, _ in alone), 3),
+        "cpu_ms_per_token": round(1e3 * cpu, 3),
+        "engine_cpu_ms_per_token": [round(1e3 * cpu, 3) for _, cpu in alone],
         "ttft_s": quantiles([s.first for s in seen if s.first]),
         "gap_s": quantiles([g for s in seen for g in s.gaps]),
         "end_to_end_s": quantiles([s.seconds for s in seen if s.done]),
@@ -348,14 +357,14 @@ async def malformed(bench: Bench) -> dict[str, Any]:
 
 
 async def slow_readers(bench: Bench) -> dict[str, Any]:
-    """20 normal clients alone, and next to 20 that read slowly."""
+    """20 clients next to 20 others, and next to 20 that read slowly."""
     before = bench.server.memory()
-    alone = await clients(bench.server, 20, 1, body_of)
+    alone = (await clients(bench.server, 40, 1, body_of))[:20]
     slow = [asyncio.create_task(bench.server.ask(body_of(i), pause=0.5)) for i in range(20)]
-    beside = await clients(bench.server, 20, 1, body_of)
+    slowed = await clients(bench.server, 20, 1, body_of)
     growth = bench.server.memory() - before
     await asyncio.gather(*slow)
-    times = [statistics.mean(s.seconds for s in seen) for seen in (alone, beside)]
+    times = [statistics.mean(s.seconds for s in seen) for seen in (alone, slowed)]
     return {"mean_s": [round(t, 3) for t in times], "memory_growth_mb": round(growth, 1)}
 
 
@@ -365,7 +374,7 @@ async def compilations(bench: Bench) -> dict[str, Any]:
     before = await bench.server.metric("jaxs1:compilations_total")
 
     def make(i: int) -> dict[str, Any]:
-        content = "word " * rng.choice([1, 30, 150])
+        content = "word " * rng.choice([1, 20, 60])
         return body_of(
             i, messages=[{"role": "user", "content": content}], n=rng.choice([1, 1, 3]),
             temperature=rng.choice([0, 1.0]), top_p=rng.choice([1.0, 0.9]),
@@ -417,8 +426,8 @@ class Bench:
         self.server = Server(model)
         self._engine: Any = None
 
-    def engine_alone(self, count: int) -> float:
-        """Tokens per second of `Engine.run` on the requests of `throughput`."""
+    def engine_alone(self, count: int = 600) -> tuple[float, float]:
+        """`Engine.run` on the same requests: tokens per second, CPU seconds per token."""
         if self._engine is None:
             self._engine = load_engine(EngineConfig(model=self.model, limits=LIMITS)).engine
             self.engine_alone(2 * ROWS)  # compiles
@@ -431,9 +440,9 @@ class Bench:
             )
             for i in range(count if not self.quick else min(count, 120))
         ]  # fmt: skip
-        begin = time.monotonic()
+        begin, cpu = time.monotonic(), time.process_time()
         tokens = sum(len(c.tokens) for _, done in self._engine.run(requests) for c in done)
-        return tokens / (time.monotonic() - begin)
+        return tokens / (time.monotonic() - begin), (time.process_time() - cpu) / tokens
 
 
 async def _run(bench: Bench, parts: list[str]) -> None:

@@ -38,6 +38,12 @@ class Admission:
         Raises:
             ApiError: the queue is full
         """
+        self.check(sequences, prompt_tokens)
+        self.inside += sequences
+        self.waiting_tokens += prompt_tokens
+
+    def check(self, sequences: int = 1, prompt_tokens: int = 0) -> None:
+        """Raise what `enter` would; before the prompt is rendered, so refusals cost nothing."""
         full = self.inside and self.inside + sequences > self.capacity + self.max_waiting
         long = self.waiting_tokens and (
             self.waiting_tokens + prompt_tokens > self.max_waiting_tokens
@@ -51,8 +57,6 @@ class Admission:
                 "queue_full",
                 retry_after=self.retry_after(),
             )
-        self.inside += sequences
-        self.waiting_tokens += prompt_tokens
 
     def begun(self, prompt_tokens: int) -> None:
         """A request has its first token."""

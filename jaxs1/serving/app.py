@@ -211,7 +211,7 @@ class _Api:
     ) -> Response:
         """Answer a request that generates."""
         raw = await self._body(request)
-        self.service.check_ready()
+        self.service.check_room()
         job = await asyncio.to_thread(make, raw, self.config, self._engine)
         headers = {"x-ignored-fields": ",".join(job.ignored)[:500]} if job.ignored else {}
         running = self.service.start(job)

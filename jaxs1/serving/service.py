@@ -109,22 +109,27 @@ class Service:
                 503, f"the server is {self.state}; retry later", self.state, retry_after=5
             )
 
+    def check_room(self, sequences: int = 1, prompt_tokens: int = 0) -> None:
+        """Raise `ApiError` unless a request can be accepted now."""
+        self.check_ready()
+        try:
+            self.admission.check(sequences, prompt_tokens)
+        except ApiError as error:
+            self.metrics.rejected(error.code).inc()
+            raise
+
     def start(self, job: Job) -> Running:
         """Admit and submit a request; the caller closes it.
 
         Raises:
             ApiError: the server is not ready, or its queue is full
         """
-        self.check_ready()
         if job.request_id in (name.partition("-")[2] for name in self.running):
             raise bad_request(
                 f"request_id={job.request_id}: is in use; give another one", "request_id"
             )
-        try:
-            self.admission.enter(job.sequences, job.prompt_tokens)
-        except ApiError as error:
-            self.metrics.rejected(error.code).inc()
-            raise
+        self.check_room(job.sequences, job.prompt_tokens)
+        self.admission.enter(job.sequences, job.prompt_tokens)
         chosen = self._inside.index(min(self._inside))
         self._inside[chosen] += job.sequences
         request_id = job.request_id or uuid.uuid4().hex
