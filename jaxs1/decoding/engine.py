@@ -242,7 +242,7 @@ class Engine(BaseEngine):
             if phase[row] == Phase.DONE:
                 self.scheduler.finish(row)
                 completion = self._complete(s, cause, int(finish[row]))
-            outputs.append(StreamOutput(s.number, s.sample, new, completion, cause))
+            outputs.append(StreamOutput(s.number, s.sample, new, completion, cause, s.num_cached))
         return outputs
 
     def _complete(self, s: Sequence, ended_by: str, finish: int) -> Completion:

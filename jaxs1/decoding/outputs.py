@@ -116,6 +116,7 @@ class StreamOutput(NamedTuple):
         new_tokens: tokens generated since the previous output
         completion: set in the last output of a sequence
         thinking_ended_by: see `Completion`
+        cached_tokens: tokens of the prompt that were not prefilled for this request
     """
 
     request: int
@@ -123,6 +124,7 @@ class StreamOutput(NamedTuple):
     new_tokens: TokenLog
     completion: Completion | None
     thinking_ended_by: str = "open"
+    cached_tokens: int = 0
 
 
 def complete(

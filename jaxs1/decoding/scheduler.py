@@ -18,6 +18,7 @@ from jaxs1.decoding.controls import SequenceLimits, fit
 from jaxs1.decoding.outputs import TokenLog
 from jaxs1.decoding.page_allocator import PageAllocator, pages_for
 from jaxs1.decoding.params import Request
+from jaxs1.decoding.prefix_cache import page_names
 from jaxs1.decoding.tokenized_thinking import TokenizedThinking
 from jaxs1.model.kv_cache import PAGE
 
@@ -65,6 +66,8 @@ class Sequence:
         pages: pages of the cache
         shared_pages: of a first sequence, the prompt's pages, held until all siblings are admitted
         num_prefilled: tokens of the prompt that are in the cache
+        num_cached: those that were there before
+        names: names of the prompt's full pages, the last token apart; without the prefix cache none
         log: tokens generated so far
         note: remark about settings that could not be honoured
         ended_by_client: whether its thinking was ended by `Scheduler.end_thinking`
@@ -81,6 +84,8 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     shared_pages: list[int] = field(default_factory=list)
     num_prefilled: int = 0
+    num_cached: int = 0
+    names: list[bytes] = field(default_factory=list)
     log: TokenLog = field(default_factory=TokenLog)
     note: str | None = None
     ended_by_client: bool = False
@@ -130,6 +135,9 @@ class Scheduler:
         limits: limits of the engine
         context: maximum length of a sequence [tokens]
         num_pages: pages of the cache, page 0 included
+
+    Attributes:
+        prefix_caching: whether requests that begin alike share pages, also after their end
     """
 
     def __init__(self, limits: Limits, *, context: int, num_pages: int):
@@ -139,6 +147,7 @@ class Scheduler:
             rows=limits.max_num_seqs, pages=self.max_pages, tokens=limits.prefill_chunk_tokens
         )
         self.pages = PageAllocator(num_pages)
+        self.prefix_caching = False
         self.waiting: deque[Sequence] = deque()
         self.prefilling: list[Sequence] = []
         self.ready: deque[Sequence] = deque()
@@ -186,6 +195,8 @@ class Scheduler:
         first = Sequence(
             number, 0, request, thinking, prompt, limits, siblings=request.n - 1, note=note
         )
+        if self.prefix_caching:
+            first.names = page_names(prompt[:-1], request.cache_salt)
         self.waiting.append(first)
         for sample in range(1, request.n):
             self.waiting.append(
@@ -222,6 +233,7 @@ class Scheduler:
         sequence = self.rows[row]
         assert sequence is not None
         self.rows[row] = None
+        self._name_answer(sequence)
         self.pages.free(sequence.pages)
 
     def cancel(self, number: int) -> list[int]:
@@ -265,9 +277,8 @@ class Scheduler:
         while self.waiting and free_rows > 0:
             sequence = self.waiting[0]
             if sequence.first is None:
-                if self.pages.num_free < sequence.limits.num_pages:
+                if not self._allocate(sequence):
                     break
-                self._allocate(sequence)
                 self.prefilling.append(sequence)
             else:
                 shared = self._share_prompt(sequence, sequence.first)
@@ -279,11 +290,26 @@ class Scheduler:
             free_rows -= 1
         return copies
 
-    def _allocate(self, sequence: Sequence) -> None:
-        sequence.pages = self.pages.allocate(sequence.limits.num_pages)
+    def _allocate(self, sequence: Sequence) -> bool:
+        """Allocate the pages of a first sequence, cached ones among them; whether there are any."""
+        found = self.pages.find(sequence.names)
+        needed = sequence.limits.num_pages - len(found)
+        if self.pages.num_free_without(found) < needed:
+            return False
+        self.pages.share(found)
+        sequence.pages = found + self.pages.allocate(needed)
+        sequence.num_prefilled = sequence.num_cached = len(found) * PAGE
         if sequence.siblings:  # keep the prompt's pages until they are admitted
             sequence.shared_pages = sequence.pages[: pages_for(len(sequence.prompt) - 1)]
             self.pages.share(sequence.shared_pages)
+        return True
+
+    def _name_answer(self, s: Sequence) -> None:
+        """Name the full pages of prompt and completion: the next turn may begin with them."""
+        # the newest token is not in the cache; s1_harness discards tokens
+        if self.prefix_caching and s.thinking.thinking.mode != "s1_harness":
+            ids = [*s.prompt, *s.log.tokens][:-1]
+            self.pages.name(s.pages, page_names(ids, s.request.cache_salt))
 
     def _share_prompt(self, sequence: Sequence, first: Sequence) -> list[tuple[int, int]] | None:
         """Share the first sample's full pages of the prompt and copy the last; None: not yet."""
@@ -319,6 +345,7 @@ class Scheduler:
             end = min(s.num_prefilled + width, len(s.prompt) - 1)
             parts.append((s, s.num_prefilled, end))
             s.num_prefilled = end
+            self.pages.name(s.pages[: end // PAGE], s.names)
         return PrefillBatch(parts, width)
 
     def _move_ready(self) -> None:

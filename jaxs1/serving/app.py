@@ -25,6 +25,8 @@ from jaxs1.serving.running import Running
 from jaxs1.serving.service import Service
 from jaxs1.serving.streaming import EventStream, while_connected
 
+#: Status in the log for a client that has left: nginx's.
+CLIENT_LEFT = 499
 PLAYGROUND = Path(__file__).parent / "playground"
 #: Path -> file and type; no path of a request is ever joined to a folder.
 FILES = {
@@ -218,7 +220,8 @@ class _Api:
         if job.stream:
             return EventStream(running, headers)
         try:
-            await while_connected(_collect(running), request.receive)
+            if not await while_connected(_collect(running), request.receive):
+                return Response(status_code=CLIENT_LEFT)
             return JSONResponse(running.reply.whole(), headers=_latin(headers))
         finally:
             running.close()

@@ -54,6 +54,7 @@ class ServeConfig(EngineConfig):
         max_body: size of a request's body [bytes]
         body_timeout: seconds within which a request's body must arrive
         drain: seconds that running requests may still take after SIGTERM
+        prefix_caching: whether requests that begin alike share their prefill
         warm_up: ladder compiles all programs before the server is ready; off compiles when needed,
             while all streams wait
         cors: origins of web pages that may use the API
@@ -77,6 +78,7 @@ class ServeConfig(EngineConfig):
     max_body: int = 4 << 20
     body_timeout: float = 30.0
     drain: float = 30.0
+    prefix_caching: bool = True
     warm_up: Literal["ladder", "off"] = "ladder"
     cors: tuple[str, ...] = ()
     playground: bool = True

@@ -67,11 +67,11 @@ class Metrics:
         self.run_steps.observe(engine.num_steps)
         self.generated.inc(sum(len(output.new_tokens.tokens) for output in outputs))
 
-    def compiled(self, event: str, seconds: float, **_: object) -> None:
+    def compiled(self, event: str, duration_secs: float, **_: str | int) -> None:
         """An event of JAX; for `jax.monitoring`."""
         if event.endswith("backend_compile_duration"):
             self.compilations.inc()
-            self.compile_seconds.inc(seconds)
+            self.compile_seconds.inc(duration_secs)
 
     def finished(self, choice: Choice, ended_by: str) -> None:
         """A choice is complete."""

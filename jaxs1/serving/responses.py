@@ -55,7 +55,12 @@ class Reply:
             for sample in range(request.n)
         }
         self._texts: dict[int, dict[str, str]] = {c.index: {} for c in self.choices.values()}
-        self.cached_tokens = 0
+        self._cached: dict[int, int] = {}
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of all prompts that were in the prefix cache."""
+        return sum(self._cached.values())
 
     @property
     def done(self) -> bool:
@@ -72,6 +77,7 @@ class Reply:
         """
         for key, output in outputs.items():
             choice = self.choices[key]
+            self._cached[key[0]] = max(self._cached.get(key[0], 0), output.cached_tokens)
             if choice.done:  # a stop ended it while the engine was writing
                 continue
             deltas = _merged(self._shown(choice, delta) for delta in choice.add(output))

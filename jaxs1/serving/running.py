@@ -58,11 +58,15 @@ class Running:
             if not outputs:
                 yield None
                 continue
+            is_first = self._newest is None
             self._observe(sum(len(output.new_tokens.tokens) for output in outputs.values()))
             for choice, deltas in self.reply.add(outputs):
                 if choice.done:
                     self._home.metrics.finished(choice, choice.summary()["ended_by"])
                 yield choice, deltas
+            if is_first:
+                self._home.metrics.queries.inc(self.reply.job.prompt_tokens)
+                self._home.metrics.hits.inc(self.reply.cached_tokens)
         self._home.metrics.end_to_end.observe(time.monotonic() - self._begin)
 
     async def events(self) -> AsyncIterator[bytes]:

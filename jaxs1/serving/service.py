@@ -86,6 +86,7 @@ class Service:
         self._engines = engines
         limits = self.config.limits
         for engine in engines:
+            engine.scheduler.prefix_caching = self.config.prefix_caching
             pace = Pace(self.config.latency, engine.limits.decode_steps, self.metrics.ran)
             self._paces.append(pace)
             self._threads.append(AsyncEngine(lambda e=engine: e, pace.step))  # type: ignore[misc]
@@ -124,7 +125,7 @@ class Service:
         Raises:
             ApiError: the server is not ready, or its queue is full
         """
-        if job.request_id in (name.partition("-")[2] for name in self.running):
+        if job.request_id and job.request_id in (name.partition("-")[2] for name in self.running):
             raise bad_request(
                 f"request_id={job.request_id}: is in use; give another one", "request_id"
             )

@@ -9,7 +9,6 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from jaxs1.serving.errors import ApiError
 from jaxs1.serving.running import Running
 
 EVENT_HEADERS = {
@@ -49,18 +48,15 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:
-    """Await some work; cancel it if the client leaves.
-
-    Raises:
-        ApiError: the client has left; nobody reads it
-    """
+async def while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> bool:
+    """Await some work; cancel it if the client leaves. Whether the work was done."""
     task, left = asyncio.create_task(work), asyncio.create_task(_disconnect(receive))
     try:
         await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ApiError(400, "the client has left", "client_left")
+            return False
         task.result()
+        return True
     finally:
         task.cancel()
         left.cancel()
