@@ -30,6 +30,7 @@ from jaxs1.planning.search import alternatives
 from jaxs1.planning.targets import Target, parse_target
 from jaxs1.planning.topology import make_devices, use_only_cpu
 from jaxs1.planning.workload import S1K_EXAMPLES, S1K_MEAN
+from jaxs1.storage import check_output, write_text
 from jaxs1.training.config import TrainConfig
 
 COMMAND = "python -m jaxs1.plan"
@@ -134,6 +135,8 @@ def _plan_training(argv: Sequence[str]) -> int:
     own, recipe = _split(argv, Plan)
     options = parse(Plan, own, command=COMMAND)
     config = parse(TrainConfig, recipe, command=COMMAND)
+    if options.output:
+        check_output(options.output)
     outcomes = plan(options, config)
     _write(options.output, report.to_json(outcomes))
     return 0 if outcomes[0].fits else 1
@@ -149,6 +152,8 @@ def _plan_decoding(argv: Sequence[str]) -> int:
             model, shapes = config.model, config.architecture
     elif model is None and shapes is None:
         shapes = DEFAULT_MODEL
+    if options.output:
+        check_output(options.output)
     program, target = plan_decoding(options, *find_architecture(model, shapes))
     _write(options.output, dataclasses.asdict(program))
     return 0 if program.peak <= target.available else 1
@@ -288,7 +293,7 @@ def _split(argv: Sequence[str], schema: type) -> tuple[list[str], list[str]]:
 
 def _write(path: str | None, figures: dict[str, Any]) -> None:
     if path:
-        Path(path).write_text(json.dumps(figures, indent=2) + "\n")
+        write_text(Path(path), json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

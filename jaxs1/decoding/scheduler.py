@@ -66,7 +66,7 @@ class Sequence:
         pages: pages of the cache
         shared_pages: of a first sequence, the prompt's pages, held until all siblings are admitted
         num_prefilled: tokens of the prompt that are in the cache
-        num_cached: those that were there before
+        prefix_tokens: those that were there before
         names: names of the prompt's full pages, the last token apart; without the prefix cache none
         log: tokens generated so far
         note: remark about settings that could not be honoured
@@ -84,7 +84,7 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     shared_pages: list[int] = field(default_factory=list)
     num_prefilled: int = 0
-    num_cached: int = 0
+    prefix_tokens: int = 0
     names: list[bytes] = field(default_factory=list)
     log: TokenLog = field(default_factory=TokenLog)
     note: str | None = None
@@ -94,6 +94,11 @@ class Sequence:
     def ready(self) -> bool:
         """Whether the prompt is cached, except for the last token, which decoding begins with."""
         return self.num_prefilled >= len(self.prompt) - 1
+
+    @property
+    def num_cached(self) -> int:
+        """Positions that prompt, completion and a surplus have reached at most."""
+        return len(self.prompt) + len(self.log.tokens) + self.log.surplus
 
 
 class PrefillBatch(NamedTuple):
@@ -223,7 +228,7 @@ class Scheduler:
         running = self.running
         if not running:
             return Schedule(page_copies, prefills, inserts, order, 0, 0)
-        longest = max(len(s.prompt) + len(s.log.tokens) for _, s in running)
+        longest = max(s.num_cached for _, s in running)
         num_pages = size_for(self.buckets.pages, pages_for(longest + self.limits.decode_steps))
         num_rows = size_for(self.buckets.rows, running[-1][0] + 1)
         return Schedule(page_copies, prefills, inserts, order, num_rows, num_pages)
@@ -254,7 +259,7 @@ class Scheduler:
         return rows
 
     def end_thinking(self, number: int) -> tuple[bool, list[int]]:
-        """End the thinking of all sequences of a request.
+        """End the thinking of all sequences of a request; s1_harness has its own end.
 
         Returns:
             whether any was thinking; their rows, of which the device must be told
@@ -262,6 +267,10 @@ class Scheduler:
         held = [*self.waiting, *self.prefilling, *self.ready]
         running = [(row, s) for row, s in self.running if s.number == number and s.log.is_thinking]
         early = [s for s in held if s.number == number]
+        if any(
+            s.thinking.thinking.mode == "s1_harness" for s in (*early, *(s for _, s in running))
+        ):
+            return False, []
         for s in early:  # a budget of 0 closes before the first token
             params = dataclasses.replace(s.thinking.thinking, num_waits=0, min=0, max=0)
             s.thinking = dataclasses.replace(s.thinking, thinking=params)
@@ -298,7 +307,7 @@ class Scheduler:
             return False
         self.pages.share(found)
         sequence.pages = found + self.pages.allocate(needed)
-        sequence.num_prefilled = sequence.num_cached = len(found) * PAGE
+        sequence.num_prefilled = sequence.prefix_tokens = len(found) * PAGE
         if sequence.siblings:  # keep the prompt's pages until they are admitted
             sequence.shared_pages = sequence.pages[: pages_for(len(sequence.prompt) - 1)]
             self.pages.share(sequence.shared_pages)

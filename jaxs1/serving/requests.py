@@ -11,7 +11,13 @@ from typing import Any
 from jaxs1.config import UserError
 from jaxs1.decoding.base_engine import BaseEngine
 from jaxs1.decoding.controls import SequenceLimits
-from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams, delimiters_of
+from jaxs1.decoding.params import (
+    Request,
+    SamplingParams,
+    ThinkingParams,
+    delimiters_of,
+    resolve_preset,
+)
 from jaxs1.decoding.prompt import prompt_ids
 from jaxs1.serving import thinking_fields
 from jaxs1.serving.config import ServeConfig
@@ -142,6 +148,7 @@ def _job(
     engine: BaseEngine,
 ) -> Job:
     options = body.stream_options
+    thinking = _with_preset(thinking, engine.tokenizer)
     seed = secrets.randbits(31) if body.seed is None else body.seed
     requests = [
         Request(
@@ -181,6 +188,14 @@ def _rendered(
         return prompt_ids(turns, thinking.params, engine.tokenizer)
     except UserError as error:
         raise bad_request(str(error), "messages") from None
+
+
+def _with_preset(thinking: ThinkingRequest, tokenizer: Any) -> ThinkingRequest:
+    try:
+        params = resolve_preset(thinking.params, tokenizer)
+    except UserError as error:
+        raise bad_request(str(error), "thinking") from None
+    return dataclasses.replace(thinking, params=params)
 
 
 def _limits(request: Request, engine: BaseEngine) -> SequenceLimits:
