@@ -20,8 +20,9 @@ class ChannelText:
         self._stops, self._strip = stops, strip
         self._held = ""
         self._begun = not strip
-        #: The stop that has ended the channel.
+        #: The stop that has ended the channel, and the text behind it.
         self.stopped_by: str | None = None
+        self.rest = ""
 
     def add(self, text: str) -> str:
         """Append text; returns what can be sent."""
@@ -31,6 +32,7 @@ class ChannelText:
         found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             at, self.stopped_by = min(found)
+            self.rest = self._held[at + len(self.stopped_by) :]
             self._held = self._held[:at]
             return self.flush()
         return self._send(len(self._held) - self._begun_stop())

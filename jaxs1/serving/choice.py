@@ -11,6 +11,7 @@ from jaxs1.decoding.controls import SequenceLimits
 from jaxs1.decoding.outputs import StreamOutput, TokenLog
 from jaxs1.decoding.pieces import Pieces
 from jaxs1.serving.answer_text import ChannelText
+from jaxs1.serving.tool_calls import ToolCall, ToolCalls
 
 #: Kinds of pieces -> the channel in which they are sent; the others are sent as details only.
 CHANNELS = {"thinking": "reasoning", "wait": "reasoning", "answer": "content"}
@@ -24,11 +25,13 @@ class Delta:
         channel: reasoning or content; close or answer_prefix with `details`
         text: the text
         forced: wait, close or answer_prefix if the controller wrote it, not the model
+        call: call of a tool, in place of a text
     """
 
     channel: str
     text: str
     forced: str | None = None
+    call: ToolCall | None = None
 
 
 @dataclass
@@ -70,6 +73,8 @@ class Choice:
         strip: whether blanks at the ends of thinking and answer are dropped
         details: whether the texts that end the thinking are sent too
         skipped: ids that are dropped where the answer begins with them
+        tools: names of the tools that the answer may call
+        parallel_calls: whether it may call more than one
     """
 
     index: int
@@ -80,6 +85,8 @@ class Choice:
     strip: bool = True
     details: bool = False
     skipped: tuple[int, ...] = ()
+    tools: tuple[str, ...] = ()
+    parallel_calls: bool = True
     usage: Usage = field(default_factory=Usage)
     thinking_ended_by: str = "open"
     finish_reason: str | None = None
@@ -93,6 +100,8 @@ class Choice:
             "reasoning": ChannelText(strip=self.strip),
             "content": ChannelText(self.stops, strip=self.strip),
         }
+        self._calls = ToolCalls(self.tools) if self.tools else None
+        self.has_called = False
         self._kind: int = TokenKind.PAD
         self._answer: list[int] | None = [] if self.skipped else None
 
@@ -108,7 +117,11 @@ class Choice:
             self.usage.add(run, self._kind)
             self._kind = run.kinds[-1]
             yield from self._deltas(self._pieces.add(self._without_skipped(run)))
+            if self.has_called and not self.parallel_calls:
+                self.finish_reason = "tool_calls"
+                return
             if stop := self._texts["content"].stopped_by:
+                yield from self._end_of_calls()
                 self.finish_reason, self.stop_reason = "stop", stop
                 return
         if output.completion is not None:
@@ -165,12 +178,12 @@ class Choice:
             yield from self._deltas(self._pieces.add(rest))
         yield from self._deltas(self._pieces.flush())
         for channel, text in self._texts.items():
-            if rest_text := text.flush():
-                yield Delta(channel, rest_text)
+            yield from self._channel(channel, text.flush(), None)
+        yield from self._end_of_calls()
         stop = self._texts["content"].stopped_by
-        self.finish_reason, self.stop_reason = (
-            ("stop", stop) if stop else (completion.finish_reason, None)
-        )
+        self.finish_reason, self.stop_reason = "stop" if stop else completion.finish_reason, stop
+        if self.has_called and self.finish_reason == "stop":
+            self.finish_reason = "tool_calls"
 
     def _deltas(self, pieces: Iterator[Any]) -> Iterator[Delta]:
         for piece in pieces:
@@ -179,5 +192,24 @@ class Choice:
             if channel is None:
                 if self.details:
                     yield Delta(piece.kind, piece.text, forced)
-            elif text := self._texts[channel].add(piece.text):
-                yield Delta(channel, text, forced)
+            else:
+                yield from self._channel(channel, self._texts[channel].add(piece.text), forced)
+
+    def _channel(self, channel: str, text: str, forced: str | None) -> Iterator[Delta]:
+        """Text of a channel; calls of tools are taken out of the answer."""
+        if channel == "content" and self._calls is not None:
+            yield from self._called(self._calls.add(text))
+        elif text:
+            yield Delta(channel, text, forced)
+
+    def _end_of_calls(self) -> Iterator[Delta]:
+        if self._calls is not None:
+            yield from self._called(self._calls.flush())
+
+    def _called(self, parts: Iterator[str | ToolCall]) -> Iterator[Delta]:
+        for part in parts:
+            if isinstance(part, str):
+                yield Delta("content", part)
+            elif self.parallel_calls or not self.has_called:
+                self.has_called = True
+                yield Delta("content", "", call=part)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jaxs1.config import UserError
+from jaxs1.data.template import THINKING_FIELDS
 from jaxs1.decoding.base_engine import BaseEngine
 from jaxs1.decoding.controls import SequenceLimits
 from jaxs1.decoding.params import (
@@ -35,7 +38,11 @@ from jaxs1.serving.thinking_fields import ThinkingRequest
 
 #: Maximum length of a prompt per token of the context [characters]; longer ones are not encoded.
 CHARACTERS_PER_TOKEN = 16
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+#: Role of a message -> role in the chat template.
+ROLES = {
+    "system": "system", "developer": "system", "user": "user", "assistant": "assistant",
+    "tool": "tool",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ class Job:
         continuous_usage: whether each event has the usage so far
         request_id: name of the request that the client chose
         ignored: fields of the body that have no effect
+        tools: names of the tools that an answer may call
+        parallel_calls: whether it may call more than one
     """
 
     kind: str
@@ -69,6 +78,8 @@ class Job:
     continuous_usage: bool
     request_id: str | None
     ignored: list[str]
+    tools: tuple[str, ...] = ()
+    parallel_calls: bool = True
 
     @property
     def sequences(self) -> int:
@@ -94,12 +105,15 @@ def chat_job(raw: Mapping[str, Any], config: ServeConfig, engine: BaseEngine) ->
         ApiError: what the client has to change
     """
     body = check(ChatBody, raw)
-    _refuse_tools(body)
+    tools = _tools(body)
     thinking = thinking_fields.read(raw, config)
-    ids = _rendered(body.messages, thinking, engine)
+    ids = _rendered(body.messages, thinking, engine, tools)
     limit = _same("max_tokens", body.max_tokens, "max_completion_tokens",
                   body.max_completion_tokens)  # fmt: skip
-    return _job("chat", body, raw, [ids], limit, thinking, config, engine)
+    job = _job("chat", body, raw, [ids], limit, thinking, config, engine)
+    names = tuple(tool["function"]["name"] for tool in tools)
+    parallel = body.parallel_tool_calls is not False
+    return dataclasses.replace(job, tools=names, parallel_calls=parallel)
 
 
 def completion_job(raw: Mapping[str, Any], config: ServeConfig, engine: BaseEngine) -> Job:
@@ -179,15 +193,33 @@ def _job(
 
 
 def _rendered(
-    messages: Sequence[Mapping[str, Any]], thinking: ThinkingRequest, engine: BaseEngine
+    messages: Sequence[Mapping[str, Any]],
+    thinking: ThinkingRequest,
+    engine: BaseEngine,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[int]:
-    """Ids of a conversation."""
-    turns = [_message(i, message) for i, message in enumerate(messages)]
-    _check_length(sum(len(turn["content"]) for turn in turns), engine.context)
+    """Ids of a conversation.
+
+    Thinking of earlier turns is rendered where the chat template has a place for it; other
+    templates forget it, as the models were trained.
+    """
+    turns = [_turn(i, message) for i, message in enumerate(messages)]
+    _check_length(sum(len(json.dumps(turn)) for turn in turns), engine.context)
+    bare = [{k: v for k, v in turn.items() if k not in THINKING_FIELDS} for turn in turns]
     try:
-        return prompt_ids(turns, thinking.params, engine.tokenizer)
+        return prompt_ids(turns, thinking.params, engine.tokenizer, list(tools))
     except UserError as error:
-        raise bad_request(str(error), "messages") from None
+        if bare == turns:
+            raise _refusal(error) from None
+    try:
+        return prompt_ids(bare, thinking.params, engine.tokenizer, list(tools))
+    except UserError as error:
+        raise _refusal(error) from None
+
+
+def _refusal(error: UserError) -> ApiError:
+    index = re.match(r"messages\[(\d+)\]", str(error))
+    return bad_request(str(error), f"messages.{index[1]}" if index else "messages")
 
 
 def _with_preset(thinking: ThinkingRequest, tokenizer: Any) -> ThinkingRequest:
@@ -205,29 +237,16 @@ def _limits(request: Request, engine: BaseEngine) -> SequenceLimits:
         raise from_user_error(error, engine.context, len(request.prompt_ids)) from None
 
 
-def _message(index: int, message: Mapping[str, Any]) -> dict[str, str]:
-    """A message as the chat template takes it: parts of text joined, null as an empty text."""
-    where = f"messages.{index}"
-    role = message.get("role")
+def _turn(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message with its role in the chat template; `prompt_ids` checks the rest."""
+    role, where = message.get("role"), f"messages.{index}"
     if role not in ROLES:
         known = ", ".join(ROLES)
         raise bad_request(f"{where}.role={str(role)[:40]!r}: must be one of {known}", where)
-    content = message.get("content")
-    if isinstance(content, list):
-        content = "".join(_part(part, where) for part in content)
-    if content is None and role == "assistant":
-        content = ""
-    if not isinstance(content, str):
-        raise bad_request(f"{where}.content: must be a text or a list of parts of text", where)
-    return {"role": ROLES[role], "content": content}
-
-
-def _part(part: Any, where: str) -> str:
-    if not isinstance(part, Mapping) or part.get("type") not in ("text", "input_text"):
-        raise bad_request(f"{where}.content: only parts of type text are supported", where)
-    if not isinstance(part.get("text"), str):
-        raise bad_request(f"{where}.content: a part of type text needs a text", where)
-    return part["text"]
+    turn = {**message, "role": ROLES[role]}
+    if role == "assistant" and turn.get("content") is None:
+        turn["content"] = ""
+    return turn
 
 
 def _prompts(prompt: Any) -> list[Any]:
@@ -255,9 +274,17 @@ def _same(name: str, value: int | None, other_name: str, other: int | None) -> i
     return other if value is None else value
 
 
-def _refuse_tools(body: ChatBody) -> None:
-    if body.tools and body.tool_choice != "none":
-        raise bad_request("tools: are not supported; remove them", "tools")
+def _tools(body: ChatBody) -> list[dict[str, Any]]:
+    """Descriptions of the tools that the answer may call."""
+    choice = body.tool_choice
+    if choice not in (None, "auto", "none"):
+        raise bad_request("tool_choice: only auto and none are supported", "tool_choice")
+    tools = [] if choice == "none" else body.tools or []
+    for i, tool in enumerate(tools):
+        function = tool.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise bad_request(f"tools.{i}: must describe a function that has a name", f"tools.{i}")
+    return tools
 
 
 def _switches_on(raw: Mapping[str, Any]) -> bool:

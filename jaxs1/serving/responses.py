@@ -50,11 +50,14 @@ class Reply:
                 strip=job.kind == "chat",
                 details=job.thinking.details,
                 skipped=job.skipped,
+                tools=job.tools,
+                parallel_calls=job.parallel_calls,
             )
             for i, (request, limits) in enumerate(zip(job.requests, job.limits, strict=True))
             for sample in range(request.n)
         }
         self._texts: dict[int, dict[str, str]] = {c.index: {} for c in self.choices.values()}
+        self._calls: dict[int, list[dict[str, Any]]] = {}
         self._cached: dict[int, int] = {}
 
     @property
@@ -85,6 +88,9 @@ class Reply:
                 raise ApiError(400, choice.error)
             for delta in deltas:
                 texts = self._texts[choice.index]
+                if delta.call is not None:
+                    calls = self._calls.setdefault(choice.index, [])
+                    calls.append(delta.call.as_json(len(calls)))
                 texts[delta.channel] = texts.get(delta.channel, "") + delta.text
             yield choice, deltas
 
@@ -98,8 +104,13 @@ class Reply:
     def events(self, choice: Choice, deltas: list[Delta]) -> Iterator[bytes]:
         """Events of new text, and of the end of a choice."""
         chat = self.job.kind == "chat"
+        # `add` has numbered the calls of these deltas already
+        called = len(self._calls.get(choice.index, ())) - sum(d.call is not None for d in deltas)
         for delta in deltas:
             fields = _chat_fields(delta) if chat else _text_fields(delta)
+            if delta.call is not None:
+                called += 1
+                fields = {"tool_calls": [self._calls[choice.index][called - 1]]}
             part = {"delta": fields} if chat else fields
             yield self._sse({"index": choice.index, **part, "finish_reason": None})
         if choice.done:
@@ -120,7 +131,7 @@ class Reply:
             texts = self._texts[choice.index]
             end = {"index": choice.index, "logprobs": None, **self._end(choice)}
             if self.job.kind == "chat":
-                choices.append({"message": self._message(texts), **end})
+                choices.append({"message": self._message(choice.index), **end})
             else:
                 thinking = {"reasoning": texts["reasoning"]} if texts.get("reasoning") else {}
                 choices.append({"text": texts.get("content", ""), **thinking, **end})
@@ -140,10 +151,14 @@ class Reply:
             "completion_tokens_details": {"reasoning_tokens": thinking},
         }
 
-    def _message(self, texts: Mapping[str, str]) -> dict[str, Any]:
+    def _message(self, index: int) -> dict[str, Any]:
+        texts = self._texts[index]
         message: dict[str, Any] = {"role": "assistant", "content": texts.get("content", "")}
         if thinking := texts.get("reasoning"):
             message |= {"reasoning": thinking, "reasoning_content": thinking}
+        if calls := self._calls.get(index):
+            named = [{k: v for k, v in call.items() if k != "index"} for call in calls]
+            message |= {"content": message["content"] or None, "tool_calls": named}
         return message
 
     def _end(self, choice: Choice) -> dict[str, Any]:
@@ -159,6 +174,8 @@ class Reply:
     def _shown(self, choice: Choice, delta: Delta) -> Delta | None:
         """A delta as this client wants to see it."""
         thinking = self.job.thinking
+        if delta.call is not None:
+            return delta
         if delta.channel == "reasoning" and not thinking.include:
             return None
         if thinking.separate or delta.channel not in ("reasoning", "content"):
@@ -198,7 +215,8 @@ def _merged(deltas: Iterator[Delta | None]) -> list[Delta]:
     for delta in deltas:
         if delta is None:
             continue
-        if merged and (merged[-1].channel, merged[-1].forced) == (delta.channel, delta.forced):
+        is_text = delta.call is None and merged and merged[-1].call is None
+        if is_text and (merged[-1].channel, merged[-1].forced) == (delta.channel, delta.forced):
             merged[-1].text += delta.text
         else:
             merged.append(delta)

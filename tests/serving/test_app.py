@@ -367,7 +367,7 @@ def test_a_client_that_leaves_frees_its_rows_and_pages(server, stream):
 
     async def all_leave():
         await asyncio.gather(*(stream_raw(server, body, 3 if stream else 0) for _ in range(5)))
-        for _ in range(300):
+        for _ in range(3000):
             if server.idle():
                 return True
             await asyncio.sleep(0.02)
