@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,9 @@ from jaxs1.config import UserError, listed, one_line
 from jaxs1.model import transformer
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.model.decode_params import Key, Stored, assemble, in_layers, stored
+from jaxs1.model.quantization import quantize
 from jaxs1.model.transformer import Transformer
+from kernels.int8 import Int8
 
 #: Number of threads that read pieces.
 READERS = 2
@@ -222,9 +224,10 @@ def load_decode_params(weights: Weights, model: Transformer) -> transformer.Para
         layer = piece.index[0].start if in_layers(piece.param) else None
         by_key.setdefault((piece.param, layer), []).append(piece)
 
-    def load(key: Key) -> jax.Array:
+    def load(key: Key) -> jax.Array | Int8:
         path, layer = key
-        return _load(weights, by_key[key], targets[path], layer)
+        function = _load if targets[path].scale is None else _load_quantized
+        return function(weights, by_key[key], targets[path], layer)
 
     with ThreadPoolExecutor(READERS) as pool:
         return assemble(dict(zip(by_key, pool.map(load, by_key), strict=True)))
@@ -268,7 +271,7 @@ def _load(
         layer: the layer of a stacked parameter that it is; None: all of the parameter
         run: applies a function to all pieces: `map`, or that of a thread pool
     """
-    array, order = target
+    array, order = target.array, target.order
     indices = array.sharding.addressable_devices_indices_map(array.shape)
     places = {device: bounds(index, array.shape) for device, index in indices.items()}
     keys = {device: str(place) for device, place in places.items()}
@@ -296,6 +299,25 @@ def _load(
         pass
     shards = [jax.device_put(buffers[keys[device]], device) for device in indices]
     return jax.make_array_from_single_device_arrays(array.shape, array.sharding, shards)
+
+
+def _load_quantized(
+    weights: Weights, parts: Sequence[Piece], target: Stored, layer: int | None
+) -> Int8:
+    """Assemble one parameter on the host, and only its integers and scales on the devices."""
+    w = np.empty(target.array.shape, np.float32)
+    # with the axes of the parameter, as pieces have them
+    view = w.transpose([target.order.index(i) for i in range(w.ndim)])
+    for piece in parts:
+        index = piece.index if layer is None else piece.index[1:]
+        block = cast(weights.read(piece), w.dtype, piece.param)
+        copy(view[index], block if layer is None else block[0])
+    try:
+        quantized = quantize(w, target.inputs)
+    except ValueError as error:
+        where = parts[0].param if layer is None else f"{parts[0].param} of layer {layer}"
+        raise UserError(f"weights=int8: {where} {error}; give --weights auto") from None
+    return jax.tree.map(lambda x, array: jax.device_put(x, array.sharding), quantized, target.leaf)
 
 
 def _read_architecture(folder: Path) -> tuple[dict[str, Any], Architecture]:

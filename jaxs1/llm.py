@@ -62,11 +62,18 @@ class LLM:
         tokenizer: str | None = None,
         dtype: Literal["auto", "bfloat16", "float32"] = "auto",
         impl: Literal["auto", "xla", "bf16x3", "triton", "pallas"] = "auto",
+        weights: Literal["auto", "int8"] = "auto",
         limits: Limits | None = None,
         parallel: ParallelConfig | None = None,
     ):
         config = EngineConfig(
-            str(model), tokenizer, dtype, impl, limits or Limits(), parallel or ParallelConfig()
+            model=str(model),
+            tokenizer=tokenizer,
+            dtype=dtype,
+            impl=impl,
+            weights=weights,
+            limits=limits or Limits(),
+            parallel=parallel or ParallelConfig(),
         )
         loaded = load_engine(config)
         self.engine, self.tokenizer = loaded.engine, loaded.engine.tokenizer

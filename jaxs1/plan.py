@@ -98,6 +98,7 @@ class DecodePlan:
         architecture: Shapes of the model instead: a config.json, or a name such as qwen2.5-32b
             (the default without --model and --config)
         impl: Implementation of the decode step
+        weights: int8 plans with quantized matrices, as generate's --weights
         sequences: Number of sequences decoded at the same time
         context: Length that each sequence can reach [tokens], prompt included
         steps: Decode steps between two synchronisations with the host
@@ -109,6 +110,7 @@ class DecodePlan:
     model: str | None = None
     architecture: str | None = None
     impl: Literal["xla", "triton", "pallas"] = "xla"
+    weights: Literal["auto", "int8"] = "auto"
     sequences: int = 8
     context: int = 4096
     steps: int = 32
@@ -217,12 +219,14 @@ def plan_decoding(
         target,
         make_devices(target),
         impl=options.impl,
+        int8=options.weights == "int8",
         sequences=options.sequences,
         context=options.context,
         steps=options.steps,
     )
     work = f"{options.sequences} sequences of {options.context:,} tokens, {options.steps} steps"
-    report.print_decoding(program, architecture, origin, target, f"{options.impl}, {work}")
+    impl = options.impl if options.weights == "auto" else f"{options.impl}, int8 weights"
+    report.print_decoding(program, architecture, origin, target, f"{impl}, {work}")
     return program, target
 
 

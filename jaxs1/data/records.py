@@ -59,7 +59,7 @@ def _gsm8k(row: Row) -> dict[str, Any]:
 def _messages(row: Row) -> dict[str, Any]:
     messages = clean_messages(row["messages"])
     if messages[-1]["role"] != "assistant":
-        raise UserError(f"messages[-1].role={messages[-1]['role']!r}: must be assistant")
+        raise UserError(f"messages[-1].role={messages[-1]['role']!r:.60}: must be assistant")
     for column in _UNSUPPORTED:
         if row.get(column):
             raise UserError(f"{column}: cannot be given to the chat template; remove the column")
