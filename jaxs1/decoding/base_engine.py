@@ -55,8 +55,9 @@ class BaseEngine:
     tokenizer: Any
     context: int
     submitted = 0
-    #: Decode steps of the newest run.
+    #: Decode steps and prompt tokens of the newest run.
     num_steps = 0
+    num_prefilled = 0
 
     def check(self, request: Request) -> SequenceLimits:
         """The limits that a request would get; any thread may call it.

@@ -80,7 +80,6 @@ class Engine(BaseEngine):
         self._tokenize = lru_cache(256)(partial(_tokenize, tokenizer))
         self._refused: list[StreamOutput] = []
         self._output: ChunkOutput | None = None
-        self.num_steps = 0
 
     def check(self, request: Request) -> SequenceLimits:
         """See `BaseEngine`."""
@@ -130,6 +129,8 @@ class Engine(BaseEngine):
     def begin(self, steps: Steps = ALL_STEPS) -> None:
         """See `BaseEngine`."""
         schedule = self.scheduler.schedule()
+        parts = [part for batch in schedule.prefills for part in batch.parts]
+        self.num_prefilled = sum(end - start for _, start, end in parts)
         limits = [x for x in (steps.limit, steps.first if schedule.inserts else None) if x]
         limit = np.int32(min(limits)) if limits else NO_LIMIT
         self._output = self._run(schedule, limit, np.bool_(steps.eager))

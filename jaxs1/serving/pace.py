@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 from jaxs1.decoding.base_engine import BaseEngine, Steps
 from jaxs1.decoding.outputs import StreamOutput
 
-#: Weight of the past in the estimates, per run of steps.
-MEMORY = 0.95
+#: Number of runs that the estimates are made from.
+MEMORY = 32
+#: Rounds in which overhead and time of a step are told apart.
+ROUNDS = 5
 #: Maximum share of the time of a run that its overhead may take.
 OVERHEAD = 0.1
 
@@ -19,7 +22,8 @@ OVERHEAD = 0.1
 class Pace:
     """Steps an engine: events come every `latency` seconds, and overhead stays below a tenth.
 
-    Seconds of a run are fitted as `overhead + steps x step`, newer runs weighing more.
+    The time of a run is taken as `overhead + steps x step`, estimated from the fastest of the newest
+    runs: a machine that others use too makes some runs arbitrarily slow, and none faster.
 
     Args:
         latency: seconds between two events of a stream, at most
@@ -34,7 +38,8 @@ class Pace:
         on_run: Callable[[float, BaseEngine, list[StreamOutput]], None] = lambda *_: None,
     ):
         self.latency, self.most, self._on_run = latency, most, on_run
-        self._sums = [0.0] * 5  # weights, steps, seconds, steps^2, steps x seconds
+        self._runs: deque[tuple[int, float]] = deque(maxlen=MEMORY)
+        self._estimate = (0.0, 0.0)
         self._lock = threading.Lock()
         self._started: float | None = None
         self.longest = 0.0
@@ -50,26 +55,23 @@ class Pace:
         with self._lock:
             self._started = None
             self.longest = max(self.longest, seconds)
-        if not load.waiting:
+        if engine.num_steps and not engine.num_prefilled:
             self.record(engine.num_steps, seconds)
         self._on_run(seconds, engine, outputs)
         return outputs
 
     def record(self, steps: int, seconds: float) -> None:
         """Learn from a run."""
-        new = (1.0, steps, seconds, steps * steps, steps * seconds)
-        if steps:
-            self._sums = [MEMORY * s + x for s, x in zip(self._sums, new, strict=True)]
+        self._runs.append((steps, seconds))
+        overhead, step, longest = 0.0, 0.0, max(x for x, _ in self._runs)
+        for _ in range(ROUNDS):
+            step = min(max(0.0, y - overhead) / x for x, y in self._runs if x == longest)
+            overhead = min(max(0.0, y - step * x) for x, y in self._runs)
+        self._estimate = (overhead, step)
 
     def estimate(self) -> tuple[float, float]:
-        """Overhead of a run and time of a step [s]."""
-        n, x, y, xx, xy = self._sums
-        if not n:
-            return 0.0, 0.0
-        spread = n * xx - x * x
-        step = (n * xy - x * y) / spread if spread > 1e-9 * xx else y / x
-        step = min(max(step, 0.0), y / x)
-        return (y - step * x) / n, step
+        """Overhead of a run and time of a step [s]; 0 before the first run."""
+        return self._estimate
 
     def steps(self) -> int:
         """Steps of the next run."""

@@ -19,7 +19,7 @@ def test_without_experience_all_steps_are_run_and_two_give_first_tokens():
 
 def test_overhead_and_step_are_told_apart():
     overhead, step = learned(0.004, 0.002, [2, 8, 20, 32]).estimate()
-    assert overhead == pytest.approx(0.004, rel=1e-6) and step == pytest.approx(0.002, rel=1e-6)
+    assert overhead == pytest.approx(0.004, rel=1e-3) and step == pytest.approx(0.002, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -45,4 +45,12 @@ def test_newer_runs_weigh_more():
     pace = learned(0.0, 0.001, [4, 16])
     for steps in [4, 16] * 100:
         pace.record(steps, steps * 0.01)
-    assert pace.estimate()[1] == pytest.approx(0.01, rel=0.05)
+    assert pace.estimate()[1] == pytest.approx(0.01)
+
+
+def test_a_run_that_was_held_up_changes_nothing():
+    pace = learned(0.004, 0.002, [2, 8, 20, 32])
+    before = pace.estimate()
+    for steps in (2, 20):
+        pace.record(steps, 7.0)
+    assert pace.estimate() == pytest.approx(before, rel=1e-3)
