@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
-from jaxs1 import __version__
 from jaxs1.serving import protocol, requests
 from jaxs1.serving.bodies import read_body
 from jaxs1.serving.config import ServeConfig
@@ -27,6 +27,7 @@ from jaxs1.serving.streaming import EventStream, while_connected
 
 #: Status in the log for a client that has left: nginx's.
 CLIENT_LEFT = 499
+VERSION = importlib.metadata.version("jaxs1")
 PLAYGROUND = Path(__file__).parent / "playground"
 #: Path -> file and type; no path of a request is ever joined to a folder.
 FILES = {
@@ -84,7 +85,7 @@ BODIES = {
 def make_app(service: Service) -> Any:
     """The ASGI application of a service."""
     app: Any = FastAPI(
-        title="jaxs1", version=__version__, docs_url=None, redoc_url=None,
+        title="jaxs1", version=VERSION, docs_url=None, redoc_url=None,
         responses={status: _described(text) for status, text in STATUSES.items()},
     )  # fmt: skip
     api = _Api(service)
@@ -186,9 +187,7 @@ class _Api:
         return JSONResponse(self._describe(protocol.check_model(name, self.config.names)))
 
     async def version(self) -> Response:
-        return JSONResponse(
-            {"version": __version__, "system_fingerprint": self.service.fingerprint}
-        )
+        return JSONResponse({"version": VERSION, "system_fingerprint": self.service.fingerprint})
 
     async def live(self) -> Response:
         return JSONResponse({"status": self.service.state})

@@ -13,8 +13,6 @@ from jaxs1.decoding.outputs import StreamOutput
 
 #: Number of runs that the estimates are made from.
 MEMORY = 32
-#: Rounds in which overhead and time of a step are told apart.
-ROUNDS = 5
 #: Maximum share of the time of a run that its overhead may take.
 OVERHEAD = 0.1
 
@@ -22,8 +20,8 @@ OVERHEAD = 0.1
 class Pace:
     """Steps an engine: events come every `latency` seconds, and overhead stays below a tenth.
 
-    The time of a run is taken as `overhead + steps x step`, estimated from the fastest of the newest
-    runs: a machine that others use too makes some runs arbitrarily slow, and none faster.
+    The time of a run is taken as `overhead + steps x step`, from the fastest of the shortest and of
+    the longest runs: a machine that others use too makes some arbitrarily slow, and none faster.
 
     Args:
         latency: seconds between two events of a stream, at most
@@ -63,11 +61,13 @@ class Pace:
     def record(self, steps: int, seconds: float) -> None:
         """Learn from a run."""
         self._runs.append((steps, seconds))
-        overhead, step, longest = 0.0, 0.0, max(x for x, _ in self._runs)
-        for _ in range(ROUNDS):
-            step = min(max(0.0, y - overhead) / x for x, y in self._runs if x == longest)
-            overhead = min(max(0.0, y - step * x) for x, y in self._runs)
-        self._estimate = (overhead, step)
+        (few, quick), (many, slow) = (
+            min(run for run in self._runs if run[0] == extreme)
+            for extreme in (min(self._runs)[0], max(self._runs)[0])
+        )
+        step = (slow - quick) / (many - few) if many > few else slow / many
+        step = min(max(step, 0.0), slow / many)
+        self._estimate = (max(0.0, quick - step * few), step)
 
     def estimate(self) -> tuple[float, float]:
         """Overhead of a run and time of a step [s]; 0 before the first run."""
