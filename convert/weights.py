@@ -33,9 +33,8 @@ from jaxs1.config import UserError, listed, one_line
 from jaxs1.model import transformer
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.model.decode_params import Key, Stored, assemble, in_layers, stored
-from jaxs1.model.quantization import quantize
+from jaxs1.model.quantization import Int8, quantize
 from jaxs1.model.transformer import Transformer
-from kernels.int8 import Int8
 
 #: Number of threads that read pieces.
 READERS = 2
