@@ -69,7 +69,7 @@ def powers_of_two(*, rows: int, pages: int, tokens: int) -> Buckets:
 def ladder(*, rows: int, pages: int, tokens: int) -> Buckets:
     """Few sizes, each `STEP` times the one before. Arguments as in `powers_of_two`."""
     widths = _sizes(min(2 * MIN_PREFILL, tokens), tokens, STEP)
-    return Buckets(_sizes(1, rows, STEP), _sizes(min(8, pages), pages, STEP), widths, LADDER_FLAGS)
+    return Buckets(_sizes(1, rows, STEP), _sizes(min(4, pages), pages, STEP), widths, LADDER_FLAGS)
 
 
 def size_for(sizes: Sequence[int], n: int) -> int:

@@ -13,7 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from jaxs1.serving import protocol, requests
 from jaxs1.serving.bodies import read_body
@@ -98,7 +98,9 @@ def make_app(service: Service) -> Any:
     for path in ("/health", "/ping"):
         app.add_api_route(path, api.health, methods=["GET"])
     if service.config.metrics:
-        app.add_api_route("/metrics", api.metrics, methods=["GET"])
+        app.add_api_route(
+            "/metrics", api.metrics, methods=["GET"], response_class=PlainTextResponse
+        )
     if service.config.playground:
         for path in FILES:
             app.add_api_route(path, _file(path), methods=["GET"], include_in_schema=False)
@@ -274,7 +276,9 @@ async def _http_error(request: Request, error: Any) -> Response:
     method, path = request.method, request.url.path[:100]
     text = {404: f"{path}: no such route", 405: f"{method} {path}: method not allowed"}
     message = text.get(error.status_code, str(error.detail))
-    return await _api_error(request, ApiError(error.status_code, message, "not_found"))
+    code = "not_found" if error.status_code == 404 else "invalid_request_error"
+    body = ApiError(error.status_code, message, code).body()
+    return JSONResponse(body, error.status_code, error.headers)  # Allow, for 405
 
 
 def _described(text: str) -> dict[str, Any]:

@@ -281,7 +281,7 @@ def test_other_statuses(server):
     assert server.get("/v1/models/gpt-9").json()["error"]["code"] == "model_not_found"
     assert server.get("/nothing").status_code == 404
     assert server.get("/nothing").json()["error"]["message"].startswith("/nothing")
-    assert server.get(CHAT).status_code == 405
+    assert server.get(CHAT).status_code == 405 and server.get(CHAT).headers["allow"] == "POST"
     text = {"content-type": "text/plain"}
     assert server.post(CHAT, content=b"{}", headers=text).status_code == 415
     big = b'{"messages": "' + b"x" * (5 << 20) + b'"}'
