@@ -54,6 +54,7 @@ setup(
     package_data={
         "jaxs1": ["py.typed"],
         "jaxs1.curation": ["prompts/*.txt"],
+        "jaxs1.serving": ["playground/*"],
         "jaxs1.configs": ["*.yaml", "models/*.json", "launch/*"],
     },
     cmdclass={"build_py": BuildPy},

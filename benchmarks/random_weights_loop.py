@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxs1.decoding.budget import NONE, TokenKind
 from jaxs1.decoding.controls import fit
-from jaxs1.decoding.decode_loop import ChunkOutput, CompiledFunctions
+from jaxs1.decoding.decode_loop import NO_LIMIT, ChunkOutput, CompiledFunctions
 from jaxs1.decoding.decode_state import NewSequence, rows_of, table
 from jaxs1.decoding.page_allocator import pages_for
 from jaxs1.decoding.params import SamplingParams, ThinkingParams
@@ -138,7 +138,7 @@ class RandomWeightsLoop:
     def decode_program(
         self, impl: str, steps: int, options: Mapping[str, Any] | None = None
     ) -> Program:
-        """(params, cache, state, newlines) -> cache, state, output.
+        """(params, cache, state, newlines, limit, eager) -> cache, state, output.
 
         Args:
             impl: implementation of the decode step
@@ -146,7 +146,8 @@ class RandomWeightsLoop:
             options: XLA options, in place of the implementation's
         """
         state = self.rows_at_start([[1]] * self.rows, [make_thinking()] * self.rows)
-        given = (self.params, self.cache, self._shapes(state), self._shapes(self.is_newline_V))
+        inputs = (state, self.is_newline_V, NO_LIMIT, np.bool_(False))
+        given = (self.params, self.cache, *map(self._shapes, inputs))
         static = {"rows": self.rows, "pages": self.pages, "flags": GREEDY}
         function = CompiledFunctions(self.model, impl, steps).decode_steps
         layers = self.model.architecture.num_layers
@@ -175,7 +176,9 @@ class RandomWeightsLoop:
 
     def call(self, program: Any, state: Any) -> ChunkOutput:
         """Run compiled decode steps; returns their output on the host."""
-        self.cache, _, output = program(self.params, self.cache, state, self.is_newline_V)
+        self.cache, _, output = program(
+            self.params, self.cache, state, self.is_newline_V, NO_LIMIT, np.bool_(False)
+        )
         return jax.device_get(output)
 
     def compile_decode(self, impl: str, steps: int) -> tuple[Any, dict[str, int]]:

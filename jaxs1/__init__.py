@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from jaxs1.decoding.params import Delimiters as Delimiters
     from jaxs1.decoding.params import SamplingParams as SamplingParams
     from jaxs1.decoding.params import ThinkingParams as ThinkingParams
+    from jaxs1.decoding.pieces import Piece as Piece
     from jaxs1.decoding.scheduler import Limits as Limits
     from jaxs1.evaluate import EvaluateConfig as EvaluateConfig
     from jaxs1.evaluate import evaluate as evaluate
     from jaxs1.evaluation.methods import SweepConfig as SweepConfig
     from jaxs1.llm import LLM as LLM
-    from jaxs1.llm import Piece as Piece
     from jaxs1.llm import load_model as load_model
     from jaxs1.model.config import ComputeConfig as ComputeConfig
     from jaxs1.model.config import LoraConfig as LoraConfig
@@ -52,7 +52,7 @@ _EXPORTS = {
     "SamplingParams": "jaxs1.decoding.params",
     "Delimiters": "jaxs1.decoding.params",
     "Completion": "jaxs1.decoding.outputs",
-    "Piece": "jaxs1.llm",
+    "Piece": "jaxs1.decoding.pieces",
     "Limits": "jaxs1.decoding.scheduler",
     "ParallelConfig": "jaxs1.decoding.loading",
     "load_model": "jaxs1.llm",

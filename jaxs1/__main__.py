@@ -16,6 +16,7 @@ COMMANDS = {
     "generate": ("jaxs1.generate", "complete prompts within a thinking budget"),
     "train": ("jaxs1.train", "fine-tune a model, or train one from scratch"),
     "evaluate": ("jaxs1.evaluate", "measure accuracy on a benchmark at several thinking budgets"),
+    "serve": ("jaxs1.serve", "serve a model with OpenAI's API, within thinking budgets"),
     "curate": ("jaxs1.curate", "select training data from a pool of questions"),
     "plan": ("jaxs1.plan", "compile a run for a target: memory, time and cost, without hardware"),
     "demo": ("jaxs1.demo", "train and evaluate a tiny reasoning model on this CPU"),

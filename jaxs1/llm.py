@@ -7,22 +7,20 @@ print(done.thinking, done.answer, done.usage, done.interventions)
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax
 
 from convert.weights import load_params, open_weights
 from jaxs1.config import UserError
 from jaxs1.data.text import encode
-from jaxs1.decoding.budget import TokenKind
-from jaxs1.decoding.detokenizer import Detokenizer
 from jaxs1.decoding.loading import EngineConfig, ParallelConfig, load_engine
 from jaxs1.decoding.outputs import Completion, StreamOutput
 from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams
+from jaxs1.decoding.pieces import Piece, Pieces
 from jaxs1.decoding.prompt import prompt_ids
 from jaxs1.decoding.scheduler import Limits
 from jaxs1.model import transformer
@@ -31,23 +29,6 @@ from jaxs1.model.sharding import check_divisible, make_sharding_rules
 
 #: Messages with "role" and "content", and the fields that `jaxs1.data.messages` knows.
 Conversation = list[dict[str, Any]]
-
-
-class Piece(NamedTuple):
-    """A part of a streamed completion.
-
-    Args:
-        text: new text, empty in the last piece
-        kind: "thinking", "wait" (inserted instead of an end of thinking), "close" (the end of
-            thinking), "answer_prefix", "answer", or "end" for the last piece
-        forced: whether budget forcing wrote the text, not the model
-        completion: the finished completion, in the last piece only
-    """
-
-    text: str
-    kind: str
-    forced: bool = False
-    completion: Completion | None = None
 
 
 class _Settings(TypedDict, total=False):
@@ -223,10 +204,10 @@ class LLM:
         thinking = thinking or ThinkingParams()
         ids = self._render(messages, thinking)
         number = self._submit(Request(ids, thinking, sampling or SamplingParams(), seed=seed))
-        pieces = _Pieces(self.tokenizer)
+        pieces = Pieces(self.tokenizer)
         try:
             for output in self._read(number):
-                yield from pieces.add(output)
+                yield from pieces.of_output(output)
                 if output.completion is not None:
                     _raise_error(output.completion)
                     yield Piece("", "end", completion=output.completion)
@@ -311,34 +292,6 @@ class LLM:
                 "conversations are for chat()"
             )
         return list(prompt)
-
-
-class _Pieces:
-    """Cuts the tokens of one completion into pieces of one kind each."""
-
-    def __init__(self, tokenizer: Any):
-        self._tokenizer = tokenizer
-        self._start(TokenKind.THINKING, False)
-
-    def _start(self, kind: int, forced: bool) -> None:
-        self._kind, self._forced = TokenKind(kind), forced
-        skip = kind == TokenKind.ANSWER
-        self._text = Detokenizer(self._tokenizer, skip_special_tokens=skip)
-
-    def add(self, output: StreamOutput) -> Iterator[Piece]:
-        new = output.new_tokens
-        tokens = zip(new.kinds, new.forced, new.tokens, strict=True)
-        for (kind, forced), run in itertools.groupby(tokens, key=lambda token: token[:2]):
-            if (kind, forced) != (self._kind, self._forced):
-                yield from self._piece(self._text.flush())
-                self._start(kind, forced)
-            yield from self._piece(self._text.add([token for *_, token in run]))
-        if output.completion is not None:
-            yield from self._piece(self._text.flush())
-
-    def _piece(self, text: str) -> Iterator[Piece]:
-        if text:
-            yield Piece(text, self._kind.name.lower(), self._forced)
 
 
 def _listed(prompts: Any, part: type) -> tuple[Sequence[Any], bool]:

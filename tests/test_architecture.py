@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "commands": {
         "planning",
         "curation",
+        "serving",
         "evaluation",
         "tasks",
         "decoding",
@@ -31,6 +32,7 @@ MAY_IMPORT = {
         "config",
     },
     "planning": {"decoding", "training", "model", "data", "config"},
+    "serving": {"decoding", "data", "config"},
     "curation": {"tasks", "decoding", "convert", "data", "config"},
     "evaluation": {"tasks", "decoding", "data", "config"},
     "tasks": {"data", "config"},

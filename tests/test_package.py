@@ -101,7 +101,8 @@ def test_metadata_is_complete():
     assert {"description", "readme", "license", "authors", "keywords", "classifiers"} <= set(
         project
     )
-    assert "serve" not in project["optional-dependencies"]
+    serve = " ".join(project["optional-dependencies"]["serve"])
+    assert re.findall(r"[a-z-]+(?=>)", serve) == ["fastapi", "uvicorn", "prometheus-client"]
     assert project["scripts"] == {"jaxs1": "jaxs1.__main__:main"}
     assert project["dynamic"] == ["version"]
     changes = (ROOT / "CHANGELOG.md").read_text()

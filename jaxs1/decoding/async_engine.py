@@ -58,9 +58,42 @@ class _Ticket:
             self.future.set_result(sorted(self.completions, key=lambda c: c.index))
         return True
 
-    def fail(self, error: BaseException) -> None:
-        with contextlib.suppress(InvalidStateError):
-            self.future.set_exception(error)
+    def start(self, engine: BaseEngine, tickets: dict[int, _Ticket]) -> None:
+        """Submit the request."""
+        try:
+            request = (
+                self.source if isinstance(self.source, Request) else self.source(engine.tokenizer)
+            )
+        except Exception as error:
+            _fail(self.future, error)
+            return
+        self.n = request.n
+        tickets[engine.submit(request)] = self
+
+
+@dataclass(eq=False)
+class _Call:
+    """A function that runs between two steps.
+
+    Args:
+        function: called with the engine and the numbers of unfinished requests
+        future: receives its result
+    """
+
+    function: Callable[[BaseEngine, dict[int, _Ticket]], Any]
+    future: Future[Any] = field(default_factory=Future)
+
+    def start(self, engine: BaseEngine, tickets: dict[int, _Ticket]) -> None:
+        """Call the function."""
+        try:
+            self.future.set_result(self.function(engine, tickets))
+        except Exception as error:
+            _fail(self.future, error)
+
+
+def _fail(future: Future[Any], error: BaseException) -> None:
+    with contextlib.suppress(InvalidStateError):
+        future.set_exception(error)
 
 
 class AsyncEngine:
@@ -68,14 +101,24 @@ class AsyncEngine:
 
     Args:
         load: makes the engine; called in the engine's thread, with the first request
+        step: runs the engine for some steps and returns their outputs
     """
 
-    def __init__(self, load: Callable[[], BaseEngine]):
-        self._load = load
+    def __init__(
+        self,
+        load: Callable[[], BaseEngine],
+        step: Callable[[BaseEngine], list[StreamOutput]] = lambda engine: engine.step(),
+    ):
+        self._load, self._run_steps = load, step
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._inbox: queue.SimpleQueue[_Ticket | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Ticket | _Call | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why the engine accepts no requests any more; None: it does."""
+        return self._error
 
     def submit(
         self, request: RequestSource, on_output: Callable[[StreamOutput], None] | None = None
@@ -91,16 +134,20 @@ class AsyncEngine:
             the n completions. Fails with what `request` or the engine raised, or with
             `EngineClosed`. Cancelling it cancels the request.
         """
-        ticket = _Ticket(request, on_output)
-        with self._lock:
-            if self._error is not None:
-                ticket.fail(self._error)
-                return ticket.future
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, daemon=True)
-                self._thread.start()
-            self._inbox.put(ticket)
-        return ticket.future
+        return self._put(_Ticket(request, on_output))
+
+    def call(self, function: Callable[[BaseEngine], Any]) -> Future[Any]:
+        """Run a function between two steps, in the engine's thread; returns its result."""
+        return self._put(_Call(lambda engine, _: function(engine)))
+
+    def end_thinking(self, future: Future[list[Completion]]) -> Future[bool]:
+        """Close the thought of a request, given by `submit`'s future; whether it was thinking."""
+
+        def end(engine: BaseEngine, tickets: dict[int, _Ticket]) -> bool:
+            numbers = [n for n, ticket in tickets.items() if ticket.future is future]
+            return any(engine.end_thinking(number) for number in numbers)
+
+        return self._put(_Call(end))
 
     def stream(self, request: RequestSource) -> Iterator[StreamOutput]:
         """Yield the outputs of one request as they come; raises what `submit`'s future would."""
@@ -113,6 +160,17 @@ class AsyncEngine:
             future.result()
         finally:
             future.cancel()  # without effect once it is done
+
+    def _put(self, new: _Ticket | _Call) -> Future[Any]:
+        with self._lock:
+            if self._error is not None:
+                _fail(new.future, self._error)
+                return new.future
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, daemon=True)
+                self._thread.start()
+            self._inbox.put(new)
+        return new.future
 
     def close(self) -> None:
         """Stop the engine and wait for its thread; unfinished requests get `EngineClosed`."""
@@ -134,13 +192,13 @@ class AsyncEngine:
                 self._error = error
         assert self._error is not None  # `close` has set it
         for ticket in (*tickets.values(), *self._left()):
-            ticket.fail(self._error)
+            _fail(ticket.future, self._error)
 
     def _step(self, tickets: dict[int, _Ticket]) -> None:
         """Load the engine and step until `close`."""
         engine = self._load()
         while self._take(engine, tickets):
-            for output in engine.step():
+            for output in self._run_steps(engine):
                 if output.request in tickets and tickets[output.request].receive(output):
                     del tickets[output.request]
 
@@ -158,20 +216,10 @@ class AsyncEngine:
             if new is None:
                 return False
             if not new.future.cancelled():
-                self._start(engine, new, tickets)
+                new.start(engine, tickets)
 
-    def _start(self, engine: BaseEngine, ticket: _Ticket, tickets: dict[int, _Ticket]) -> None:
-        source = ticket.source
-        try:
-            request = source if isinstance(source, Request) else source(engine.tokenizer)
-        except Exception as error:
-            ticket.fail(error)
-            return
-        ticket.n = request.n
-        tickets[engine.submit(request)] = ticket
-
-    def _left(self) -> Iterator[_Ticket]:
-        """Requests that nothing will take any more."""
+    def _left(self) -> Iterator[_Ticket | _Call]:
+        """Requests and calls that nothing will take any more."""
         with contextlib.suppress(queue.Empty):
             while True:
                 if (ticket := self._inbox.get_nowait()) is not None:

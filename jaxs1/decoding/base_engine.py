@@ -7,10 +7,46 @@ and `stream` call these two in a loop.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+from jaxs1.decoding.controls import SequenceLimits
 from jaxs1.decoding.outputs import Completion, StreamOutput
 from jaxs1.decoding.params import Request
+
+
+class Load(NamedTuple):
+    """How much an engine has to do.
+
+    Args:
+        running: sequences that have pages
+        waiting: sequences that wait for pages or rows
+        waiting_tokens: tokens of their prompts
+        pages: pages of the KV cache
+        free_pages: those that no sequence needs
+    """
+
+    running: int
+    waiting: int
+    waiting_tokens: int
+    pages: int
+    free_pages: int
+
+
+class Steps(NamedTuple):
+    """Number of decode steps of one run.
+
+    Args:
+        limit: maximum; None: limits.decode_steps, which bounds it too
+        first: maximum of a run that gives sequences their first tokens; None: `limit`
+        eager: stop as soon as a sequence has ended, to make room for those that wait
+    """
+
+    limit: int | None = None
+    first: int | None = None
+    eager: bool = False
+
+
+ALL_STEPS = Steps()
 
 
 class BaseEngine:
@@ -19,6 +55,18 @@ class BaseEngine:
     tokenizer: Any
     context: int
     submitted = 0
+    #: Decode steps and prompt tokens of the newest run.
+    num_steps = 0
+    num_prefilled = 0
+
+    def check(self, request: Request) -> SequenceLimits:
+        """The limits that a request would get; any thread may call it.
+
+        Raises:
+            PromptTooLong: the prompt leaves too few tokens of the context
+            UserError: the request cannot run for another reason
+        """
+        raise NotImplementedError
 
     def submit(self, request: Request, longest: int | None = None) -> int:
         """Queue a request; returns its number. If it is invalid, its completion has an error.
@@ -33,8 +81,29 @@ class BaseEngine:
         """Drop a request; it gives no more outputs. Unknown and finished requests are ignored."""
         raise NotImplementedError
 
-    def step(self) -> list[StreamOutput]:
-        """Admit requests, prefill part of their prompts, decode some steps; the new tokens."""
+    def end_thinking(self, number: int) -> bool:
+        """Close the thought of a request now, and let it answer; whether it was thinking."""
+        raise NotImplementedError
+
+    def load(self) -> Load:
+        """How much there is to do."""
+        raise NotImplementedError
+
+    def step(self, steps: Steps = ALL_STEPS) -> list[StreamOutput]:
+        """Admit requests, prefill part of their prompts, decode some steps; the new tokens.
+
+        Args:
+            steps: number of decode steps
+        """
+        self.begin(steps)
+        return self.end()
+
+    def begin(self, steps: Steps = ALL_STEPS) -> None:
+        """The first half of `step`: dispatch the work; the device runs it until `end`."""
+        raise NotImplementedError
+
+    def end(self) -> list[StreamOutput]:
+        """The second half of `step`: wait for the device and return the new tokens."""
         raise NotImplementedError
 
     @property

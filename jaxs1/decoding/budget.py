@@ -191,7 +191,7 @@ def init(controls: Controls, is_newline_V: jax.Array) -> State:
         ended_by=zero + EndedBy.OPEN,
         finish=jnp.where(controls.max_new_tokens > 0, zero + Finish.RUNNING, Finish.LENGTH),
     )
-    return _cut_where_used_up(controls, is_newline_V, state)
+    return cut_where_used_up(controls, is_newline_V, state)
 
 
 def forbidden(controls: Controls, state: State) -> jax.Array:
@@ -321,7 +321,7 @@ def _advance(
     finish = jnp.where(over, jnp.where(stopped, Finish.STOP, Finish.LENGTH), state.finish)
     state = state._replace(phase=jnp.where(over, Phase.DONE, phase), finish=finish)
 
-    state = _cut_where_used_up(controls, is_newline_V, state)
+    state = cut_where_used_up(controls, is_newline_V, state)
     same_B1 = (state.phase == before)[:, None]
     return state._replace(recent_BH=jnp.where(same_B1, window_BL[:, 1:], NONE))
 
@@ -337,7 +337,7 @@ def _kind(controls: Controls, state: State) -> jax.Array:
     return jnp.where(phase == Phase.DONE, TokenKind.PAD, kind).astype(jnp.int32)
 
 
-def _cut_where_used_up(controls: Controls, is_newline_V: jax.Array, state: State) -> State:
+def cut_where_used_up(controls: Controls, is_newline_V: jax.Array, state: State) -> State:
     """Cut thinking that has no token left: CUT_TEXT begins, or the answer if that is empty."""
     is_harness = controls.mode == Mode.S1_HARNESS
     used = jnp.where(is_harness, state.round_used, state.thinking_used)

@@ -8,6 +8,7 @@ Requests are fitted one by one, so that one that does not fit fails alone.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -36,12 +37,16 @@ class SequenceLimits(NamedTuple):
         max_new_tokens: tokens after the prompt that its pages and the context hold
         num_pages: pages for the prompt and all tokens that can follow
         note: human-readable remark if the budget is less than requested
+        limited_by: context or max_tokens, whichever leaves fewer tokens
+        prompt_length: tokens of the prompt, start of thinking included
     """
 
     budget: int
     max_new_tokens: int
     num_pages: int
     note: str | None = None
+    limited_by: str = "context"
+    prompt_length: int = 0
 
 
 class Sizes(NamedTuple):
@@ -58,17 +63,24 @@ class Sizes(NamedTuple):
 SIZES = Sizes(ends=8, stops=8, longest=16, texts=budget.WAIT_TEXT + 16, text=64)
 
 
-def fit(thinking: TokenizedThinking, prompt_length: int, context: int) -> SequenceLimits:
+class PromptTooLong(UserError):
+    """The prompt leaves too few tokens of the context."""
+
+
+def fit(
+    thinking: TokenizedThinking, prompt_length: int, context: int, max_tokens: int = -1
+) -> SequenceLimits:
     """The limits of a sequence behind its prompt.
 
     Args:
         thinking: thinking parameters in token ids, "auto" resolved
         prompt_length: tokens of the prompt, start of thinking included
         context: maximum length of a sequence, prompt included [tokens]
+        max_tokens: see `Request`; `thinking` comes from `with_reserve`
 
     Raises:
-        UserError: the prompt is empty, or leaves too few tokens for the minimum of thinking, close,
-            answer prefix and answer
+        PromptTooLong: the prompt leaves too few tokens for close, answer prefix and answer
+        UserError: the prompt is empty, or the minimum of thinking does not fit
     """
     params = thinking.thinking
     budget_ = 0 if params.mode == "off" else params.max
@@ -76,29 +88,43 @@ def fit(thinking: TokenizedThinking, prompt_length: int, context: int) -> Sequen
         raise UserError("thinking.max=auto: depends on the whole batch; call resolve_auto first")
     if prompt_length == 0:
         raise UserError("prompt: is empty; give at least one token")
-    left = context - prompt_length - thinking.reserved_tokens
+    limited_by, what = "context", f"the context of {context}"
+    end = context
+    if 0 <= max_tokens < context - prompt_length:
+        limited_by, what, end = "max_tokens", f"max_tokens={max_tokens}", prompt_length + max_tokens
+    left = end - prompt_length - thinking.reserved_tokens
     if left < 0:
-        raise UserError(
+        raise PromptTooLong(
             f"prompt of {prompt_length} tokens: leaves {max(0, context - prompt_length)} of the "
             f"context's {context}, but close, answer prefix and answer need "
             f"{thinking.reserved_tokens}; shorten it or lower thinking.min_answer_tokens"
         )
     if params.min > left and params.mode != "off":
         raise UserError(
-            f"thinking.min={params.min}: does not fit, the context of {context} leaves {left} "
+            f"thinking.min={params.min}: does not fit, {what} leaves {left} "
             f"after a prompt of {prompt_length} tokens; lower it"
         )
     note = None
     if budget_ > left:
         note = (
-            f"thinking.max={budget_}: clamped to {left}, which is what the context of {context} "
+            f"thinking.max={budget_}: clamped to {left}, which is what {what} "
             f"leaves after a prompt of {prompt_length} tokens, close, answer prefix and answer"
         )
         budget_ = left
-    longest = min(context, prompt_length + capacity(thinking, budget_, context))
+    longest = min(end, prompt_length + capacity(thinking, budget_, context))
     num_pages = pages_for(longest)
-    max_new_tokens = min(context, num_pages * PAGE) - prompt_length
-    return SequenceLimits(budget_, max_new_tokens, num_pages, note)
+    max_new_tokens = min(end, num_pages * PAGE) - prompt_length
+    return SequenceLimits(budget_, max_new_tokens, num_pages, note, limited_by, prompt_length)
+
+
+def with_reserve(thinking: TokenizedThinking, max_tokens: int) -> TokenizedThinking:
+    """Thinking parameters whose minimal answer is at most a quarter of `max_tokens`."""
+    if max_tokens < 0:
+        return thinking
+    params = thinking.thinking
+    answer = min(params.min_answer_tokens, max(1, max_tokens // 4))
+    params = dataclasses.replace(params, min_answer_tokens=answer)
+    return dataclasses.replace(thinking, thinking=params)
 
 
 def capacity(thinking: TokenizedThinking, budget: int, context: int) -> int:

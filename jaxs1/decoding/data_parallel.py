@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxs1.decoding.base_engine import BaseEngine
+from jaxs1.decoding.base_engine import ALL_STEPS, BaseEngine, Load, Steps
+from jaxs1.decoding.controls import SequenceLimits
 from jaxs1.decoding.engine import Engine
 from jaxs1.decoding.outputs import StreamOutput
 from jaxs1.decoding.params import Request
@@ -34,22 +35,36 @@ class DataParallelEngine(BaseEngine):
         self.submitted += 1
         return self.submitted - 1
 
+    def check(self, request: Request) -> SequenceLimits:
+        """See `BaseEngine`."""
+        return self.engines[0].check(request)
+
     def cancel(self, number: int) -> None:
         """See `BaseEngine`."""
-        for engine, numbers, left in zip(self.engines, self._numbers, self._left, strict=True):
-            for own in [own for own in left if numbers[own] == number]:
-                engine.cancel(own)
-                del left[own]
+        for engine, left, own in self._find(number):
+            engine.cancel(own)
+            del left[own]
+
+    def end_thinking(self, number: int) -> bool:
+        """See `BaseEngine`."""
+        return any(engine.end_thinking(own) for engine, _, own in self._find(number))
+
+    def load(self) -> Load:
+        """See `BaseEngine`."""
+        return Load(*map(sum, zip(*(engine.load() for engine in self.engines), strict=True)))
 
     @property
     def busy(self) -> bool:
         """See `BaseEngine`."""
         return any(engine.busy for engine in self.engines)
 
-    def step(self) -> list[StreamOutput]:
+    def begin(self, steps: Steps = ALL_STEPS) -> None:
         """See `BaseEngine`. All devices work at the same time."""
         for engine in self.engines:
-            engine.begin()
+            engine.begin(steps)
+
+    def end(self) -> list[StreamOutput]:
+        """See `BaseEngine`."""
         outputs = []
         for engine, numbers, left in zip(self.engines, self._numbers, self._left, strict=True):
             for output in engine.end():
@@ -58,4 +73,16 @@ class DataParallelEngine(BaseEngine):
                     if not left[output.request]:
                         del left[output.request]
                 outputs.append(output._replace(request=numbers[output.request]))
+        self.num_steps = max(engine.num_steps for engine in self.engines)
+        self.num_prefilled = sum(engine.num_prefilled for engine in self.engines)
         return outputs
+
+    def _find(self, number: int) -> list[tuple[Engine, dict[int, int], int]]:
+        """The engine that has an unfinished request, its table of them, and its own number."""
+        tables = zip(self.engines, self._numbers, self._left, strict=True)
+        return [
+            (engine, left, own)
+            for engine, numbers, left in tables
+            for own in left
+            if numbers[own] == number
+        ]

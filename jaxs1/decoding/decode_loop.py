@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxs1.decoding import budget, sampling
@@ -26,6 +27,9 @@ from jaxs1.model import decode, kv_cache
 from jaxs1.model.backends import BACKENDS
 from jaxs1.model.kv_cache import KVCache
 from jaxs1.model.transformer import Transformer
+
+#: `limit` of `decode_steps` that runs all its steps, or until every sequence has ended.
+NO_LIMIT = np.int32(np.iinfo(np.int32).max)
 
 
 class ChunkOutput(NamedTuple):
@@ -68,6 +72,8 @@ def decode_steps(
     cache: KVCache,
     decode_state: DecodeState,
     is_newline_V: jax.Array,
+    limit: jax.Array,
+    eager: jax.Array,
     *,
     num_steps: int,
     rows: int,
@@ -75,7 +81,7 @@ def decode_steps(
     flags: SamplingFlags,
     impl: str,
 ) -> tuple[KVCache, DecodeState, ChunkOutput]:
-    """Up to `num_steps` tokens for each of the first `rows` rows; stops early once all are DONE.
+    """Some tokens for each of the first `rows` rows; stops early once all are DONE.
 
     Args:
         model: abstract
@@ -83,7 +89,9 @@ def decode_steps(
         cache: keys and values of all tokens but each sequence's newest
         decode_state: all rows
         is_newline_V: bool, as long as the tokenizer; ids beyond it are never sampled
-        num_steps: static, maximum number of steps
+        limit: int32, maximum number of steps, at most `num_steps`
+        eager: bool, stop as soon as any sequence has ended
+        num_steps: static, size of the output
         rows: static, number of rows that are decoded
         pages: static, pages of a row; must cover every position that these steps can reach
         flags: static, what any of the rows needs of `sampling.sample`
@@ -102,8 +110,11 @@ def decode_steps(
 
     def is_unfinished(carry: _Carry) -> jax.Array:
         running_B = carry.state.state.phase != Phase.DONE
-        return (carry.output.count < num_steps) & jnp.any(running_B)
+        ended = jnp.any(running_at_start_B & ~running_B)
+        return (carry.output.count < limit) & jnp.any(running_B) & ~(eager & ended)
 
+    limit = jnp.minimum(limit, num_steps)
+    running_at_start_B = active.state.phase != Phase.DONE
     empty = jnp.zeros((num_steps, rows), jnp.int32)
     start = _Carry(cache, active, ChunkOutput(jnp.int32(0), empty, empty.astype(bool), empty))
     cache, active, output = lax.while_loop(is_unfinished, step, start)
@@ -182,6 +193,25 @@ def halt(decode_state: DecodeState, rows_R: jax.Array) -> DecodeState:
     return decode_state._replace(state=decode_state.state._replace(phase=phase))
 
 
+def end_thinking(
+    decode_state: DecodeState, is_newline_V: jax.Array, rows_R: jax.Array
+) -> DecodeState:
+    """End the thinking of some rows now, as if their budget were used up and no Wait were left.
+
+    A row number out of bounds is dropped; rows that do not think are only kept from thinking again.
+    """
+    controls, state = decode_state.controls, decode_state.state
+    budget_B = controls.thinking_budget.at[rows_R].set(state.thinking_used[rows_R], mode="drop")
+    num_waits_B = controls.num_waits.at[rows_R].set(0, mode="drop")
+    controls = controls._replace(thinking_budget=budget_B, num_waits=num_waits_B)
+    waits_left_B = state.waits_left.at[rows_R].set(0, mode="drop")
+    before = state._replace(waits_left=waits_left_B)
+    state = budget.cut_where_used_up(controls, is_newline_V, before)
+    changed_B1 = (state.phase != before.phase)[:, None]
+    state = state._replace(recent_BH=jnp.where(changed_B1, budget.NONE, state.recent_BH))
+    return decode_state._replace(controls=controls, state=state)
+
+
 class CompiledFunctions:
     """The functions above, jitted for one model.
 
@@ -206,4 +236,5 @@ class CompiledFunctions:
         self.copy_page = jax.jit(kv_cache.copy_page, donate_argnums=0, out_shardings=cache)
         self.insert = jax.jit(insert, out_shardings=replicated)
         self.halt = jax.jit(halt, out_shardings=replicated)
+        self.end_thinking = jax.jit(end_thinking, out_shardings=replicated)
         self.reorder = jax.jit(reorder, out_shardings=replicated)

@@ -5,6 +5,7 @@ for index, completions in engine.run(requests): ...
 
 from __future__ import annotations
 
+import dataclasses
 from functools import lru_cache, partial
 from typing import Any
 
@@ -12,10 +13,11 @@ import jax
 import numpy as np
 
 from jaxs1.config import UserError
-from jaxs1.decoding.base_engine import BaseEngine
-from jaxs1.decoding.budget import Phase, TokenKind
-from jaxs1.decoding.controls import check_sizes, newline_table
-from jaxs1.decoding.decode_loop import ChunkOutput, CompiledFunctions
+from jaxs1.decoding.base_engine import ALL_STEPS, BaseEngine, Load, Steps
+from jaxs1.decoding.buckets import Buckets, bucket, size_for
+from jaxs1.decoding.budget import EndedBy, Phase, TokenKind
+from jaxs1.decoding.controls import SequenceLimits, check_sizes, newline_table, with_reserve
+from jaxs1.decoding.decode_loop import NO_LIMIT, ChunkOutput, CompiledFunctions
 from jaxs1.decoding.decode_state import NewSequence, empty_rows, rows_of, sampling_flags, table
 from jaxs1.decoding.outputs import Completion, StreamOutput, TokenLog, complete, failed
 from jaxs1.decoding.page_allocator import pages_for
@@ -26,7 +28,6 @@ from jaxs1.decoding.scheduler import (
     Schedule,
     Scheduler,
     Sequence,
-    bucket,
 )
 from jaxs1.decoding.tokenized_thinking import (
     TokenizedThinking,
@@ -68,28 +69,31 @@ class Engine(BaseEngine):
         self.compiled = CompiledFunctions(model, impl, limits.decode_steps)
         self.cache = init_cache(model.architecture, num_pages, cache_dtype, model.rules)
         replicated = model.rules.sharding(())
-        self._is_newline_V = jax.device_put(newline_table(tokenizer), replicated)
+        self.is_newline_V = jax.device_put(newline_table(tokenizer), replicated)
         rows = empty_rows(
             limits.max_num_seqs,
             max_pages=self.scheduler.max_pages,
-            is_newline_V=self._is_newline_V,
+            is_newline_V=self.is_newline_V,
         )
-        self._decode_state = jax.device_put(rows, replicated)
+        self.decode_state = jax.device_put(rows, replicated)
         # not a method: a cycle would keep the device's memory until the next garbage collection
         self._tokenize = lru_cache(256)(partial(_tokenize, tokenizer))
         self._refused: list[StreamOutput] = []
         self._output: ChunkOutput | None = None
+
+    def check(self, request: Request) -> SequenceLimits:
+        """See `BaseEngine`."""
+        thinking, prompt, note = self._resolve(request, None)
+        limits = self.scheduler.fit(request, thinking, prompt)
+        return limits._replace(note=note or limits.note)
 
     def submit(self, request: Request, longest: int | None = None) -> int:
         """See `BaseEngine`."""
         number = self.submitted
         self.submitted += 1
         try:
-            self._check_ids(request.prompt_ids)
-            thinking = self._tokenize(request.thinking)
-            length = (longest or len(request.prompt_ids)) + len(thinking.start)
-            prompt = [*request.prompt_ids, *thinking.start]
-            self.scheduler.add(number, request, resolve_auto(thinking, [length]), prompt)
+            thinking, prompt, note = self._resolve(request, longest)
+            self.scheduler.add(number, request, thinking, prompt, note)
         except UserError as error:
             for sample in range(request.n):
                 completion = failed(request, sample, str(error))
@@ -101,31 +105,71 @@ class Engine(BaseEngine):
         self._refused = [output for output in self._refused if output.request != number]
         if rows := self.scheduler.cancel(number):
             padded = _padded(rows, len(self.scheduler.rows))
-            self._decode_state = self.compiled.halt(self._decode_state, padded)
+            self.decode_state = self.compiled.halt(self.decode_state, padded)
+
+    def end_thinking(self, number: int) -> bool:
+        """See `BaseEngine`."""
+        was_thinking, rows = self.scheduler.end_thinking(number)
+        if rows:
+            padded = _padded(rows, len(self.scheduler.rows))
+            self.decode_state = self.compiled.end_thinking(
+                self.decode_state, self.is_newline_V, padded
+            )
+        return was_thinking
+
+    def load(self) -> Load:
+        """See `BaseEngine`."""
+        return self.scheduler.load()
 
     @property
     def busy(self) -> bool:
         """See `BaseEngine`."""
         return bool(self._refused) or self.scheduler.busy
 
-    def step(self) -> list[StreamOutput]:
+    def begin(self, steps: Steps = ALL_STEPS) -> None:
         """See `BaseEngine`."""
-        self.begin()
-        return self.end()
-
-    def begin(self) -> None:
-        """The first half of `step`: dispatch the work; the device runs it until `end`."""
-        self._output = self._run(self.scheduler.schedule())
+        schedule = self.scheduler.schedule()
+        parts = [part for batch in schedule.prefills for part in batch.parts]
+        self.num_prefilled = sum(end - start for _, start, end in parts)
+        limits = [x for x in (steps.limit, steps.first if schedule.inserts else None) if x]
+        limit = np.int32(min(limits)) if limits else NO_LIMIT
+        self._output = self._run(schedule, limit, np.bool_(steps.eager))
 
     def end(self) -> list[StreamOutput]:
-        """The second half of `step`: wait for the device and return the new tokens."""
+        """See `BaseEngine`."""
         outputs, self._refused = self._refused, []
+        self.num_steps = 0
         if self._output is not None:
             outputs += self._postprocess(self._output)
             self._output = None
         return outputs
 
-    def _run(self, schedule: Schedule) -> ChunkOutput | None:
+    @property
+    def buckets(self) -> Buckets:
+        """Sizes of the compiled programs; may be replaced while the engine is idle."""
+        return self.scheduler.buckets
+
+    @buckets.setter
+    def buckets(self, buckets: Buckets) -> None:
+        self.scheduler.buckets = buckets
+
+    def _resolve(
+        self, request: Request, longest: int | None
+    ) -> tuple[TokenizedThinking, list[int], str | None]:
+        """Thinking parameters and prompt of a request in token ids, and a remark."""
+        self._check_ids(request.prompt_ids)
+        thinking, note = self._tokenize(request.thinking), None
+        if 0 <= request.max_tokens <= len(thinking.cut):
+            thinking = self._tokenize(dataclasses.replace(request.thinking, mode="off"))
+            note = (
+                f"max_tokens={request.max_tokens}: too few to end a thought and to answer; "
+                "thinking is off"
+            )
+        thinking = with_reserve(thinking, request.max_tokens)
+        length = (longest or len(request.prompt_ids)) + len(thinking.start)
+        return resolve_auto(thinking, [length]), [*request.prompt_ids, *thinking.start], note
+
+    def _run(self, schedule: Schedule, limit: Any, eager: Any) -> ChunkOutput | None:
         for source, target in schedule.page_copies:
             self.cache = self.compiled.copy_page(self.cache, np.int32(source), np.int32(target))
         for batch in schedule.prefills:
@@ -134,28 +178,32 @@ class Engine(BaseEngine):
             self._insert(schedule.inserts)
         if schedule.order is not None:
             order = np.asarray(schedule.order, np.int32)
-            self._decode_state = self.compiled.reorder(self._decode_state, order)
+            self.decode_state = self.compiled.reorder(self.decode_state, order)
         if not schedule.num_rows:
             return None
-        self.cache, self._decode_state, output = self.compiled.decode_steps(
+        needed = sampling_flags([s.request.sampling for _, s in self.scheduler.running])
+        self.cache, self.decode_state, output = self.compiled.decode_steps(
             self.params,
             self.cache,
-            self._decode_state,
-            self._is_newline_V,
+            self.decode_state,
+            self.is_newline_V,
+            limit,
+            eager,
             rows=schedule.num_rows,
             pages=schedule.num_pages,
-            flags=sampling_flags([s.request.sampling for _, s in self.scheduler.running]),
+            flags=self.buckets.flags_for(needed),
         )
         return output
 
     def _prefill(self, batch: PrefillBatch) -> None:
-        rows = bucket(len(batch.parts))
+        rows = size_for(self.buckets.rows, len(batch.parts))
         tokens_RT = np.zeros((rows, batch.width), np.int32)
         positions_RT = np.full((rows, batch.width), PAD_POSITION, np.int32)
         for r, (s, start, end) in enumerate(batch.parts):
             tokens_RT[r, : end - start] = s.prompt[start:end]
             positions_RT[r, : end - start] = np.arange(start, end)
-        num_pages = bucket(pages_for(max(end for _, _, end in batch.parts)))
+        longest = max(end for _, _, end in batch.parts)
+        num_pages = size_for(self.buckets.pages, pages_for(longest))
         table_RM = table([s.pages for s, _, _ in batch.parts], rows, num_pages)
         self.cache = self.compiled.prefill(
             self.params, self.cache, tokens_RT, positions_RT, table_RM
@@ -174,31 +222,34 @@ class Engine(BaseEngine):
             sequences,
             len(rows),
             max_pages=self.scheduler.max_pages,
-            is_newline_V=self._is_newline_V,
+            is_newline_V=self.is_newline_V,
         )
-        self._decode_state = self.compiled.insert(self._decode_state, new, rows)
+        self.decode_state = self.compiled.insert(self.decode_state, new, rows)
 
     def _postprocess(self, output: ChunkOutput) -> list[StreamOutput]:
         """Log the new tokens; finished sequences leave their rows."""
-        state = self._decode_state.state
+        state = self.decode_state.state
         output, phase, ended_by, finish = jax.device_get(
             (output, state.phase, state.ended_by, state.finish)
         )
+        self.num_steps = int(output.count)
         outputs = []
         for row, s in self.scheduler.running:
             new = _log(output, row)
             s.log.extend(new)
-            completion = None
+            completion, cause = None, _cause(s, EndedBy(ended_by[row]))
             if phase[row] == Phase.DONE:
                 self.scheduler.finish(row)
-                completion = self._complete(s, int(ended_by[row]), int(finish[row]))
-            outputs.append(StreamOutput(s.number, s.sample, new, completion))
+                completion = self._complete(s, cause, int(finish[row]))
+            outputs.append(
+                StreamOutput(s.number, s.sample, new, completion, cause, s.prefix_tokens)
+            )
         return outputs
 
-    def _complete(self, s: Sequence, ended_by: int, finish: int) -> Completion:
+    def _complete(self, s: Sequence, ended_by: str, finish: int) -> Completion:
         return complete(
             s.request, s.sample, s.thinking, self.tokenizer, s.prompt, s.log,
-            ended_by=ended_by, finish=finish, note=s.limits.note,
+            ended_by=ended_by, finish=finish, note=s.note or s.limits.note,
         )  # fmt: skip
 
     def _check_ids(self, ids: Any) -> None:
@@ -225,6 +276,18 @@ def _tokenize(tokenizer: Any, params: ThinkingParams) -> TokenizedThinking:
     thinking = tokenize_thinking(params, tokenizer)
     check_sizes(thinking)
     return thinking
+
+
+def _cause(s: Sequence, ended_by: EndedBy) -> str:
+    """Why thinking ended; the device knows only limits, not where they come from."""
+    if s.thinking.thinking.mode != s.request.thinking.mode:  # max_tokens leaves no thinking
+        return "none"
+    if s.ended_by_client and ended_by == EndedBy.BUDGET:
+        return "client"
+    clamped = ended_by == EndedBy.BUDGET and s.limits.note is not None
+    if s.limits.limited_by == "max_tokens" and (clamped or ended_by == EndedBy.CONTEXT):
+        return "max_tokens"
+    return ended_by.name.lower()
 
 
 def _padded(rows: list[int], out_of_bounds: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from jaxs1.decoding.budget import EndedBy, Finish, TokenKind
+from jaxs1.decoding.budget import Finish, TokenKind
 from jaxs1.decoding.params import Request, delimiters_of
 from jaxs1.decoding.tokenized_thinking import Ids, TokenizedThinking
 
@@ -38,7 +38,8 @@ class Completion:
         answer: text of the answer
         interventions: texts that the controller inserted; positions count from the first token
             after the prompt
-        thinking_ended_by: model, budget or context; open if it never ended
+        thinking_ended_by: model, budget, context, max_tokens or client (`Engine.end_thinking`);
+            none: max_tokens was too small to think; open: it never ended
         finish_reason: stop, length, or error
         usage: prompt_tokens, thinking_tokens, answer_tokens, forced_tokens (all tokens that the
             controller inserted), completion_tokens, and surplus_tokens (beyond the budget of
@@ -100,6 +101,11 @@ class TokenLog:
         self.kinds += new.kinds
         self.surplus += new.surplus
 
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the thinking has not ended, or not begun, yet."""
+        return not self.kinds or self.kinds[-1] in (TokenKind.THINKING, TokenKind.WAIT)
+
     def of_kind(self, *kinds: int) -> list[int]:
         """The ids of the tokens of some kinds."""
         return [t for t, kind in zip(self.tokens, self.kinds, strict=True) if kind in kinds]
@@ -113,12 +119,16 @@ class StreamOutput(NamedTuple):
         sample: index among the request's n completions
         new_tokens: tokens generated since the previous output
         completion: set in the last output of a sequence
+        thinking_ended_by: see `Completion`
+        cached_tokens: tokens of the prompt that were not prefilled for this request
     """
 
     request: int
     sample: int
     new_tokens: TokenLog
     completion: Completion | None
+    thinking_ended_by: str = "open"
+    cached_tokens: int = 0
 
 
 def complete(
@@ -129,7 +139,7 @@ def complete(
     prompt: list[int],
     log: TokenLog,
     *,
-    ended_by: int,
+    ended_by: str,
     finish: int,
     note: str | None,
 ) -> Completion:
@@ -142,7 +152,7 @@ def complete(
         tokenizer: tokenizer of the model
         prompt: prompt, with the start of thinking
         log: all tokens after the prompt
-        ended_by: why thinking ended, from the last `budget.State`
+        ended_by: why thinking ended, see `Completion.thinking_ended_by`
         finish: why the sequence ended, from the last `budget.State`
         note: see `Completion`
     """
@@ -164,7 +174,7 @@ def complete(
         thinking=tokenizer.decode(thinking_ids).strip(),
         answer=tokenizer.decode(visible_ids, skip_special_tokens=True).strip(),
         interventions=interventions(log.kinds, log.forced, [len(ids) for ids in thinking.waits]),
-        thinking_ended_by=EndedBy(ended_by).name.lower(),
+        thinking_ended_by=ended_by,
         finish_reason=Finish(finish).name.lower(),
         usage={
             "prompt_tokens": len(prompt),

@@ -185,6 +185,9 @@ class Request:
         sampling: sampling parameters
         n: number of completions; they share the prompt's prefill
         seed: random seed; each of the n completions has its own random key
+        max_tokens: maximum tokens after the prompt, thinking, close and answer; -1: no limit. A
+            quarter of them, at most thinking.min_answer_tokens, is reserved for the answer
+        cache_salt: requests with different salts share no cached prefix
     """
 
     prompt_ids: Sequence[int]
@@ -192,11 +195,15 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     n: int = 1
     seed: int = 0
+    max_tokens: int = -1
+    cache_salt: str = ""
 
     def __post_init__(self) -> None:
-        """Check the number of completions."""
+        """Check the numbers."""
         if self.n < 1:
             raise UserError(f"n={self.n}: must be at least 1")
+        if self.max_tokens == 0 or self.max_tokens < -1:
+            raise UserError(f"max_tokens={self.max_tokens}: must be at least 1, or -1 (no limit)")
 
 
 def resolve_preset(thinking: ThinkingParams, tokenizer: Any) -> ThinkingParams:

@@ -6,20 +6,21 @@ that it might need are allocated at admission, so sequences are never preempted.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from jaxs1.config import UserError
+from jaxs1.decoding.base_engine import Load
+from jaxs1.decoding.buckets import bucket, powers_of_two, size_for
 from jaxs1.decoding.controls import SequenceLimits, fit
 from jaxs1.decoding.outputs import TokenLog
 from jaxs1.decoding.page_allocator import PageAllocator, pages_for
 from jaxs1.decoding.params import Request
+from jaxs1.decoding.prefix_cache import page_names
 from jaxs1.decoding.tokenized_thinking import TokenizedThinking
 from jaxs1.model.kv_cache import PAGE
-
-#: Minimum width of a prefill batch [tokens]: shorter prompts share one compiled shape.
-MIN_PREFILL = 16
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,11 @@ class Sequence:
         pages: pages of the cache
         shared_pages: of a first sequence, the prompt's pages, held until all siblings are admitted
         num_prefilled: tokens of the prompt that are in the cache
+        prefix_tokens: those that were there before
+        names: names of the prompt's full pages, the last token apart; without the prefix cache none
         log: tokens generated so far
+        note: remark about settings that could not be honoured
+        ended_by_client: whether its thinking was ended by `Scheduler.end_thinking`
     """
 
     number: int
@@ -79,7 +84,11 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     shared_pages: list[int] = field(default_factory=list)
     num_prefilled: int = 0
+    prefix_tokens: int = 0
+    names: list[bytes] = field(default_factory=list)
     log: TokenLog = field(default_factory=TokenLog)
+    note: str | None = None
+    ended_by_client: bool = False
 
     @property
     def ready(self) -> bool:
@@ -131,12 +140,19 @@ class Scheduler:
         limits: limits of the engine
         context: maximum length of a sequence [tokens]
         num_pages: pages of the cache, page 0 included
+
+    Attributes:
+        prefix_caching: whether requests that begin alike share pages, also after their end
     """
 
     def __init__(self, limits: Limits, *, context: int, num_pages: int):
         self.limits, self.context = limits, context
         self.max_pages = bucket(pages_for(context))
+        self.buckets = powers_of_two(
+            rows=limits.max_num_seqs, pages=self.max_pages, tokens=limits.prefill_chunk_tokens
+        )
         self.pages = PageAllocator(num_pages)
+        self.prefix_caching = False
         self.waiting: deque[Sequence] = deque()
         self.prefilling: list[Sequence] = []
         self.ready: deque[Sequence] = deque()
@@ -152,15 +168,15 @@ class Scheduler:
         """Whether any sequence is unfinished."""
         return bool(self.waiting or self.prefilling or self.ready or any(self.rows))
 
-    def add(
-        self, number: int, request: Request, thinking: TokenizedThinking, prompt: list[int]
-    ) -> None:
-        """Queue the n sequences of a request.
+    def fit(
+        self, request: Request, thinking: TokenizedThinking, prompt: list[int]
+    ) -> SequenceLimits:
+        """The limits of a request's sequences.
 
         Raises:
             UserError: the prompt does not fit into the context, or the request into the cache
         """
-        limits = fit(thinking, len(prompt), self.context)
+        limits = fit(thinking, len(prompt), self.context, request.max_tokens)
         # a second sample needs its own copy of the page in which the prompt ends
         copies = request.n > 1 and (len(prompt) - 1) % PAGE > 0
         if limits.num_pages + copies > self.pages.size:
@@ -169,10 +185,39 @@ class Scheduler:
                 f"which can need {(limits.num_pages + copies) * PAGE}; raise it, or lower "
                 "thinking.max and thinking.max_answer_tokens"
             )
-        first = Sequence(number, 0, request, thinking, prompt, limits, siblings=request.n - 1)
+        return limits
+
+    def add(
+        self,
+        number: int,
+        request: Request,
+        thinking: TokenizedThinking,
+        prompt: list[int],
+        note: str | None = None,
+    ) -> None:
+        """Queue the n sequences of a request. Raises `UserError` as `fit` does."""
+        limits = self.fit(request, thinking, prompt)
+        first = Sequence(
+            number, 0, request, thinking, prompt, limits, siblings=request.n - 1, note=note
+        )
+        if self.prefix_caching:
+            first.names = page_names(prompt[:-1], request.cache_salt)
         self.waiting.append(first)
         for sample in range(1, request.n):
-            self.waiting.append(Sequence(number, sample, request, thinking, prompt, limits, first))
+            self.waiting.append(
+                Sequence(number, sample, request, thinking, prompt, limits, first, note=note)
+            )
+
+    def load(self) -> Load:
+        """How much there is to do."""
+        waiting = [s for s in self.waiting if s.first is None]
+        return Load(
+            running=len(self.running) + len(self.ready) + len(self.prefilling),
+            waiting=len(self.waiting),
+            waiting_tokens=sum(len(s.prompt) for s in waiting),
+            pages=self.pages.size,
+            free_pages=self.pages.num_free,
+        )
 
     def schedule(self) -> Schedule:
         """Decide what the device does next; assumes that it will be done."""
@@ -184,17 +229,16 @@ class Scheduler:
         if not running:
             return Schedule(page_copies, prefills, inserts, order, 0, 0)
         longest = max(s.num_cached for _, s in running)
-        num_pages = bucket(pages_for(longest + self.limits.decode_steps))
-        num_rows = min(bucket(running[-1][0] + 1), len(self.rows))
-        return Schedule(
-            page_copies, prefills, inserts, order, num_rows, min(num_pages, self.max_pages)
-        )
+        num_pages = size_for(self.buckets.pages, pages_for(longest + self.limits.decode_steps))
+        num_rows = size_for(self.buckets.rows, running[-1][0] + 1)
+        return Schedule(page_copies, prefills, inserts, order, num_rows, num_pages)
 
     def finish(self, row: int) -> None:
         """Free a row and its pages."""
         sequence = self.rows[row]
         assert sequence is not None
         self.rows[row] = None
+        self._name_answer(sequence)
         self.pages.free(sequence.pages)
 
     def cancel(self, number: int) -> list[int]:
@@ -214,6 +258,27 @@ class Scheduler:
         self.ready = deque(s for s in self.ready if s.number != number)
         return rows
 
+    def end_thinking(self, number: int) -> tuple[bool, list[int]]:
+        """End the thinking of all sequences of a request; s1_harness has its own end.
+
+        Returns:
+            whether any was thinking; their rows, of which the device must be told
+        """
+        held = [*self.waiting, *self.prefilling, *self.ready]
+        running = [(row, s) for row, s in self.running if s.number == number and s.log.is_thinking]
+        early = [s for s in held if s.number == number]
+        if any(
+            s.thinking.thinking.mode == "s1_harness" for s in (*early, *(s for _, s in running))
+        ):
+            return False, []
+        for s in early:  # a budget of 0 closes before the first token
+            params = dataclasses.replace(s.thinking.thinking, num_waits=0, min=0, max=0)
+            s.thinking = dataclasses.replace(s.thinking, thinking=params)
+            s.limits = s.limits._replace(budget=0)
+        for s in (*early, *(s for _, s in running)):
+            s.ended_by_client = True
+        return bool(early or running), [row for row, _ in running]
+
     def _admit(self) -> list[tuple[int, int]]:
         """Allocate pages to waiting sequences, in order, while pages and rows last."""
         copies: list[tuple[int, int]] = []
@@ -221,9 +286,8 @@ class Scheduler:
         while self.waiting and free_rows > 0:
             sequence = self.waiting[0]
             if sequence.first is None:
-                if self.pages.num_free < sequence.limits.num_pages:
+                if not self._allocate(sequence):
                     break
-                self._allocate(sequence)
                 self.prefilling.append(sequence)
             else:
                 shared = self._share_prompt(sequence, sequence.first)
@@ -235,11 +299,26 @@ class Scheduler:
             free_rows -= 1
         return copies
 
-    def _allocate(self, sequence: Sequence) -> None:
-        sequence.pages = self.pages.allocate(sequence.limits.num_pages)
+    def _allocate(self, sequence: Sequence) -> bool:
+        """Allocate the pages of a first sequence, cached ones among them; whether there are any."""
+        found = self.pages.find(sequence.names)
+        needed = sequence.limits.num_pages - len(found)
+        if self.pages.num_free_without(found) < needed:
+            return False
+        self.pages.share(found)
+        sequence.pages = found + self.pages.allocate(needed)
+        sequence.num_prefilled = sequence.prefix_tokens = len(found) * PAGE
         if sequence.siblings:  # keep the prompt's pages until they are admitted
             sequence.shared_pages = sequence.pages[: pages_for(len(sequence.prompt) - 1)]
             self.pages.share(sequence.shared_pages)
+        return True
+
+    def _name_answer(self, s: Sequence) -> None:
+        """Name the full pages of prompt and completion: the next turn may begin with them."""
+        # the newest token is not in the cache; s1_harness discards tokens
+        if self.prefix_caching and s.thinking.thinking.mode != "s1_harness":
+            ids = [*s.prompt, *s.log.tokens][:-1]
+            self.pages.name(s.pages, page_names(ids, s.request.cache_salt))
 
     def _share_prompt(self, sequence: Sequence, first: Sequence) -> list[tuple[int, int]] | None:
         """Share the first sample's full pages of the prompt and copy the last; None: not yet."""
@@ -269,12 +348,13 @@ class Scheduler:
         size = self.limits.prefill_chunk_tokens
         first = self.prefilling[0]
         left = len(first.prompt) - 1 - first.num_prefilled
-        width = min(size, max(MIN_PREFILL, bucket(left)))
+        width = size_for(self.buckets.widths, left)
         parts = []
         for s in self.prefilling[: max(1, size // width)]:
             end = min(s.num_prefilled + width, len(s.prompt) - 1)
             parts.append((s, s.num_prefilled, end))
             s.num_prefilled = end
+            self.pages.name(s.pages[: end // PAGE], s.names)
         return PrefillBatch(parts, width)
 
     def _move_ready(self) -> None:
@@ -292,13 +372,9 @@ class Scheduler:
     def _compact(self) -> list[int] | None:
         """Move sequences to the front if that reduces the rows to decode; the new order."""
         used = [row for row, _ in self.running]
-        if not used or bucket(len(used)) >= bucket(used[-1] + 1):
+        sizes = self.buckets.rows
+        if not used or size_for(sizes, len(used)) >= size_for(sizes, used[-1] + 1):
             return None
         order = used + [row for row, s in enumerate(self.rows) if s is None]
         self.rows = [self.rows[row] for row in order]
         return order
-
-
-def bucket(n: int) -> int:
-    """The next power of two."""
-    return 1 << max(0, n - 1).bit_length()

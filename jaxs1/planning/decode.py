@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxs1.decoding.decode_loop import CompiledFunctions
+from jaxs1.decoding.decode_loop import NO_LIMIT, CompiledFunctions
 from jaxs1.decoding.decode_state import empty_rows
 from jaxs1.decoding.loading import quantized_linear
 from jaxs1.decoding.page_allocator import pages_for
@@ -121,6 +121,8 @@ def compile_decoding(
         cache,
         decode_state,
         is_newline_V,
+        NO_LIMIT,
+        np.bool_(False),
         rows=sequences,
         pages=pages,
         flags=SamplingFlags(sampled=False, filtered=False, penalised=False),

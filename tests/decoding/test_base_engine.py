@@ -32,11 +32,7 @@ class Echo(BaseEngine):
     def busy(self):
         return bool(self.left)
 
-    def step(self):
-        self.begin()
-        return self.end()
-
-    def begin(self):
+    def begin(self, steps=None):
         self.steps += 1
 
     def end(self):

@@ -50,3 +50,54 @@ def test_an_unallocated_page_can_be_neither_shared_nor_freed():
             wrong([page])
     with pytest.raises(KeyError):
         allocator.free([NULL_PAGE])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_named_pages_are_found_until_they_are_given_away(seed):
+    """Against a plain model: a name is known from naming until its page has been evicted."""
+    rng = random.Random(seed)
+    allocator, holders, content = PageAllocator(12), [], {}
+    found = evicted = 0
+    for _ in range(4000):
+        action = rng.choice(["allocate", "name", "find", "free", "free"])
+        if action == "allocate" and (count := rng.randrange(4)) <= allocator.num_free:
+            new = allocator.allocate(count)
+            evicted += sum(content.pop(page, None) is not None for page in new)
+            holders.append(new)
+        elif action == "name" and holders and (held := rng.choice(holders)):
+            page = rng.choice(held)
+            name = b"%d" % rng.randrange(40)
+            allocator.name([page], [name])
+            if page not in content and name not in content.values():
+                content[page] = name
+        elif action == "find" and content:
+            page = rng.choice(list(content))
+            (same,) = allocator.find([content[page], b"unknown", content[page]])
+            assert same == page
+            used = {p for held in holders for p in held}
+            free = allocator.size - len(used | {page})
+            assert allocator.num_free_without([page]) == free
+            allocator.share([page])
+            holders.append([page])
+            found += 1
+        elif action == "free" and holders:
+            allocator.free(holders.pop(rng.randrange(len(holders))))
+        used = {page for held in holders for page in held}
+        assert allocator.num_free == allocator.size - len(used)
+    assert found > 200 and evicted > 100
+    assert allocator.find([b"unknown"]) == []
+
+
+def test_the_page_that_was_used_longest_ago_is_given_away_first():
+    allocator = PageAllocator(5)
+    pages = allocator.allocate(4)
+    names = [b"a", b"b", b"c", b"d"]
+    allocator.name(pages, names)
+    allocator.free(pages)  # the beginning of a sequence is worth more than its end
+    allocator.share(pages[3:])
+    allocator.free(pages[3:])
+    gone = []
+    for _ in range(4):
+        allocator.allocate(1)
+        gone += [name for name in names if name not in gone and not allocator.find([name])]
+    assert gone == [b"c", b"b", b"a", b"d"]

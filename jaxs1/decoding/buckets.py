@@ -1,0 +1,89 @@
+"""Sizes of the compiled programs: what is decoded or prefilled is rounded up to one of them.
+
+An engine compiles a program when it first needs it. `powers_of_two` wastes little work. A server
+cannot let streams wait for a compiler, so it takes the few sizes of `ladder` and compiles all of
+them before it is ready.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from jaxs1.decoding.sampling import SamplingFlags
+
+#: Minimum width of a prefill batch [tokens]: shorter prompts share one compiled shape.
+MIN_PREFILL = 16
+#: Ratio of two neighbouring sizes of a ladder.
+STEP = 4
+#: Programs of a ladder for sampling: plain, and with all filters and the penalty.
+LADDER_FLAGS = (
+    SamplingFlags(sampled=True, filtered=False, penalised=False),
+    SamplingFlags(sampled=True, filtered=True, penalised=True),
+)
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Sizes, each in ascending order; the last one covers everything.
+
+    Args:
+        rows: sequences of a batch
+        pages: pages of a sequence
+        widths: tokens of a prefill batch's longest part
+        flags: what a program for decode steps supports; None: exactly what a batch needs
+    """
+
+    rows: tuple[int, ...]
+    pages: tuple[int, ...]
+    widths: tuple[int, ...]
+    flags: tuple[SamplingFlags, ...] | None = None
+
+    def flags_for(self, needed: SamplingFlags) -> SamplingFlags:
+        """The first program that supports what a batch needs."""
+        if self.flags is None:
+            return needed
+        return next(f for f in self.flags if all(x >= y for x, y in zip(f, needed, strict=True)))
+
+    def prefill_shapes(self, tokens: int) -> Iterator[tuple[int, int]]:
+        """Rows and width of all prefill batches of at most `tokens` tokens."""
+        for width in self.widths:
+            most = size_for(self.rows, max(1, tokens // width))
+            yield from ((rows, width) for rows in self.rows if rows <= most)
+
+
+def powers_of_two(*, rows: int, pages: int, tokens: int) -> Buckets:
+    """All powers of two, up to the largest batch.
+
+    Args:
+        rows: maximum number of sequences
+        pages: maximum pages of a sequence
+        tokens: maximum width of a prefill batch
+    """
+    return Buckets(
+        _sizes(1, rows, 2), _sizes(1, pages, 2), _sizes(min(MIN_PREFILL, tokens), tokens, 2)
+    )
+
+
+def ladder(*, rows: int, pages: int, tokens: int) -> Buckets:
+    """Few sizes, each `STEP` times the one before. Arguments as in `powers_of_two`."""
+    widths = _sizes(min(2 * MIN_PREFILL, tokens), tokens, STEP)
+    return Buckets(_sizes(1, rows, STEP), _sizes(min(4, pages), pages, STEP), widths, LADDER_FLAGS)
+
+
+def size_for(sizes: Sequence[int], n: int) -> int:
+    """The smallest size that is large enough, or the largest one."""
+    return sizes[min(bisect_left(sizes, n), len(sizes) - 1)]
+
+
+def bucket(n: int) -> int:
+    """The next power of two."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def _sizes(smallest: int, largest: int, ratio: int) -> tuple[int, ...]:
+    sizes = [smallest]
+    while sizes[-1] * ratio < largest:
+        sizes.append(sizes[-1] * ratio)
+    return (*sizes, largest) if largest > sizes[-1] else tuple(sizes)
