@@ -9,6 +9,7 @@ from jaxs1.decoding import loading
 from jaxs1.decoding.loading import EngineConfig, ParallelConfig, load_engine, resolve_impl
 from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams
 from tests.decoding.engines import HOT, LIMITS, complete_all, write_model
+from tests.model.test_decode import rounded
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,33 @@ def test_bf16x3_decodes_the_tokens_of_float32(tmp_path):
     alone = complete_all(loaded["bf16x3"].engine, requests[:1])
     assert alone[0][0].tokens == bf16x3[0][0].tokens
     assert "weights in bfloat16, bf16x3" in loaded["bf16x3"].description
+
+
+def test_int8_needs_weights_that_are_stored_as_they_are(tmp_path):
+    write_model(tmp_path).bfloat16().save_pretrained(tmp_path)
+    config = EngineConfig(str(tmp_path), impl="bf16x3", weights="int8", limits=LIMITS)
+    with pytest.raises(UserError, match=r"^weights=int8: impl=bf16x3 has .*; give --impl xla$"):
+        load_engine(config)
+
+
+@pytest.mark.slow
+def test_int8_decodes_the_tokens_of_the_weights_that_it_stands_for(tmp_path):
+    """Greedy and sampled, by budgets and Waits."""
+    rounded(write_model(tmp_path), "int8").save_pretrained(tmp_path)
+    loaded = {
+        w: load_engine(EngineConfig(str(tmp_path), impl="xla", weights=w, limits=LIMITS))
+        for w in ("auto", "int8")
+    }
+    assert "float32 with weights in int8, xla" in loaded["int8"].description
+    assert loaded["auto"].fingerprint != loaded["int8"].fingerprint
+    rng = np.random.default_rng(0)
+    thinking = ThinkingParams(max=20, min=8, num_waits=1, max_answer_tokens=8)
+    requests = [
+        Request(rng.integers(0, 300, n).tolist(), thinking, sampling, seed=n)
+        for n, sampling in ((3, SamplingParams()), (40, HOT), (70, SamplingParams()))
+    ]
+    tokens = {
+        w: [c.tokens for (c,) in complete_all(found.engine, requests)]
+        for w, found in loaded.items()
+    }
+    assert tokens["int8"] == tokens["auto"]

@@ -65,7 +65,8 @@ def rounded(model, linear):
         with torch.no_grad():
             for module in model.modules():
                 if isinstance(module, torch.nn.Linear) or module is tables:
-                    scale = module.weight.abs().amax(1, keepdim=True) / 127
+                    largest = module.weight.abs().amax(1, keepdim=True)
+                    scale = torch.where(largest > 0, largest / 127, 1)
                     module.weight.copy_((module.weight / scale).round() * scale)
     return model
 

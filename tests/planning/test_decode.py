@@ -1,5 +1,6 @@
 """The decode loop compiled ahead of time: no large copies, little memory, one CUDA graph."""
 
+import dataclasses
 import importlib.util
 import json
 
@@ -10,6 +11,7 @@ from jaxs1.plan import main
 from jaxs1.planning import topology
 from jaxs1.planning.hlo import count_launches, large_copies
 from jaxs1.planning.targets import Target
+from kernels.shapes import MODELS, step_work
 from tests.planning.cases import needs
 
 LAYERS = ["--layers", "2"]
@@ -56,6 +58,23 @@ def test_triton_on_an_h200(sequences, capsys, tmp_path):
     assert found["temporaries"] < 64 << 20
     assert found["launches"] == {"kCommandBuffer": 1}
     assert "the loop is one CUDA graph" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_triton_with_int8_weights_on_an_h100(tmp_path):
+    """Half the bytes, and XLA neither copies nor converts a weight."""
+    needs("gpu")
+    pytest.importorskip("triton", reason="Triton has wheels for Linux only")
+    found = planned(
+        tmp_path, "--target", "h100:1x1", "--impl", "triton", "--weights", "int8", "--sequences", 1
+    )
+    assert found["copies"] == [] and found["copies_once"] == []
+    assert found["launches"] == {"kCommandBuffer": 1}
+    assert found["temporaries"] < 64 << 20
+    shape = dataclasses.replace(MODELS["qwen2.5-32b"], layers=2, weight_bytes=1)
+    embedding = 2 * shape.vocabulary * shape.width  # stays in bfloat16
+    expected = step_work(shape, batch=1, context=1).weights + embedding
+    assert found["weights"] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.slow
