@@ -67,5 +67,5 @@ def test_in_a_browser(tmp_path):
     assert seen["errors"] == [] and seen["fits"] and seen["rows"] == 3
     assert seen["thinking"]["budget_tokens"] == 32 and seen["thinking"]["num_waits"] == 2
     assert seen["thinking"]["wait_strings"] == ["Hmm"]
-    assert set(seen["marks"]) <= {"Hmm"}
+    assert "".join(seen["marks"]) in ("", "Hmm", "HmmHmm")  # a piece may end inside of a Wait
     assert seen["byHand"].startswith("ended by hand")
