@@ -122,6 +122,8 @@ def test_the_second_signal_ends_at_once(folder):
         stream = server.post(CHAT, body)
         stream.readline()
         server.process.send_signal(signal.SIGTERM)
+        while not any(line.startswith("draining: ") for line in server.lines):
+            time.sleep(0.01)  # two signals at once would be one
         server.process.send_signal(signal.SIGTERM)
         begin = time.monotonic()
         assert server.process.wait(60) == 0 and time.monotonic() - begin < 5

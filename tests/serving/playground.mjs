@@ -8,6 +8,7 @@ const errors = [];
 async function open(width, height) {
   const page = await browser.newPage({ viewport: { width, height } });
   page.on("console", (message) => message.type() === "error" && errors.push(message.text()));
+  page.setDefaultTimeout(120000);
   page.on("pageerror", (error) => errors.push(String(error)));
   await page.goto(url);
   await page.waitForFunction(() => document.getElementById("model").textContent.includes("context"));
