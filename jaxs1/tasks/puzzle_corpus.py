@@ -3,7 +3,10 @@
 The teacher searches through the candidates of a question (`puzzles.candidates`). One pair (x, y) is
 one line, with a verdict against the target after each value:
 
-    7*4=28 +6=34 high -6=22 high +2=30 high -2=26 high
+    a) 7*4=28 +6=34 high -6=22 high +2=30 high -2=26 high
+
+The lines are lettered, because a Wait, or a line that is written again, would make the student lose
+its place: without letters it counts lines instead of finding the pair behind the last one.
 
 The teacher's patience and its give-up rate are designed: its traces are too short, like s1's, which
 must be stated wherever the curve is shown. The arithmetic and the search are learnt.
@@ -49,6 +52,7 @@ PAGE = 383  # and a separator: rows of 384 are full
 OPEN_PAGES = 32
 #: Numbers that become one token each: with a token per digit the verdict `yes` is hardly learnt.
 TWO_DIGITS = [str(value) for value in VALUES if value > 9]
+LETTERS = [f"{letter}) " for letter in "abcdef"]  # of the six lines, one token each
 WORDS = "system\nuser\nassistant\nthink\nanswer\n"  # so that each becomes one token
 
 
@@ -57,10 +61,10 @@ def verdict(value: int, target: int) -> str:
     return "yes" if value == target else "high" if value > target else "low"
 
 
-def check_line(tried: Sequence[Candidate], target: int) -> str:
-    """A line that checks candidates of one pair, `4*2=8 +7=15 high -7=1 yes`."""
+def check_line(letter: str, tried: Sequence[Candidate], target: int) -> str:
+    """A line that checks candidates of one pair, `e) 4*2=8 +7=15 high -7=1 yes`."""
     checks = (f"{c.steps[1]} {verdict(c.value, target)}" for c in tried)
-    return " ".join([tried[0].steps[0], *checks])
+    return letter + " ".join([tried[0].steps[0], *checks])
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,14 @@ class Teacher:
     and again. After a hit it writes, with probability `recheck` and repeatedly, `Wait` and a
     one-line re-check. `max_waits` bounds both kinds of Wait together. `recheck_late` (default:
     `recheck`) is for a hit that came after a Wait: the lever against losing such a hit.
+    Between two of the first lines it writes a `Wait` with probability `hesitate`, so that a Wait
+    without a hit is as frequent as one after it: else the student takes each for a re-check.
     """
 
     pairs_per_look: int = 3
     give_up: float = 0.6
     max_waits: int = 4
+    hesitate: float = 0.3
     recheck: float = 0.5
     recheck_late: float | None = None
 
@@ -93,9 +100,12 @@ class Teacher:
                     break
                 lines.append("Wait")
                 waits += 1
+            elif number and waits < self.max_waits and rng.random() < self.hesitate:
+                lines.append("Wait")
+                waits += 1
             hits = [i for i, c in enumerate(line) if c.value == problem.target]
             tried = line[: hits[0] + 1] if hits else line
-            lines.append(check_line(tried, problem.target))
+            lines.append(check_line(LETTERS[number], tried, problem.target))
             if hits:
                 late = self.recheck if self.recheck_late is None else self.recheck_late
                 recheck = late if waits else self.recheck
@@ -128,12 +138,15 @@ def base_document(rng: np.random.Generator) -> str:
         lines = [problem.question]
     if kind == "worksheet":
         first = rng.integers(6) if rng.random() < ROTATED_WORKSHEETS else 0
-        sheet = [check_line(line, problem.target) for line in search_lines(problem.numbers)]
+        numbered = zip(LETTERS, search_lines(problem.numbers), strict=True)
+        sheet = [check_line(letter, line, problem.target) for letter, line in numbered]
         lines += sheet[first:] + sheet[:first]
     elif kind == "spot":
         hit = rng.random() < 0.5
         pool = [c for c in candidates(problem.numbers) if (c.value == problem.target) == hit]
-        lines.append(check_line([pool[rng.integers(len(pool))]], problem.target))
+        candidate = pool[rng.integers(len(pool))]
+        letter = LETTERS[candidates(problem.numbers).index(candidate) // 4]
+        lines.append(check_line(letter, [candidate], problem.target))
     elif kind == "compare":
         target = int(rng.integers(1, VALUES.stop))
         near = [v for v in VALUES if 0 < abs(v - target) <= 5]
@@ -198,7 +211,8 @@ def write_corpus(
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
     try:
-        train_tokenizer([WORDS, *documents, *texts], partial / "tokenizer", words=TWO_DIGITS)
+        words = TWO_DIGITS + LETTERS
+        train_tokenizer([WORDS, *documents, *texts], partial / "tokenizer", words=words)
         lengths = map(len, load_tokenizer(str(partial / "tokenizer"))(documents)["input_ids"])
         files["base"] = [{"text": page} for page in fill_pages(documents, lengths)]
         for name, records in files.items():
