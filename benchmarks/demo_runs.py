@@ -135,7 +135,7 @@ def recipe_digest() -> str:
     files.append(ROOT / "configs" / "models" / "tiny.json")
     recipe: list[Any] = [yaml.safe_load(file.read_text()) for file in files]
     recipe.append(dataclasses.asdict(puzzle_corpus.Teacher()))
-    recipe += [puzzle_corpus.BASE_MIXTURE, puzzle_corpus.ROTATED_WORKSHEETS, puzzle_corpus.PAGE]
+    recipe += [puzzle_corpus.BASE_MIXTURE, puzzle_corpus.DRAWN_WORKSHEETS, puzzle_corpus.PAGE]
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 

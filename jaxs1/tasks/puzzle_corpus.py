@@ -45,7 +45,9 @@ from jaxs1.tasks.puzzles import (
 
 EVALUATION_QUESTIONS = 400  # in each of dev.jsonl and test.jsonl
 BASE_MIXTURE = {"worksheet": 0.5, "compare": 0.2, "calculate": 0.15, "spot": 0.1, "express": 0.05}
-ROTATED_WORKSHEETS = 1 / 3
+#: Share of worksheets whose six lines are drawn at random, with repetitions: there the letter alone
+#: determines the pair. Where the pair can be had by counting lines, it is lost after a Wait.
+DRAWN_WORKSHEETS = 0.5
 #: Length of a page [tokens], longer than the longest trace: a fine-tuned model does badly at
 #: positions that the base model never saw, and each Wait leads further there.
 PAGE = 383  # and a separator: rows of 384 are full
@@ -71,20 +73,25 @@ def check_line(letter: str, tried: Sequence[Candidate], target: int) -> str:
 class Teacher:
     """A searcher of limited patience; the source of the SFT traces.
 
-    It writes `pairs_per_look` lines and stops at a hit. Without one it gives up with probability
+    It begins at the first line or, with probability `rotate`, at a random one, and goes around. It
+    writes `pairs_per_look` lines and stops at a hit. Without one it gives up with probability
     `give_up` and answers its last failed attempt, else it writes `Wait` and one more line, again
-    and again. After a hit it writes, with probability `recheck` and repeatedly, `Wait` and a
-    one-line re-check. `max_waits` bounds both kinds of Wait together. `recheck_late` (default:
-    `recheck`) is for a hit that came after a Wait: the lever against losing such a hit.
-    Between two of the first lines it writes a `Wait` with probability `hesitate`, so that a Wait
-    without a hit is as frequent as one after it: else the student takes each for a re-check.
+    and again. After a hit it writes, with probability `recheck` and repeatedly, `Wait` and the line
+    of the hit. `max_waits` bounds both kinds of Wait together. `recheck_late` (default: `recheck`)
+    is for a hit that came after a Wait: the lever against losing such a hit.
+
+    Between two of the first lines it writes a `Wait` with probability `hesitate`. With that and
+    `rotate` the next line follows a Wait as often as a re-check does, and every line of the six:
+    else the student takes each Wait for a re-check. Greedy decoding takes the more frequent choice,
+    so `give_up` and `recheck` stay away from 1/2, where training decides by chance.
     """
 
     pairs_per_look: int = 3
     give_up: float = 0.6
     max_waits: int = 4
     hesitate: float = 0.3
-    recheck: float = 0.5
+    rotate: float = 0.5
+    recheck: float = 0.35
     recheck_late: float | None = None
 
     def trace(self, problem: Problem, rng: np.random.Generator) -> dict[str, Any]:
@@ -94,7 +101,9 @@ class Teacher:
         (`Final Answer: 4*2-7`), numbers, target, answer_correct.
         """
         lines, waits = [], 0
-        for number, line in enumerate(search_lines(problem.numbers)):
+        sheet = list(zip(LETTERS, search_lines(problem.numbers), strict=True))
+        first = rng.integers(6) if rng.random() < self.rotate else 0
+        for number, (letter, line) in enumerate(sheet[first:] + sheet[:first]):
             if number >= self.pairs_per_look:
                 if waits == self.max_waits or rng.random() < self.give_up:
                     break
@@ -105,7 +114,7 @@ class Teacher:
                 waits += 1
             hits = [i for i, c in enumerate(line) if c.value == problem.target]
             tried = line[: hits[0] + 1] if hits else line
-            lines.append(check_line(LETTERS[number], tried, problem.target))
+            lines.append(check_line(letter, tried, problem.target))
             if hits:
                 late = self.recheck if self.recheck_late is None else self.recheck_late
                 recheck = late if waits else self.recheck
@@ -124,7 +133,7 @@ class Teacher:
 def base_document(rng: np.random.Generator) -> str:
     """One document of the base corpus, its kind drawn from BASE_MIXTURE; ends with a newline.
 
-    worksheet: a training question and all six lines; a third start at a random line and wrap.
+    worksheet: a training question and all six lines in order, or six lines drawn at random.
     spot: a training question and one candidate of it, half of the time a hit.
     The drills contain no question. They draw from all of 1..7, so they include three digits of a
     held-out set, but never its four together, nor a question about it:
@@ -137,10 +146,11 @@ def base_document(rng: np.random.Generator) -> str:
         problem = problems[rng.integers(len(problems))]
         lines = [problem.question]
     if kind == "worksheet":
-        first = rng.integers(6) if rng.random() < ROTATED_WORKSHEETS else 0
         numbered = zip(LETTERS, search_lines(problem.numbers), strict=True)
         sheet = [check_line(letter, line, problem.target) for letter, line in numbered]
-        lines += sheet[first:] + sheet[:first]
+        if rng.random() < DRAWN_WORKSHEETS:
+            sheet = [sheet[i] for i in rng.integers(6, size=6)]
+        lines += sheet
     elif kind == "spot":
         hit = rng.random() < 0.5
         pool = [c for c in candidates(problem.numbers) if (c.value == problem.target) == hit]
