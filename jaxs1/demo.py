@@ -31,7 +31,7 @@ from jaxs1.tasks import puzzle_corpus, puzzles
 FOLDER = "demo"
 #: Number of Waits to compare with natural stopping: the best on development questions (LOG.md), so
 #: that the test questions choose nothing and the p-value needs no correction.
-WAITS = 4
+WAITS = 2
 BASE, SFT, EVALUATE = (f"configs/demo_{name}.yaml" for name in ("base", "sft", "evaluate"))
 
 
