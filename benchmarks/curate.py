@@ -20,6 +20,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from jaxs1.storage import JsonlWriter
+
 ROOT = Path(__file__).parents[1]
 BATCH = 50_000
 SOURCES = np.array(["qq8933/AIME_1983_2024", "Idavidrein/gpqa", "qfq/openaimath/Algebra", "other"])
@@ -86,8 +88,8 @@ def write_benchmarks(folder: Path) -> str:
     files = {}
     for name, count in (("first", 500), ("second", 60)):
         path = folder / f"{name}.jsonl"
-        lines = [json.dumps({"problem": contamination(f"{name}{i}")}) for i in range(count)]
-        path.write_text("\n".join(lines) + "\n")
+        with JsonlWriter(path) as writer:
+            writer.write(*({"problem": contamination(f"{name}{i}")} for i in range(count)))
         files[str(path)] = "problem"
     return json.dumps(files)
 

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxs1.storage import read_jsonl
+
 Figures = dict[str, Any]
 #: Header fields that are equal in runs that belong together.
 SAME = ("commit", "gpu", "model")
@@ -179,10 +181,8 @@ def _short(value: Any) -> str:
 
 def _records(files: Iterable[Path]) -> Iterable[Figures]:
     for file in files:
-        for line in file.read_text().splitlines(keepends=True):
-            # a kill may tear the last line
-            if line.endswith("\n"):
-                yield json.loads(line)
+        for _, record in read_jsonl(file, appended=True):  # a kill may tear the last line
+            yield record
 
 
 def main(argv: Sequence[str]) -> int:

@@ -11,7 +11,6 @@ to --output. Exit status 1 if any of this does not hold.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from collections import Counter
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from benchmarks.grading_cases import GradingCase, near_misses, spellings
 from jaxs1.data.sources import Source
+from jaxs1.storage import read_jsonl
 from jaxs1.tasks.graders import GRADERS
 
 HERE = Path(__file__).parent / "grading"
@@ -138,7 +138,7 @@ def settle(
 
 def agreement(path: Path) -> tuple[int, list[dict[str, object]], list[dict[str, object]]]:
     """The number of math-verify's expressions; the explained and unexplained differences."""
-    cases = [json.loads(line) for line in path.read_text().splitlines()]
+    cases = [row for _, row in read_jsonl(path)]
     differ, unexplained = [], []
     for case in cases:
         if right(case["answer"], case["gold"]) is not case["equal"]:

@@ -11,21 +11,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from convert import orbax_io
 from convert.interface import Weights
 from convert.mapping import TABLE, Piece
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.model.config import LoraConfig
+from jaxs1.model.hf_config import Fields
+from jaxs1.storage import atomic_folder
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -92,7 +92,7 @@ class Adapter:
             path: array.read(tuple(slice(0, n) for n in array.shape))
             for path, array in stored.items()
         }
-        return cls.from_arrays(read_config(model / CONFIG), arrays)
+        return cls.from_arrays(_read_adapter_config(model / CONFIG), arrays)
 
     def product(self, path: str, layer: int) -> np.ndarray:
         """A B alpha / rank of one layer, float32 [in, out]."""
@@ -100,11 +100,11 @@ class Adapter:
         return (a * np.float32(self.config["lora_alpha"] / self.config["r"])) @ b
 
     def write(self, dst: Path) -> None:
-        """Write a folder that PEFT's `PeftModel.from_pretrained` loads; it appears complete."""
-        partial = dst.with_name(dst.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        (partial / CONFIG).write_text(json.dumps(self.config, indent=2) + "\n")
+        """Write a folder that PEFT's `PeftModel.from_pretrained` loads; it appears complete.
+
+        Raises:
+            UserError: the folder exists; any `OSError`.
+        """
         tensors = {}
         for path, pair in self.pairs.items():
             for name, stacked in zip("AB", pair, strict=True):
@@ -112,8 +112,9 @@ class Adapter:
                     module = LINEAR_LAYERS[path].format(i=layer).removesuffix(".weight")
                     key = f"base_model.model.{module}.lora_{name}.weight"
                     tensors[key] = np.ascontiguousarray(matrix.T)
-        save_file(tensors, partial / TENSORS, metadata={"format": "pt"})
-        os.rename(partial, dst)
+        with atomic_folder(dst) as partial:
+            (partial / CONFIG).write_text(json.dumps(self.config, indent=2) + "\n")
+            (partial / TENSORS).write_bytes(save(tensors, metadata={"format": "pt"}))
 
     def fingerprint(self) -> str:
         """Hash of the content."""
@@ -131,11 +132,18 @@ class MergedWeights:
         base: weights that the adapter was trained on
         adapter: adapter to merge
         aux_files: folder of the tokenizer files; None takes those of `base`
+        config: content of config.json; None takes that of `base`
     """
 
-    def __init__(self, base: Weights, adapter: Adapter, aux_files: Path | None = None):
+    def __init__(
+        self,
+        base: Weights,
+        adapter: Adapter,
+        aux_files: Path | None = None,
+        config: dict[str, Any] | None = None,
+    ):
         self.name = f"{base.name} with an adapter"
-        self.config: dict[str, Any] = base.config
+        self.config: dict[str, Any] = config or base.config
         self.architecture: Architecture = base.architecture
         self.aux_files: Path | None = aux_files or base.aux_files
         self._base, self._adapter = base, adapter
@@ -158,3 +166,14 @@ class MergedWeights:
         """See `Weights`."""
         base = self._base.fingerprint()
         return base and base + self._adapter.fingerprint()
+
+
+def _read_adapter_config(path: Path) -> dict[str, Any]:
+    """PEFT's adapter_config.json; raises `UserError` if what an adapter needs is wrong."""
+    config = read_config(path)
+    fields = Fields(config, str(path))
+    fields.count("r")
+    fields.number("lora_alpha")
+    if not isinstance(config.get("base_model_name_or_path"), str):
+        fields.refuse("base_model_name_or_path", "must name the base weights")
+    return config

@@ -20,6 +20,7 @@ import numpy as np
 from convert.interface import Weights
 from convert.weights import load_params, open_weights
 from jaxs1.config import UserError, one_line, parse, run_command
+from jaxs1.data.tokenizer import load_tokenizer
 from jaxs1.model import transformer
 from jaxs1.model.config import ComputeConfig, MeshConfig
 from jaxs1.model.sharding import make_sharding_rules
@@ -155,9 +156,7 @@ def _prompts(options: Check, weights: Weights) -> list[np.ndarray]:
         lines = Path(options.prompts).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts={options.prompts}: cannot be read ({error})") from None
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(weights.aux_files)
+    tokenizer = load_tokenizer(str(weights.aux_files))
     ids = [np.asarray(tokenizer(line)["input_ids"], np.int32) for line in lines if line.strip()]
     if not ids:
         raise UserError(f"prompts={options.prompts}: is empty; give one prompt a line")

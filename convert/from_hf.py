@@ -16,6 +16,7 @@ from convert.mapping import parameters
 from convert.transfer import transfer
 from convert.weights import open_weights
 from jaxs1.config import parse, run_command
+from jaxs1.storage import check_output
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def from_hf(src: str | Path, dst: str | Path) -> None:
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     options = parse(FromHf, argv, command="python -m convert.from_hf", positionals=("src", "dst"))
+    check_output(options.dst, setting="dst", folder=True, new=True)
     from_hf(options.src, options.dst)
 
 

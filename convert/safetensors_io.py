@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from convert.transpose import bands
-from jaxs1.config import UserError
+from jaxs1.config import UserError, listed
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -31,6 +32,12 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "F32": np.dtype(np.float32),
 }
+
+#: Those that quantized models, masks and float64 use.
+OTHER_DTYPES = re.compile(r"BOOL|[UIFC]\d+(_E\dM\d)?")
+
+#: First bytes of a file that stands for another one in a Git repository.
+LFS_POINTER = b"version "
 
 #: Frameworks that the metadata may name; transformers refuses others.
 FORMATS = ("pt", "tf", "flax", "mlx")
@@ -95,7 +102,7 @@ def read_folder(folder: Path) -> dict[str, Entry]:
     file_of = _read_index(index)
     files = sorted(set(file_of.values()))
     if missing := [file for file in files if not (folder / file).is_file()]:
-        raise UserError(f"{index}: missing shards: {', '.join(missing)}; {REMEDY}")
+        raise UserError(f"{index}: missing shards: {listed(missing, 80)}; {REMEDY}")
     found: dict[str, Entry] = {}
     wrong = []
     for file in files:
@@ -105,7 +112,7 @@ def read_folder(folder: Path) -> dict[str, Entry]:
             found[name] = entry
     wrong += [f"{name} is not in {file}" for name, file in file_of.items() if name not in found]
     if wrong:
-        raise UserError(f"{index}: index and shards disagree: {'; '.join(wrong)}")
+        raise UserError(f"{index}: index and shards disagree: {listed(wrong, 160)}")
     return found
 
 
@@ -118,7 +125,10 @@ def read_header(file: Path) -> dict[str, Entry]:
     try:
         with open(file, "rb") as f:
             size = os.fstat(f.fileno()).st_size
-            length = int.from_bytes(f.read(8), "little")
+            start = f.read(8)
+            length = int.from_bytes(start, "little")
+            if start == LFS_POINTER:
+                raise _Malformed("a pointer of Git LFS, not the file (git lfs pull gets it)")
             if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
                 raise _Malformed(f"truncated, or not a safetensors file ({size} bytes)")
             text = f.read(length)
@@ -128,6 +138,8 @@ def read_header(file: Path) -> dict[str, Entry]:
         raise UserError(f"{file}: {error}; {REMEDY}") from None
     try:
         return _entries(file, _decode(text), 8 + length, size)
+    except _Unsupported as error:
+        raise UserError(f"{file}: {error}") from None
     except _Malformed as error:
         raise UserError(f"{file}: corrupt: {error}; {REMEDY}") from None
 
@@ -223,6 +235,10 @@ class _Malformed(ValueError):
     """What is wrong with a file; the caller adds the file's name."""
 
 
+class _Unsupported(_Malformed):
+    """What is not supported in a sound file."""
+
+
 def _plan_file(file: str, group: dict[str, Any]) -> tuple[Shard, dict[str, Entry]]:
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -252,8 +268,12 @@ def _read_index(index: Path) -> dict[str, str]:
         if not isinstance(file_of, dict) or not file_of:
             raise _Malformed("weight_map must be a non-empty object")
         for name, file in file_of.items():
-            if not isinstance(file, str) or os.path.basename(file) != file or not file:
-                raise _Malformed(f"weight_map: {name!r}: {file!r} is not a file name")
+            if (
+                not isinstance(file, str)
+                or os.path.basename(file) != file
+                or not 0 < len(file) < 256
+            ):
+                raise _Malformed(f"weight_map: {name!r:.80}: {file!r:.60} is not a file name")
     except OSError as error:
         raise UserError(f"{index}: cannot be read ({error.strerror}); {REMEDY}") from None
     except (KeyError, TypeError):
@@ -322,24 +342,29 @@ def _check_metadata(metadata: Any) -> None:
         raise _Malformed("__metadata__ must map strings to strings")
     if metadata.get("format") not in FORMATS:
         raise _Malformed(
-            f"__metadata__: format={metadata.get('format')!r}: must be one of {FORMATS}"
+            f"__metadata__: format={metadata.get('format')!r:.40}: must be one of {FORMATS}"
         )
 
 
 def _byte_range(name: str, fields: Any) -> tuple[int, int]:
     """The data_offsets of a tensor, once its fields have been checked against each other."""
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
-        raise _Malformed(f"{name!r} must have dtype, shape and data_offsets")
+        raise _Malformed(f"{name!r:.80} must have dtype, shape and data_offsets")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise _Malformed(f"{name!r}: dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
+        wrong = f"{name!r:.80}: dtype={dtype!r:.40}: must be one of {', '.join(DTYPES)}"
+        if isinstance(dtype, str) and OTHER_DTYPES.fullmatch(dtype):
+            raise _Unsupported(f"{wrong}; quantized models are not supported, give the original")
+        raise _Malformed(wrong)
     if not _is_counts(shape):
-        raise _Malformed(f"{name!r}: shape={shape!r}: must be a list of sizes")
+        raise _Malformed(f"{name!r:.80}: shape={shape!r:.40}: must be a list of sizes")
     if not _is_counts(offsets) or len(offsets) != 2:
-        raise _Malformed(f"{name!r}: data_offsets={offsets!r}: must be [begin, end]")
+        raise _Malformed(f"{name!r:.80}: data_offsets={offsets!r:.40}: must be [begin, end]")
     begin, end = offsets
     if math.prod(shape) * DTYPES[dtype].itemsize != end - begin:
-        raise _Malformed(f"{name!r}: {dtype} {shape} does not fill data_offsets={offsets}")
+        raise _Malformed(
+            f"{name!r:.80}: {dtype} {shape!s:.40} does not fill data_offsets={offsets!s:.60}"
+        )
     return begin, end
 
 
@@ -348,7 +373,9 @@ def _check_contiguous(ranges: list[tuple[str, int, int]], size: int) -> None:
     covered = 0
     for name, begin, end in ranges:
         if begin != covered:
-            raise _Malformed(f"{name!r} begins at byte {begin}, the one before ends at {covered}")
+            raise _Malformed(
+                f"{name!r:.80} begins at byte {begin}, the one before ends at {covered}"
+            )
         covered = end
     if covered != size:
         raise _Malformed(f"truncated: has {size} bytes of tensors, the header says {covered}")

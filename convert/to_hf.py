@@ -22,6 +22,7 @@ from convert.transfer import transfer
 from convert.weights import open_weights
 from jaxs1.config import UserError, parse, run_command
 from jaxs1.model.architecture import Architecture
+from jaxs1.storage import check_output
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 
@@ -118,6 +119,7 @@ def to_hf(
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     options = parse(ToHf, argv, command="python -m convert.to_hf", positionals=("src", "dst"))
+    check_output(options.dst, setting="dst", folder=True, new=True)
     to_hf(options.src, options.dst, options.dtype, int(options.shard_gb * 1e9))
 
 

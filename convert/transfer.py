@@ -1,18 +1,17 @@
 """Copy a model piece by piece into a new folder that appears complete or not at all.
 
-Everything is written to DST.partial, which is renamed to DST at the end. A journal in it lists the
-pieces that have reached the disk: repeating an interrupted command resumes after them; with another
-source or target it starts over. Three threads read, transpose and write while a fourth waits for
-the disk, so memory holds three pieces, whatever the size of the model.
+Everything is written to DST.partial, which is renamed to DST at the end (`storage.atomic_folder`).
+A journal in it lists the pieces that have reached the disk: repeating an interrupted command
+resumes after them; with another source or target it starts over. Three threads read, transpose and
+write while a fourth waits for the disk, so memory holds three pieces, whatever the size of the
+model.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -30,8 +29,7 @@ from rich.text import Text
 from convert.interface import AUX_FILES, Weights
 from convert.mapping import Piece, pieces
 from convert.weights import cast
-from jaxs1.config import UserError
-from jaxs1.storage import sync
+from jaxs1.storage import atomic_folder, sync
 
 JOURNAL = "journal.txt"
 WORKERS = 3
@@ -66,35 +64,24 @@ def transfer(weights: Weights, writer: Writer, dst: Path, config: dict[str, Any]
     Raises:
         UserError: `dst` exists, the disk is full, a file cannot be read or written.
     """
-    if dst.exists() or dst.is_symlink():
-        raise UserError(f"{dst}: exists already; remove it or give another folder")
-    partial = dst.with_name(dst.name + ".partial")
-    console = Console(stderr=True)
-    with _explained(dst):
-        _claim(partial)
-        start = time.perf_counter()
-        with open(partial / JOURNAL, "a+") as journal:
-            _lock(journal, partial)
+    console, start = Console(stderr=True), time.perf_counter()
+    with atomic_folder(dst, marker=JOURNAL, resume=True) as partial:
+        with open(partial / JOURNAL, "r+") as journal:
             todo = _begin(journal, weights, writer, partial)
             nbytes = sum(piece.size * writer.dtype(piece).itemsize for piece in todo)
             _check_space(partial, nbytes)
             with _progress(console, dst, nbytes) as done:
                 _move(weights, writer, partial, todo, journal, done)
-            _finish(weights, config, partial, dst)
-        seconds = time.perf_counter() - start
-        console.print(
-            f"wrote {dst}: {filesize.decimal(nbytes)} in {seconds:.1f} s "
-            f"({nbytes / 1e9 / seconds:.2f} GB/s)",
-            soft_wrap=True,
-            highlight=False,
-        )
-
-
-def _claim(partial: Path) -> None:
-    """Create the folder, or take over that of an interrupted conversion, but no other."""
-    partial.mkdir(parents=True, exist_ok=True)
-    if any(partial.iterdir()) and not (partial / JOURNAL).exists():
-        raise UserError(f"{partial}: not an interrupted conversion; move or delete it")
+        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        if weights.aux_files is not None:
+            copy_aux_files(weights.aux_files, partial)
+    seconds = time.perf_counter() - start
+    console.print(
+        f"wrote {dst}: {filesize.decimal(nbytes)} in {seconds:.1f} s "
+        f"({nbytes / 1e9 / seconds:.2f} GB/s)",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 def _begin(journal: TextIO, weights: Weights, writer: Writer, partial: Path) -> list[Piece]:
@@ -150,18 +137,6 @@ def _move(
             recorded.result().result()
 
 
-def _finish(weights: Weights, config: dict[str, Any], partial: Path, dst: Path) -> None:
-    """Add the small files, flush everything to disk, and give the folder its final name."""
-    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if weights.aux_files is not None:
-        copy_aux_files(weights.aux_files, partial)
-    for path in [partial, *partial.rglob("*")]:
-        sync(path)
-    (partial / JOURNAL).unlink()
-    os.rename(partial, dst)
-    sync(dst.parent)
-
-
 def copy_aux_files(source: Path, partial: Path) -> None:
     """Copy a model's tokenizer, chat template and generation config, byte for byte."""
     for pattern in AUX_FILES:
@@ -172,37 +147,11 @@ def copy_aux_files(source: Path, partial: Path) -> None:
                 shutil.copyfile(file, copy)
 
 
-def _lock(journal: TextIO, partial: Path) -> None:
-    try:
-        fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"{partial}: another conversion is writing it; wait for it, or give another folder"
-        ) from None
-
-
 def _check_space(partial: Path, nbytes: int) -> None:
     """Fail early if the remaining pieces do not fit on the disk."""
     free = shutil.disk_usage(partial).free
     if nbytes > free:
         raise OSError(errno.ENOSPC, f"needs {nbytes / 1e9:.1f} GB, has {free / 1e9:.1f} GB")
-
-
-@contextmanager
-def _explained(dst: Path) -> Iterator[None]:
-    """Turn errors of the operating system into one line for the user."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"{dst}: the disk is full ({error.strerror}); free space and repeat the command "
-                f"to resume, or remove {dst.name}.partial"
-            ) from None
-        where = error.filename or dst
-        raise UserError(
-            f"{where}: {error.strerror or error}; nothing was written to {dst}"
-        ) from None
 
 
 @contextmanager

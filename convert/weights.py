@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,16 @@ from jax.typing import DTypeLike
 
 from convert import orbax_io, safetensors_io
 from convert.adapter import Adapter, MergedWeights
+from convert.foreign import ADAPTER, foreign_companions, foreign_files, foreign_names
 from convert.interface import AUX_FILES, Weights
 from convert.mapping import Piece, Shape, parameters, pieces, tensors
 from convert.slices import bounds, intersect, relative, shape_of
 from convert.transpose import copy
-from jaxs1.config import UserError, one_line
+from jaxs1.config import UserError, listed, one_line
 from jaxs1.model import transformer
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.model.decode_params import Key, Stored, assemble, in_layers, stored
+from jaxs1.model.quantization import Int8, quantize
 from jaxs1.model.transformer import Transformer
 
 #: Number of threads that read pieces.
@@ -42,15 +44,19 @@ class HfWeights:
     """A Hugging Face folder: config.json and safetensors."""
 
     def __init__(self, folder: Path):
-        """Check names, shapes and dtypes; raises a `UserError` that lists all mismatches."""
+        """Check names, shapes and dtypes; raises a `UserError` that lists the mismatches."""
         self.name = str(folder)
         self.aux_files: Path | None = folder
         self.config, self.architecture = _read_architecture(folder)
-        self._entries = safetensors_io.read_folder(folder)
+        _refuse(self.name, foreign_companions(folder))
+        entries = safetensors_io.read_folder(folder)
+        # older checkpoints store the rotary frequencies, which rope_theta determines
+        self._entries = {n: entry for n, entry in entries.items() if ".rotary_emb." not in n}
         expected = tensors(self.architecture)
         redundant = self.architecture.tie_word_embeddings and "lm_head.weight" in self._entries
         head = self._entries.pop("lm_head.weight") if redundant else None
         found = {name: entry.shape for name, entry in self._entries.items()}
+        _refuse(self.name, foreign_names(expected, found))
         compare(self.name, expected, found, "tensors")
         self._dtypes: dict[str, np.dtype] = {}
         for piece in pieces(self.architecture):
@@ -99,7 +105,7 @@ class OrbaxWeights:
     """
 
     def __init__(self, params: Path, aux_files: Path):
-        """Check names and shapes; raises a `UserError` that lists all mismatches."""
+        """Check names and shapes; raises a `UserError` that lists the mismatches."""
         self.name = str(params.parent)
         self.aux_files: Path | None = aux_files
         self.config, self.architecture = _read_architecture(aux_files)
@@ -151,6 +157,7 @@ def open_weights(source: str | Path) -> Weights:
         return _merged(folder, folder.parent.parent / "model")
     if step := _newest_step(folder / "checkpoints"):
         return open_weights(step)
+    _refuse(str(folder), foreign_files(folder))
     raise UserError(
         f"{folder}: no weights; looked for {safetensors_io.SINGLE}, {safetensors_io.INDEX}, "
         "params/ and checkpoints/<step>/params"
@@ -160,7 +167,8 @@ def open_weights(source: str | Path) -> Weights:
 def _merged(step: Path, model: Path) -> MergedWeights:
     """A step that contains an adapter, merged with the weights that it was trained on."""
     adapter = Adapter.from_step(step, model)
-    return MergedWeights(open_weights(adapter.config["base_model_name_or_path"]), adapter, model)
+    base = open_weights(adapter.config["base_model_name_or_path"])
+    return MergedWeights(base, adapter, model, read_config(model / "config.json"))
 
 
 def load_params(
@@ -177,7 +185,7 @@ def load_params(
         dtype: dtype of the arrays; None takes that of the model
 
     Raises:
-        UserError: names or shapes differ from the model's; the message lists all of them.
+        UserError: names or shapes differ from the model's; the message lists them.
     """
     _check_architecture(weights, model)
     shapes = flatten_dict(transformer.parameters(model), sep=".")
@@ -206,7 +214,7 @@ def load_decode_params(weights: Weights, model: Transformer) -> transformer.Para
         model: usually `transformer.abstract(...)`
 
     Raises:
-        UserError: names or shapes differ from the model's; the message lists all of them.
+        UserError: names or shapes differ from the model's; the message lists them.
     """
     _check_architecture(weights, model)
     targets = stored(model)
@@ -215,9 +223,10 @@ def load_decode_params(weights: Weights, model: Transformer) -> transformer.Para
         layer = piece.index[0].start if in_layers(piece.param) else None
         by_key.setdefault((piece.param, layer), []).append(piece)
 
-    def load(key: Key) -> jax.Array:
+    def load(key: Key) -> jax.Array | Int8:
         path, layer = key
-        return _load(weights, by_key[key], targets[path], layer)
+        function = _load if targets[path].scale is None else _load_quantized
+        return function(weights, by_key[key], targets[path], layer)
 
     with ThreadPoolExecutor(READERS) as pool:
         return assemble(dict(zip(by_key, pool.map(load, by_key), strict=True)))
@@ -261,7 +270,7 @@ def _load(
         layer: the layer of a stacked parameter that it is; None: all of the parameter
         run: applies a function to all pieces: `map`, or that of a thread pool
     """
-    array, order = target
+    array, order = target.array, target.order
     indices = array.sharding.addressable_devices_indices_map(array.shape)
     places = {device: bounds(index, array.shape) for device, index in indices.items()}
     keys = {device: str(place) for device, place in places.items()}
@@ -291,35 +300,53 @@ def _load(
     return jax.make_array_from_single_device_arrays(array.shape, array.sharding, shards)
 
 
+def _load_quantized(
+    weights: Weights, parts: Sequence[Piece], target: Stored, layer: int | None
+) -> Int8:
+    """Assemble one parameter on the host, and only its integers and scales on the devices."""
+    w = np.empty(target.array.shape, np.float32)
+    # with the axes of the parameter, as pieces have them
+    view = w.transpose([target.order.index(i) for i in range(w.ndim)])
+    for piece in parts:
+        index = piece.index if layer is None else piece.index[1:]
+        block = cast(weights.read(piece), w.dtype, piece.param)
+        copy(view[index], block if layer is None else block[0])
+    try:
+        quantized = quantize(w, target.inputs)
+    except ValueError as error:
+        where = parts[0].param if layer is None else f"{parts[0].param} of layer {layer}"
+        raise UserError(f"weights=int8: {where} {error}; give --weights auto") from None
+    return jax.tree.map(lambda x, array: jax.device_put(x, array.sharding), quantized, target.leaf)
+
+
 def _read_architecture(folder: Path) -> tuple[dict[str, Any], Architecture]:
     path = folder / "config.json"
     config = read_config(path)
-    try:
-        return config, Architecture.from_hf(config, str(path))
-    except UserError:
-        raise
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: corrupt ({error}); copy it again") from None
+    return config, Architecture.from_hf(config, str(path))
 
 
 def compare(
     name: str, expected: Mapping[str, Shape], found: Mapping[str, Shape], noun: str
 ) -> None:
-    """Compare shapes by name; raises one `UserError` that lists all mismatches."""
-    wrong = []
-    if missing := [path for path in expected if path not in found]:
-        wrong.append(f"missing: {', '.join(missing)}")
-    if extra := [path for path in found if path not in expected]:
-        wrong.append(f"extra: {', '.join(extra)}")
+    """Compare shapes by name; raises one `UserError` with the first mismatches of each kind."""
+    missing = [path for path in expected if path not in found]
+    extra = [path for path in found if path not in expected]
     misshapen = [
         f"{path} is {list(found[path])}, must be {list(shape)}"
         for path, shape in expected.items()
         if path in found and tuple(found[path]) != tuple(shape)
     ]
-    if misshapen:
-        wrong.append(f"misshapen: {', '.join(misshapen)}")
+    kinds = {"missing": missing, "extra": extra, "misshapen": misshapen}
+    wrong = {kind: paths for kind, paths in kinds.items() if paths}
     if wrong:
-        raise UserError(f"{name}: {noun} do not match the architecture: {'; '.join(wrong)}")
+        width = 216 // len(wrong)
+        texts = [f"{kind}: {listed(paths, width)}" for kind, paths in wrong.items()]
+        raise UserError(f"{name}: {noun} do not match config.json: {'; '.join(texts)}")
+
+
+def _refuse(name: str, reason: str | None) -> None:
+    if reason is not None:
+        raise UserError(f"{name}: {reason}")
 
 
 def _newest_step(checkpoints: Path) -> Path | None:
@@ -332,7 +359,7 @@ def _download(hub_id: str) -> Path:
     """Download a model from the hub to the local cache; cached files are not fetched again."""
     import huggingface_hub
 
-    wanted = ["config.json", "*.safetensors", safetensors_io.INDEX, *AUX_FILES]
+    wanted = ["config.json", ADAPTER, "*.safetensors", safetensors_io.INDEX, *AUX_FILES]
     try:
         return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=wanted))
     except Exception as error:  # the hub's and its HTTP client's many kinds

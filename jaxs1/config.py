@@ -14,7 +14,7 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -239,9 +239,14 @@ def as_typed(command: str) -> str:
 
 
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Run a command's `main(argv)`; a `UserError` becomes one line on stderr and exit status 2."""
+    """Run a command's `main(argv)`; a `UserError` becomes one line on stderr and exit status 2.
+
+    So does an `OSError` that nobody has explained, such as that of a full disk behind stdout.
+    """
     try:
-        sys.exit(main(sys.argv[1:]) or 0)
+        status = main(sys.argv[1:]) or 0
+        sys.stdout.flush()
+        sys.exit(status)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -251,6 +256,10 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        print(f"error: {one_line(error)}; check the disk and the permissions", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it again
+        sys.exit(2)
 
 
 def _build(schema: type[T], values: dict[str, Any]) -> T:
@@ -268,3 +277,21 @@ def _build(schema: type[T], values: dict[str, Any]) -> T:
 def one_line(message: object) -> str:
     """A message without line breaks, for a `UserError`."""
     return re.sub(r"\s+", " ", str(message)).strip()
+
+
+def listed(items: Iterable[object], width: int) -> str:
+    """The first items of a list in at most `width` characters, for a `UserError`.
+
+    The first is always shown, cut if necessary. Where some are left out, their number is added.
+    """
+    texts = [one_line(item) for item in items]
+    number = f", ... ({len(texts)} in all)"
+    whole = ", ".join(texts)
+    if len(whole) <= width:
+        return whole
+    shown = texts[0] if len(texts[0]) <= width else f"{texts[0][: width - 3]}..."
+    for text in texts[1:]:
+        if len(shown) + len(text) + len(number) + 2 > width:
+            return shown + number
+        shown += f", {text}"
+    return shown

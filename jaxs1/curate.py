@@ -32,6 +32,7 @@ from jaxs1.curation.recipe import RECIPES, Recipe, select
 from jaxs1.curation.report import CurationResult
 from jaxs1.curation.table import NAMES, ScanConfig, Table, read_table
 from jaxs1.data.tokenizer import load_tokenizer
+from jaxs1.storage import check_output
 
 #: Column -> how to compute it.
 REMEDIES = {
@@ -220,10 +221,12 @@ def curate(config: CurateConfig) -> int:
     """
     pool = Pool(config.input, config.split, config.columns)
     output = Path(config.output)
-    if config.shard is None and output.exists():
-        raise UserError(f"output={output}: exists already; remove it or give another folder")
+    if config.shard is None:
+        check_output(output, folder=True, new=True)
     titles = feats.read_subjects(config.subjects) if config.subjects else {}
     features = _features(config, titles)
+    if features:
+        check_output(config.features.cache, setting="features.cache", folder=True)
     _check_columns(config, pool, features)
     if config.ray and features:
         run_on_ray(

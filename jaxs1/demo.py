@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxs1.config import UserError, parse, run_command
-from jaxs1.data.chat import ANSWER, THINK
+from jaxs1.data.delimiters import ANSWER, THINK
 from jaxs1.evaluate import EvaluateConfig
 from jaxs1.evaluation.methods import points_of
 from jaxs1.evaluation.metrics import wilson
 from jaxs1.evaluation.results import Results, read_results
 from jaxs1.evaluation.samples import current_sample
-from jaxs1.storage import Row, read_jsonl
+from jaxs1.storage import Row, check_output, read_jsonl
 from jaxs1.tasks import puzzle_corpus, puzzles
 
 FOLDER = "demo"
@@ -68,6 +68,7 @@ class DemoConfig:
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
     config = parse(DemoConfig, argv, command="python -m jaxs1.demo")
+    check_output(config.output, folder=True)
     folder, start = Path(config.output), time.monotonic()
     _say("1  Corpus: worksheets for the base model, reasoning traces for fine-tuning")
     if not (folder / "data").exists():

@@ -56,6 +56,9 @@ ACCELERATORS = {
     "rtx4090": Accelerator(
         "gpu", "NVIDIA GeForce RTX 4090", 165e12, 25.26e9, 1e9, 1.01e12, 20e9, 0.4, (8, 9), 128
     ),
+    "l40s": Accelerator(
+        "gpu", "NVIDIA L40S", 362e12, 47.4e9, 1e9, 0.864e12, 20e9, 1.0, (8, 9), 142
+    ),
     "v4": Accelerator("tpu", "TPU v4", 275e12),
     "v5p": Accelerator("tpu", "TPU v5", 459e12, 102.8e9, 0, 2.77e12, 400e9, 4.2),
     "v5e": Accelerator("tpu", "TPU v5 lite", 197e12, 16.91e9, 0, 0.82e12, 133e9, 1.2),

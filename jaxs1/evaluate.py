@@ -26,7 +26,13 @@ from jaxs1.config import UserError, parse, run_command
 from jaxs1.decoding.base_engine import BaseEngine
 from jaxs1.decoding.loading import EngineConfig, LoadedEngine, load_engine
 from jaxs1.decoding.outputs import Completion
-from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams, delimiters_of
+from jaxs1.decoding.params import (
+    Request,
+    SamplingParams,
+    ThinkingParams,
+    delimiters_of,
+    resolve_preset,
+)
 from jaxs1.decoding.prompt import prompt_ids
 from jaxs1.decoding.sampling import seed_from_text
 from jaxs1.decoding.tokenized_thinking import resolve_auto, tokenize_thinking
@@ -35,6 +41,7 @@ from jaxs1.evaluation.aggregate import aggregate, chosen, fits
 from jaxs1.evaluation.methods import Point, SweepConfig, points_of, steps_in, with_instruction
 from jaxs1.evaluation.results import Results, read_results
 from jaxs1.evaluation.samples import Key, Sample, Samples
+from jaxs1.storage import check_output, explained
 from jaxs1.tasks import graders
 from jaxs1.tasks.benchmarks import Question, Questions, QuestionsConfig, load_questions
 
@@ -122,6 +129,7 @@ def evaluate(
             f"compare={config.compare}: has another task, {other.task}; "
             f"give an evaluation of {questions.name}"
         )
+    check_output(config.output, folder=True)
     opened = opener(config)
     print(opened.description, flush=True)
     engine, folder = opened.engine, Path(config.output)
@@ -135,7 +143,8 @@ def evaluate(
         samples.close()
     name = config.name or "/".join(Path(config.model).parts[-2:])
     results = aggregate(points, questions, config.n, done, samples.settings, name)
-    files = report.write_report(results, folder, other)
+    with explained(folder, setting="output"):
+        files = report.write_report(results, folder, other)
     print(f"\n{report.terminal(results)}\n\nin {folder}/: {', '.join(files)}")
     return results
 
@@ -154,6 +163,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _settings(config: EvaluateConfig, questions: Questions, opened: LoadedEngine) -> dict[str, Any]:
     """Settings that all samples of a folder share."""
+    thinking = resolve_preset(config.thinking, opened.engine.tokenizer)
     return {
         "model": opened.fingerprint,
         "limits.max_seq_len": opened.engine.context,
@@ -165,18 +175,25 @@ def _settings(config: EvaluateConfig, questions: Questions, opened: LoadedEngine
         "seed": config.seed,
         "sampling": dataclasses.asdict(config.sampling),
         "thinking": {
-            **dataclasses.asdict(config.thinking),
-            "delimiters": dataclasses.asdict(delimiters_of(config.thinking)),
+            **dataclasses.asdict(thinking),
+            "delimiters": dataclasses.asdict(delimiters_of(thinking)),
         },
     }
 
 
 def _resolved(point: Point, questions: Questions, tokenizer: Any) -> Point:
-    """A budget of "auto" as the number for all questions, also when only some are left to run."""
-    thinking = point.thinking
+    """A point with the preset of the tokenizer, and the budget "auto" as a number.
+
+    The number is that for all questions, also when only some are left to run.
+
+    Raises:
+        UserError: the delimiters do not suit the tokenizer; one line instead of one a question.
+    """
+    thinking = resolve_preset(point.thinking, tokenizer)
+    point = dataclasses.replace(point, thinking=thinking)
+    tokenized = tokenize_thinking(thinking, tokenizer)
     if thinking.max != "auto":
         return point
-    tokenized = tokenize_thinking(thinking, tokenizer)
     texts = [with_instruction(question.text, point) for question in questions.items]
     start = len(tokenized.start)
     lengths = [len(user_prompt(text, thinking, tokenizer)) + start for text in texts]

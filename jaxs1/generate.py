@@ -7,22 +7,25 @@ With `--output`, every completion is written as one JSON object per line.
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from jaxs1.config import UserError, one_line, override, parse, run_command
+from jaxs1.config import UserError, override, parse, run_command
+from jaxs1.data.messages import clean_messages, clean_tools
 from jaxs1.data.records import QUESTION_COLUMNS
+from jaxs1.data.text import check_text, encode
 from jaxs1.decoding.budget import TokenKind
 from jaxs1.decoding.detokenizer import Detokenizer
 from jaxs1.decoding.loading import EngineConfig, load_engine
 from jaxs1.decoding.outputs import Completion, StreamOutput
 from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams
 from jaxs1.decoding.prompt import prompt_ids
+from jaxs1.storage import JsonlWriter, Row, check_output, read_jsonl
 
 DIM, FORCED, PLAIN = "\x1b[2m", "\x1b[33m", "\x1b[0m"
 COMMAND = "python -m jaxs1.generate"
@@ -39,7 +42,8 @@ class GenerateConfig(EngineConfig):
     Args:
         prompt: one prompt; its completion is streamed to the terminal
         prompts: .jsonl file, one object per line with a prompt (prompt, question or problem) or
-            messages; thinking, sampling, n and seed in a line override the command's
+            messages, and tools; thinking, sampling, n and seed in a line override the command's. A
+            line that is wrong is refused before the model is loaded
         chat: render prompts with the model's chat template; false: use them verbatim
         system: system message; null: the chat template's default
         thinking: thinking budget and budget forcing
@@ -65,6 +69,7 @@ class GenerateConfig(EngineConfig):
             raise UserError("prompt: give either --prompt TEXT or --prompts FILE.jsonl")
         if self.prompt is not None and not self.prompt.strip():
             raise UserError(f"prompt={self.prompt!r}: is empty; give a question")
+        check_text({"prompt": self.prompt, "system": self.system})
         if self.n < 1:
             raise UserError(f"n={self.n}: must be at least 1")
         if self.output and Path(self.output).exists():
@@ -82,7 +87,7 @@ class Prompt(NamedTuple):
     """
 
     where: str
-    content: str | list[dict[str, str]]
+    content: str | list[dict[str, Any]]
     settings: GenerateConfig
     columns: dict[str, Any]
 
@@ -91,6 +96,8 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit status: 1 if a prompt could not be completed."""
     config = parse(GenerateConfig, argv, command=COMMAND)
     prompts = list(_read_prompts(config))
+    if config.output:
+        check_output(config.output)
     loaded = load_engine(config)
     _log(loaded.description)
     tokenizer = loaded.engine.tokenizer
@@ -98,13 +105,14 @@ def main(argv: Sequence[str]) -> int:
     printer = Printer(tokenizer, sys.stdout)
     streams = len(requests) == 1 and requests[0].n == 1
     start, failed, tokens = time.monotonic(), 0, 0
-    with JsonlWriter(config.output) as writer:
+    with _open_output(config.output) as writer:
         for output in loaded.engine.stream(requests):
             if streams:
                 printer.show(output)
             if (completion := output.completion) is None:
                 continue
-            writer.write(output.request, prompts[output.request].columns, completion)
+            if writer:
+                writer.write(_record(output.request, prompts[output.request].columns, completion))
             if not streams and not config.output:
                 printer.show_completion(output.request, completion)
             for remark in filter(None, (completion.note, completion.error)):
@@ -121,35 +129,29 @@ def _read_prompts(config: GenerateConfig) -> Iterator[Prompt]:
     if config.prompts is None:
         yield Prompt("prompt", config.prompt or "", config, {})
         return
-    try:
-        lines = Path(config.prompts).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts={config.prompts}: cannot be read ({one_line(error)})") from None
-    if not any(line.strip() for line in lines):
-        raise UserError(f"prompts={config.prompts}: is empty; give one JSON object per line")
-    for number, line in enumerate(lines, 1):
-        where = f"{config.prompts}, line {number}"
-        if line.strip():
-            try:
-                yield _read_line(config, line, where)
-            except UserError as error:
-                raise UserError(f"{where}: {error}") from None
+    path, empty = Path(config.prompts), True
+    for where, columns in read_jsonl(path, setting="prompts"):
+        empty = False
+        try:
+            yield _read_line(config, columns, where)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+    if empty:
+        raise UserError(f"prompts={path}: is empty; give one JSON object per line")
 
 
-def _read_line(config: GenerateConfig, line: str, where: str) -> Prompt:
+def _read_line(config: GenerateConfig, columns: Row, where: str) -> Prompt:
     """One line of a prompts file; raises `UserError`."""
-    try:
-        columns = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"is not valid JSON ({error}); give one object per line") from None
-    if not isinstance(columns, dict):
-        raise UserError(f"is a {type(columns).__name__}; give a JSON object")
+    check_text(columns)
     texts = [columns[c] for c in PROMPT_COLUMNS if isinstance(columns.get(c), str)]
     content = columns.get("messages", texts[0] if texts else None)
     if content is None:
         raise UserError(f"has no prompt; give one of {', '.join(PROMPT_COLUMNS)}, or messages")
     if "messages" in columns and not _is_conversation(content):
         raise UserError('messages: must be [{"role": "user", "content": "..."}, ...]; change it')
+    if "messages" in columns:
+        clean_messages(content, prompt=True)
+    clean_tools(columns.get("tools"))
     changes = {name: columns[name] for name in SETTINGS if name in columns}
     settings = override(config, changes, command=COMMAND) if changes else config
     return Prompt(where, content, settings, columns)
@@ -160,7 +162,9 @@ def _is_conversation(messages: Any) -> bool:
         isinstance(messages, list)
         and bool(messages)
         and all(
-            isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m
+            isinstance(m, dict)
+            and isinstance(m.get("role"), str)
+            and ("content" in m or "tool_calls" in m)
             for m in messages
         )
     )
@@ -172,12 +176,13 @@ def _request(prompt: Prompt, tokenizer: Any) -> Request:
     if isinstance(content, str) and not content.strip():
         ids = []
     elif isinstance(content, str) and not settings.chat:
-        ids = tokenizer(content, add_special_tokens=False)["input_ids"]
+        ids = encode(content, tokenizer)
     else:
         system = [] if settings.system is None else [{"role": "system", "content": settings.system}]
         messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
         try:
-            ids = prompt_ids([*system, *messages], settings.thinking, tokenizer)
+            tools = prompt.columns.get("tools")
+            ids = prompt_ids([*system, *messages], settings.thinking, tokenizer, tools)
         except UserError as error:
             raise UserError(f"{prompt.where}: {error}") from None
     return Request(ids, settings.thinking, settings.sampling, n=settings.n, seed=settings.seed)
@@ -238,30 +243,14 @@ def _style(forced: bool, kind: int) -> str:
     return PLAIN if kind == TokenKind.ANSWER else DIM
 
 
-class JsonlWriter:
-    """Writes completions to a new file, one JSON object per line.
+def _open_output(path: str | None) -> AbstractContextManager[JsonlWriter | None]:
+    return JsonlWriter(Path(path), new=True) if path else nullcontext()
 
-    Args:
-        path: file to create; None: write nothing
-    """
 
-    def __init__(self, path: str | None):
-        self._file = open(path, "x") if path else None  # noqa: SIM115
-
-    def __enter__(self) -> JsonlWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file:
-            self._file.close()
-
-    def write(self, number: int, columns: dict[str, Any], completion: Completion) -> None:
-        """Write a completion of prompt `number`, with those columns of its line that it lacks."""
-        if self._file:
-            record = {"request": number, **completion.as_json()}
-            others = {k: v for k, v in columns.items() if k not in record}
-            self._file.write(json.dumps({**record, **others}, ensure_ascii=False) + "\n")
-            self._file.flush()
+def _record(number: int, columns: dict[str, Any], completion: Completion) -> dict[str, Any]:
+    """A completion of prompt `number`, with those columns of its line that it lacks."""
+    record = {"request": number, **completion.as_json()}
+    return record | {k: v for k, v in columns.items() if k not in record}
 
 
 def _log(line: str) -> None:

@@ -17,6 +17,7 @@ import jax
 
 from convert.weights import load_params, open_weights
 from jaxs1.config import UserError
+from jaxs1.data.text import encode
 from jaxs1.decoding.budget import TokenKind
 from jaxs1.decoding.detokenizer import Detokenizer
 from jaxs1.decoding.loading import EngineConfig, ParallelConfig, load_engine
@@ -28,8 +29,8 @@ from jaxs1.model import transformer
 from jaxs1.model.config import ComputeConfig, MeshConfig
 from jaxs1.model.sharding import check_divisible, make_sharding_rules
 
-#: Messages with "role" and "content".
-Conversation = list[dict[str, str]]
+#: Messages with "role" and "content", and the fields that `jaxs1.data.messages` knows.
+Conversation = list[dict[str, Any]]
 
 
 class Piece(NamedTuple):
@@ -80,11 +81,18 @@ class LLM:
         tokenizer: str | None = None,
         dtype: Literal["auto", "bfloat16", "float32"] = "auto",
         impl: Literal["auto", "xla", "bf16x3", "triton", "pallas"] = "auto",
+        weights: Literal["auto", "int8"] = "auto",
         limits: Limits | None = None,
         parallel: ParallelConfig | None = None,
     ):
         config = EngineConfig(
-            str(model), tokenizer, dtype, impl, limits or Limits(), parallel or ParallelConfig()
+            model=str(model),
+            tokenizer=tokenizer,
+            dtype=dtype,
+            impl=impl,
+            weights=weights,
+            limits=limits or Limits(),
+            parallel=parallel or ParallelConfig(),
         )
         loaded = load_engine(config)
         self.engine, self.tokenizer = loaded.engine, loaded.engine.tokenizer
@@ -283,8 +291,8 @@ class LLM:
                 return []  # the engine's error
             prompt = [{"role": "user", "content": prompt}]
         if not isinstance(prompt, list) or not all(
-            isinstance(message, dict) and {"role", "content"} <= message.keys()
-            for message in prompt
+            isinstance(m, dict) and "role" in m and ("content" in m or "tool_calls" in m)
+            for m in prompt
         ):
             raise UserError(
                 f"messages={prompt!r:.60}: must be a text, a conversation "
@@ -295,7 +303,7 @@ class LLM:
     def _encode(self, prompt: Any) -> list[int]:
         """Token ids of a raw prompt."""
         if isinstance(prompt, str):
-            return self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            return encode(prompt, self.tokenizer)
         if not isinstance(prompt, Sequence) or not all(isinstance(i, int) for i in prompt):
             raise UserError(
                 f"prompts={prompt!r:.60}: must be a text, token ids, or a list of these; "

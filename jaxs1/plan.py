@@ -30,6 +30,7 @@ from jaxs1.planning.search import alternatives
 from jaxs1.planning.targets import Target, parse_target
 from jaxs1.planning.topology import make_devices, use_only_cpu
 from jaxs1.planning.workload import S1K_EXAMPLES, S1K_MEAN
+from jaxs1.storage import check_output, write_text
 from jaxs1.training.config import TrainConfig
 
 COMMAND = "python -m jaxs1.plan"
@@ -97,6 +98,7 @@ class DecodePlan:
         architecture: Shapes of the model instead: a config.json, or a name such as qwen2.5-32b
             (the default without --model and --config)
         impl: Implementation of the decode step
+        weights: int8 plans with quantized matrices, as generate's --weights
         sequences: Number of sequences decoded at the same time
         context: Length that each sequence can reach [tokens], prompt included
         steps: Decode steps between two synchronisations with the host
@@ -108,6 +110,7 @@ class DecodePlan:
     model: str | None = None
     architecture: str | None = None
     impl: Literal["xla", "triton", "pallas"] = "xla"
+    weights: Literal["auto", "int8"] = "auto"
     sequences: int = 8
     context: int = 4096
     steps: int = 32
@@ -134,6 +137,8 @@ def _plan_training(argv: Sequence[str]) -> int:
     own, recipe = _split(argv, Plan)
     options = parse(Plan, own, command=COMMAND)
     config = parse(TrainConfig, recipe, command=COMMAND)
+    if options.output:
+        check_output(options.output)
     outcomes = plan(options, config)
     _write(options.output, report.to_json(outcomes))
     return 0 if outcomes[0].fits else 1
@@ -149,6 +154,8 @@ def _plan_decoding(argv: Sequence[str]) -> int:
             model, shapes = config.model, config.architecture
     elif model is None and shapes is None:
         shapes = DEFAULT_MODEL
+    if options.output:
+        check_output(options.output)
     program, target = plan_decoding(options, *find_architecture(model, shapes))
     _write(options.output, dataclasses.asdict(program))
     return 0 if program.peak <= target.available else 1
@@ -212,12 +219,14 @@ def plan_decoding(
         target,
         make_devices(target),
         impl=options.impl,
+        int8=options.weights == "int8",
         sequences=options.sequences,
         context=options.context,
         steps=options.steps,
     )
     work = f"{options.sequences} sequences of {options.context:,} tokens, {options.steps} steps"
-    report.print_decoding(program, architecture, origin, target, f"{options.impl}, {work}")
+    impl = options.impl if options.weights == "auto" else f"{options.impl}, int8 weights"
+    report.print_decoding(program, architecture, origin, target, f"{impl}, {work}")
     return program, target
 
 
@@ -288,7 +297,7 @@ def _split(argv: Sequence[str], schema: type) -> tuple[list[str], list[str]]:
 
 def _write(path: str | None, figures: dict[str, Any]) -> None:
     if path:
-        Path(path).write_text(json.dumps(figures, indent=2) + "\n")
+        write_text(Path(path), json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

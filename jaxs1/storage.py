@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,47 @@ def explain(error: OSError, path: Path, *, setting: str = "", verb: str = "writt
     return f"{name}: cannot be {verb} ({file}{reason}); {remedy}"
 
 
+def check_output(
+    path: str | Path, *, setting: str = "output", folder: bool = False, new: bool = False
+) -> None:
+    """Check that an output can be written, before the work that it is for; leaves nothing behind.
+
+    Args:
+        path: file or folder to write
+        setting: field that holds the path, for messages
+        folder: it is a folder, which is created with its parents; a file needs its folder
+        new: it must not exist
+
+    Raises:
+        UserError: in place of any `OSError`; it exists and must not.
+    """
+    path = Path(path)
+    with explained(path, setting=setting):
+        if new:
+            _require_absent(path, setting)
+        if folder:
+            _probe(next(p for p in (path, *path.absolute().parents) if p.exists()))
+        elif path.is_dir():
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        elif path.exists():
+            path.open("ab").close()
+        else:
+            _probe(path.parent)
+
+
+def _probe(folder: Path) -> None:
+    """Write a byte to a file in a folder and remove it; an `OSError` names the folder."""
+    try:
+        descriptor, name = tempfile.mkstemp(dir=folder, prefix=".jaxs1-")
+        try:
+            os.write(descriptor, b"\n")
+        finally:
+            os.close(descriptor)
+            os.unlink(name)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
+
+
 @contextmanager
 def atomic_folder(
     path: Path, *, setting: str = "", marker: str = MARKER, resume: bool = False
@@ -94,19 +136,25 @@ def atomic_folder(
                 if not resume:
                     shutil.rmtree(partial, ignore_errors=True)
                 raise
-            (partial / marker).unlink(missing_ok=True)
-            for written in [*partial.rglob("*"), partial]:
+            for written in partial.rglob("*"):
                 sync(written)
+            (partial / marker).unlink(missing_ok=True)
+            sync(partial)
             partial.rename(path)
             sync(path.parent)
 
 
 def _require_new(path: Path, partial: Path, setting: str, marker: str) -> None:
+    _require_absent(path, setting)
     name = f"{setting}={path}" if setting else str(path)
-    if path.exists() or path.is_symlink():
-        raise UserError(f"{name}: exists already; remove it or give another folder")
     if partial.is_dir() and any(partial.iterdir()) and not (partial / marker).exists():
         raise UserError(f"{name}: {partial} contains something else; move or delete it")
+
+
+def _require_absent(path: Path, setting: str) -> None:
+    if path.exists() or path.is_symlink():
+        name = f"{setting}={path}" if setting else str(path)
+        raise UserError(f"{name}: exists already; remove it or give another path")
 
 
 def _clear(folder: Path, *, keep: str) -> None:
@@ -134,8 +182,15 @@ def write_text(path: Path, text: str) -> None:
     """
     partial = path.with_name(path.name + ".partial")
     with explained(path):
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        if path.exists() and not path.is_file():  # such as /dev/stdout
+            path.write_text(text, encoding="utf-8")
+            return
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
@@ -206,18 +261,21 @@ def complete_lines(path: Path) -> Iterator[Line]:
                     yield Line(f"{path}:{number}", line[:-1], end)
 
 
-def read_jsonl(path: Path, *, appended: bool = False) -> Iterator[tuple[str, Row]]:
+def read_jsonl(
+    path: Path, *, appended: bool = False, setting: str = ""
+) -> Iterator[tuple[str, Row]]:
     """The objects of a JSONL file, each with its file and line number. Empty lines are skipped.
 
     Args:
         path: file to read
         appended: written by `JsonlWriter`: a missing file is empty, and a last line without a line
             break, which a kill tore, is left out
+        setting: field that holds the path, for messages
 
     Raises:
         UserError: a line that is not a JSON object in UTF-8; any `OSError`.
     """
-    for where, line in _appended(path) if appended else _all_lines(path):
+    for where, line in _appended(path) if appended else _all_lines(path, setting):
         if line.strip():
             yield where, parse_row(line, where)
 
@@ -226,8 +284,8 @@ def _appended(path: Path) -> Iterator[tuple[str, bytes]]:
     return ((line.where, line.content) for line in complete_lines(path))
 
 
-def _all_lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    with explained(path, verb="read"), path.open("rb") as file:
+def _all_lines(path: Path, setting: str) -> Iterator[tuple[str, bytes]]:
+    with explained(path, setting=setting, verb="read"), path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             yield f"{path}:{number}", line
 
@@ -242,7 +300,7 @@ def parse_row(line: bytes, where: str) -> Row:
         row = json.loads(line)
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: is not UTF-8 (byte {error.start}); re-encode the file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: is not valid JSON ({error}); fix or remove the line") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: must be a JSON object, is a {type(row).__name__}")
@@ -252,8 +310,8 @@ def parse_row(line: bytes, where: str) -> Row:
 class JsonlWriter:
     """Appends JSON objects to a file, one a line; each has left the process when `write` returns.
 
-    A line that a kill tore is cut off when the file is opened. While it is open, the file is
-    locked. Use as a context manager, or call `close`.
+    What JSON lacks, such as a date, is written as text. A line that a kill tore is cut off when the
+    file is opened. While it is open, the file is locked. Use as a context manager, or call `close`.
 
     Args:
         path: file to append to, created if missing
@@ -308,9 +366,9 @@ class JsonlWriter:
 
 def _encode(row: Row) -> bytes:
     try:
-        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        return json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
     except UnicodeEncodeError:  # half of a surrogate pair has no UTF-8
-        return json.dumps(row).encode() + b"\n"
+        return json.dumps(row, default=str).encode() + b"\n"
 
 
 def changed_settings(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
 import signal
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from flax.traverse_util import flatten_dict
 
 from convert.adapter import CONFIG as ADAPTER_CONFIG
 from convert.adapter import Adapter, MergedWeights, peft_config
+from convert.generation_config import GENERATION_CONFIG, with_stop_tokens
 from convert.in_memory import InMemoryWeights, on_host
 from convert.interface import Weights
 from convert.to_hf import to_hf
@@ -31,17 +31,19 @@ from convert.transfer import copy_aux_files
 from convert.weights import load_params, open_weights
 from jaxs1.config import UserError, find_recipe, parse, run_command, to_yaml
 from jaxs1.data import chat
-from jaxs1.data.batches import Batches, BatchStats, fit_to_block
+from jaxs1.data.batches import Batches, BatchStats, fit_to_block, summary
+from jaxs1.data.end_of_turn import end_of_turn
+from jaxs1.data.model_settings import with_preset
 from jaxs1.data.records import load_records
-from jaxs1.data.tokenizer import load_tokenizer, padding_id
+from jaxs1.data.tokenizer import check_vocabulary, load_tokenizer, padding_id, vocabulary_size
 from jaxs1.devices import compute_capability, peak_flops
 from jaxs1.model import ops, transformer
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.model.sharding import ShardingRules, check_divisible, make_sharding_rules
 from jaxs1.model.transformer import Transformer
-from jaxs1.storage import explained, write_text
+from jaxs1.storage import check_output, explained, write_text
 from jaxs1.training import distributed
-from jaxs1.training.checkpoint import Checkpoints, latest_step
+from jaxs1.training.checkpoint import Checkpoints, latest_step, quiet_orbax
 from jaxs1.training.config import TrainConfig
 from jaxs1.training.distributed import print_main
 from jaxs1.training.memory import check_fits
@@ -65,7 +67,8 @@ class Job:
         config: settings of the run
         weights: initial weights; None if they are random
         tokenizer: Hugging Face tokenizer
-        hf_config: the model's config.json
+        hf_config: config.json of the export, with the tokens at which it stops
+        generation_config: generation_config.json of the export
         model: abstract, without parameters
         batches: training data
         steps: number of optimizer steps
@@ -75,6 +78,7 @@ class Job:
     weights: Weights | None
     tokenizer: Any
     hf_config: dict[str, Any]
+    generation_config: dict[str, Any]
     model: Transformer
     batches: Batches
     steps: int
@@ -82,7 +86,7 @@ class Job:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns about intended behaviour
+    quiet_orbax()
     config = parse(TrainConfig, argv, command="python -m jaxs1.train")
     with distributed.session(config.distributed):
         return train(config)
@@ -104,6 +108,8 @@ def train(config: TrainConfig) -> int:
             f"output={run}: already holds a run, up to step {start}; continue it with "
             "--resume auto, or give another --output"
         )
+    if distributed.is_main_process():
+        check_output(run, folder=True)
     job = prepare(config)
     _describe(job, start)
     if distributed.is_main_process():
@@ -152,7 +158,7 @@ def _export_adapter(job: Job, params: Any, run: Path) -> None:
     if not folder.exists():
         adapter.write(folder)
     if not merged.exists():
-        weights = MergedWeights(job.weights, adapter, run / "model")
+        weights = MergedWeights(job.weights, adapter, run / "model", job.hf_config)
         to_hf(weights, merged, job.config.export_dtype)
     print_main(f"exported to {folder}: PEFT's PeftModel.from_pretrained loads it")
     print_main(f"      and to {merged}, merged: transformers' from_pretrained loads it")
@@ -176,13 +182,9 @@ def prepare(config: TrainConfig) -> Job:
         source = str(find_recipe(str(config.architecture), setting="architecture"))
         hf_config = read_config(source)
         # for random weights the vocabulary size may come from the tokenizer
-        hf_config.setdefault("vocab_size", -(-len(tokenizer) // 64) * 64)
+        hf_config.setdefault("vocab_size", -(-vocabulary_size(tokenizer) // 64) * 64)
     architecture = Architecture.from_hf(hf_config, source)
-    if len(tokenizer) > architecture.vocab_size:
-        raise UserError(
-            f"tokenizer={config.tokenizer}: has {len(tokenizer)} tokens, more than the model's "
-            f"vocab_size={architecture.vocab_size}; use the model's own tokenizer"
-        )
+    check_vocabulary(tokenizer, config.tokenizer or source, architecture.vocab_size)
     if config.data.block_size > architecture.max_position_embeddings:
         raise UserError(
             f"data.block_size={config.data.block_size}: must be at most the model's "
@@ -191,7 +193,7 @@ def prepare(config: TrainConfig) -> Job:
     rules = make_sharding_rules(config.mesh)
     check_divisible(architecture, rules)
     _check_batch(config, rules)
-    batches = _read_data(config, tokenizer, architecture, rules)
+    batches, end, preset = _read_data(config, tokenizer, architecture, rules)
     device = jax.devices()[0]
     impl: Any = ops.resolve_attention(
         config.compute.attention,
@@ -205,7 +207,11 @@ def prepare(config: TrainConfig) -> Job:
     )
     steps = config.steps or config.epochs * batches.steps_per_epoch
     check_fits(model, config, batches, steps, jax.local_devices()[0])
-    return Job(config, weights, tokenizer, hf_config, model, batches, steps)
+    folder = weights.aux_files if weights is not None else None
+    eos = tokenizer.eos_token_id
+    hf_config, generation = with_stop_tokens(hf_config, folder, end, eos)
+    generation = with_preset(generation, preset)
+    return Job(config, weights, tokenizer, hf_config, generation, model, batches, steps)
 
 
 def _check_batch(config: TrainConfig, rules: ShardingRules) -> None:
@@ -225,17 +231,16 @@ def _check_batch(config: TrainConfig, rules: ShardingRules) -> None:
 
 def _read_data(
     config: TrainConfig, tokenizer: Any, architecture: Architecture, rules: ShardingRules
-) -> Batches:
+) -> tuple[Batches, int | None, str | None]:
+    """The training data, the token with which its answers or texts end, and its delimiters."""
     kind, records = load_records(config.data)
-    examples = chat.encode(records, tokenizer)
+    examples = chat.encode(records, tokenizer, config.data.preset)
     kept, dropped = fit_to_block(examples, config.data.block_size, config.data.overlong)
-    tokens = sum(len(e.tokens) for e in kept)
-    print_main(
-        f"data      {len(kept):,} {kind} examples, {tokens:,} tokens; {dropped:,} too long, dropped"
-    )
+    print_main("\n".join(summary(kind, kept, dropped)))
     a = architecture
     matrices = a.train_flops(1, 0) / 6
-    return Batches(
+    end = end_of_turn(tokenizer) if records[0].messages else int(examples[0].tokens[-1])
+    batches = Batches(
         kept,
         config.data,
         batch_size=config.batch_size,
@@ -246,6 +251,7 @@ def _read_data(
         attention=2 * a.num_layers * a.num_heads * a.head_dim / matrices,
         padding_id=padding_id(tokenizer),
     )
+    return batches, end, chat.preset_of(records, tokenizer, config.data.preset)
 
 
 def _describe(job: Job, start: int) -> None:
@@ -289,6 +295,7 @@ def _write_run_files(job: Job, run: Path) -> None:
         else:
             job.tokenizer.save_pretrained(folder)
     write_text(folder / "config.json", json.dumps(job.hf_config, indent=2) + "\n")
+    write_text(folder / GENERATION_CONFIG, json.dumps(job.generation_config, indent=2) + "\n")
     if job.config.lora.rank:
         write_text(folder / ADAPTER_CONFIG, json.dumps(_peft_config(job), indent=2) + "\n")
 

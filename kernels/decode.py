@@ -24,6 +24,7 @@ from kernels import xla_call
 from kernels.attention import KV_SPLIT, Q_ROWS, attention
 from kernels.gate_up import gate_up
 from kernels.head import head
+from kernels.int8 import Int8, parts
 from kernels.interpreted import on_jax
 from kernels.launch import Array, Run
 from kernels.projection import projection
@@ -32,6 +33,8 @@ from kernels.shapes import BATCHES, PAGE
 
 #: Widths of a head that are compiled, tested and in published models.
 HEAD_DIMS = (64, 128)
+#: Widths are multiples of this: 16 bytes of int8, which a thread loads at a time.
+MULTIPLE = 16
 
 
 def check(
@@ -70,8 +73,8 @@ def check(
     if head_dim not in HEAD_DIMS:
         raise ValueError(f"head_dim={head_dim}: the Triton kernels take {HEAD_DIMS}")
     for name, value in (("width", width), ("mlp", mlp)):
-        if value % 8:
-            raise ValueError(f"{name}={value}: must be a multiple of 8 (16-byte loads)")
+        if value % MULTIPLE:
+            raise ValueError(f"{name}={value}: must be a multiple of {MULTIPLE} (16-byte loads)")
 
 
 def layer(
@@ -94,7 +97,8 @@ def layer(
         weights: the layer's, as in jaxs1/model/transformer.py: attn_norm.scale [D]; attn.q.kernel
             [D, N, H], attn.k.kernel and attn.v.kernel [D, K, H], each with or without bias;
             attn.o.kernel [N, H, D]; attn.q_norm.scale and attn.k_norm.scale [H] or absent;
-            mlp_norm.scale [D]; mlp.gate.kernel and mlp.up.kernel [D, F]; mlp.down.kernel [F, D]
+            mlp_norm.scale [D]; mlp.gate.kernel and mlp.up.kernel [D, F]; mlp.down.kernel [F, D].
+            All kernels may be `Int8`, whose outputs come first
         x_BD: the residual stream
         position_B: position of the new token, int32: it attends to keys 0..position; negative: no
             token
@@ -117,8 +121,8 @@ def layer(
     attn, mlp = weights["attn"], weights["mlp"]
     run = run or _compiled(weights, x_BD, k_pages, compute_capability)
     K, _, S, H = k_pages.shape
-    N = attn["q"]["kernel"].shape[1]
     B, D = x_BD.shape
+    N = _size(attn["q"]["kernel"]) // (D * H)
     _check_shape(batch=B, heads=N, kv_heads=K, page=S)
     q, k, v = (attn[name] for name in "qkv")
     partial_sums, squares = qkv(
@@ -146,7 +150,7 @@ def layer(
 def logits(
     x_BD: Array,
     scale_D: Array,
-    w: Array,
+    w: Array | Int8,
     *,
     eps: float,
     tied: bool,
@@ -161,7 +165,7 @@ def logits(
     Args:
         x_BD: the residual stream after the last layer
         scale_D: scale of the final norm
-        w: [D, V], or the embedding [V, D] where `tied`
+        w: [D, V], or [V, D] if it is the embedding (`tied`) or `Int8`
         eps: epsilon of the norm
         tied: whether the head is the embedding
         compute_capability: compute capability, e.g. 90; default: that of the default device
@@ -171,12 +175,14 @@ def logits(
         xla_call.check_versions()
         capability = compute_capability or xla_call.compute_capability()
         xla_call.check_capability(capability)
-        for name, array in (("hidden states", x_BD), ("head", w)):
-            wide = array.shape[1] % 8 == 0 and array.size < 2**31  # 16-byte loads, int32 offsets
-            if array.dtype != jnp.bfloat16 or not wide:
+        for name, array in (("hidden states", x_BD), ("head", parts(w)[0])):
+            wanted = jnp.int8 if array is not x_BD and isinstance(w, Int8) else jnp.bfloat16
+            wide = array.shape[1] % MULTIPLE == 0 and array.size < 2**31  # int32 offsets
+            if array.dtype != wanted or not wide:
                 raise ValueError(
-                    f"{name}: {array.dtype}{list(array.shape)}: the Triton kernel takes bfloat16, "
-                    "a last axis that is a multiple of 8, and less than 2^31 elements"
+                    f"{name}: {array.dtype}{list(array.shape)}: the Triton kernel takes bfloat16 "
+                    f"(or int8 with a scale), a last axis that is a multiple of {MULTIPLE}, and "
+                    "less than 2^31 elements"
                 )
         run = xla_call.Compiled(capability)
     _check_shape(batch=x_BD.shape[0])
@@ -211,12 +217,14 @@ def _compiled(
 ) -> xla_call.Compiled:
     """What runs the kernels on the GPU; raises if they do not support it."""
     capability = capability or xla_call.compute_capability()
-    dtypes = {str(a.dtype) for a in (*jax.tree.leaves(dict(weights)), x_BD, k_pages)}
+    leaves = jax.tree.leaves(dict(weights), is_leaf=lambda x: isinstance(x, Int8))
+    others = (x for x in (*leaves, x_BD, k_pages) if not isinstance(x, Int8))
+    dtypes = {str(x.dtype) for x in others}
     check(
         batch=x_BD.shape[0],
         width=x_BD.shape[1],
-        mlp=weights["mlp"]["gate"]["kernel"].shape[1],
-        heads=weights["attn"]["q"]["kernel"].shape[1],
+        mlp=_size(weights["mlp"]["gate"]["kernel"]) // x_BD.shape[1],
+        heads=_size(weights["attn"]["q"]["kernel"]) // (x_BD.shape[1] * k_pages.shape[3]),
         kv_heads=k_pages.shape[0],
         head_dim=k_pages.shape[3],
         page=k_pages.shape[2],
@@ -224,6 +232,11 @@ def _compiled(
         compute_capability=capability,
     )
     return xla_call.Compiled(capability)
+
+
+def _size(w: Array | Int8) -> int:
+    """Number of elements of a weight."""
+    return parts(w)[0].size
 
 
 def _check_shape(*, batch: int, heads: int = 1, kv_heads: int = 1, page: int = PAGE) -> None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kernels.int8 import Int8, parts
 from kernels.launch import Array, Launch, Run, ceil_div
-from kernels.matmul_tile import OWN_TILING, Tiling, blocks, product_tile
+from kernels.matmul_tile import OWN_TILING, Tiling, blocks, column_address, product_tile
 
 #: See `matmul_tile.STAGES`: with so large a grid, fewer resident programs with more stages do as
 #: well.
@@ -24,6 +25,7 @@ def head_kernel(
     x_ptr,
     scale_ptr,
     w_ptr,
+    w_scale_ptr,
     y_ptr,
     EPS: tl.constexpr,
     TIED: tl.constexpr,
@@ -38,10 +40,10 @@ def head_kernel(
     """Grid (tiles of the vocabulary,)."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     row = tl.arange(0, ROWS)
-    columns_ptr = w_ptr + (column * K if TIED else column)
+    scales_ptr = None if w_scale_ptr is None else w_scale_ptr + column
     y, squares = product_tile(
-        x_ptr, scale_ptr, columns_ptr, column < WIDTH, 0, K, 1 if TIED else WIDTH,
-        K, B, ROWS, COLUMNS, K_BLOCK, STAGES,
+        x_ptr, scale_ptr, column_address(w_ptr, column, K, TIED), scales_ptr, column < WIDTH,
+        0, K, 1 if TIED else WIDTH, K, B, ROWS, COLUMNS, K_BLOCK, STAGES,
     )  # fmt: skip
     y *= tl.rsqrt(squares / K + EPS)[None, :]
     mask = (column < WIDTH)[:, None] & (row < B)[None, :]
@@ -52,15 +54,16 @@ def head(
     run: Run,
     x_BD: Array,
     scale_D: Array,
-    w: Array,
+    w: Array | Int8,
     *,
     eps: float,
     tied: bool,
     tiling: Tiling = OWN_TILING,
 ) -> Array:
-    """Logits [B, V], float32; w is [D, V], or the embedding [V, D] where `tied`."""
+    """Logits [B, V], float32; w is [D, V], or [V, D] if it is the embedding (`tied`) or Int8."""
     B, D = x_BD.shape
-    V = w.shape[0 if tied else 1]
+    values, w_scale = parts(w)
+    V = values.shape[1 if w_scale is None and not tied else 0]
     sizes = blocks(B, tiling, stages=STAGES)
     launch = Launch(
         kernel=head_kernel,
@@ -69,5 +72,5 @@ def head(
         constants={"EPS": eps, "TIED": tied, "K": D, "WIDTH": V, **sizes},
         warps=tiling.warps,
     )
-    (logits_BV,) = run(launch, [x_BD, scale_D, w])
+    (logits_BV,) = run(launch, [x_BD, scale_D, values, w_scale])
     return logits_BV

@@ -13,6 +13,9 @@ product, and the row's factor 1 / sqrt(mean(x^2) + eps) is applied at the end.
 Sums are taken in float32, in blocks of K_BLOCK, one after the other; slices of k (split-K) depend
 only on the weight's shape. A sequence's result is therefore the same in every batch.
 
+W is bfloat16, or int8 (`kernels.int8`), whose inputs are contiguous: two of them are loaded as an
+int16, which keeps copies at 16 bytes, and split into the even and the odd terms of the sum.
+
 The operand swap and the block sizes follow from the machine code for sm_90: see kernels.resources.
 """
 
@@ -95,10 +98,26 @@ def blocks(
 
 
 @triton.jit
+def column_address(w_ptr, column, K: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """Address of W[0, n] for columns n of W [K, width], or of [width, K] if TRANSPOSED.
+
+    Int8 weights are always transposed; their inputs are addressed in pairs.
+    """
+    if w_ptr.dtype.element_ty == tl.int8:
+        address = w_ptr.to(tl.pointer_type(tl.int16)) + column * (K // 2)
+    elif TRANSPOSED:
+        address = w_ptr + column * K
+    else:
+        address = w_ptr + column
+    return address
+
+
+@triton.jit
 def product_tile(
     x_ptr,
     scale_ptr,
     columns_ptr,
+    w_scale_ptr,
     visible,
     first,
     last,
@@ -112,8 +131,9 @@ def product_tile(
 ):
     """Sum over k in [first, last): y [COLUMNS, ROWS] and sum of x^2 [ROWS], both float32.
 
-    Args: x_ptr [B, K]; scale_ptr [K] or None; columns_ptr [COLUMNS]: address of W[0, n] of every
-    column of the tile; visible [COLUMNS]; w_step: elements from W[k, n] to W[k + 1, n].
+    Args: x_ptr [B, K]; scale_ptr [K] or None; columns_ptr [COLUMNS]: `column_address` of every
+    column of the tile; w_scale_ptr [COLUMNS]: address of the scale of every column of int8 weights,
+    or None; visible [COLUMNS]; w_step: elements from W[k, n] to W[k + 1, n].
     """
     rows = tl.arange(0, ROWS)
     block = tl.arange(0, K_BLOCK)
@@ -121,12 +141,6 @@ def product_tile(
     squares = tl.zeros([ROWS], tl.float32)
     for start in tl.range(first, last, K_BLOCK, num_stages=STAGES):
         k = start + block
-        w = tl.load(
-            columns_ptr[:, None] + k[None, :] * w_step,
-            mask=visible[:, None] & (k < K)[None, :],
-            other=0.0,
-            eviction_policy="evict_first",
-        )
         x = tl.load(
             x_ptr + rows[:, None] * K + k[None, :],
             mask=(rows < B)[:, None] & (k < K)[None, :],
@@ -137,5 +151,25 @@ def product_tile(
             squares += tl.sum(wide * wide, 1)
             scale = tl.load(scale_ptr + k, mask=k < K, other=0.0).to(tl.float32)
             x = (wide * scale[None, :]).to(x.dtype)
-        y = tl.dot(w, tl.trans(x), y)
+        if w_scale_ptr is None:
+            w = tl.load(
+                columns_ptr[:, None] + k[None, :] * w_step,
+                mask=visible[:, None] & (k < K)[None, :],
+                other=0.0,
+                eviction_policy="evict_first",
+            )
+            y = tl.dot(w, tl.trans(x), y)
+        else:
+            half = start // 2 + tl.arange(0, K_BLOCK // 2)
+            two = tl.load(
+                columns_ptr[:, None] + half[None, :],
+                mask=visible[:, None] & (half < K // 2)[None, :],
+                other=0,
+                eviction_policy="evict_first",
+            )
+            even, odd = tl.split(tl.reshape(x, [ROWS, K_BLOCK // 2, 2]))
+            y = tl.dot(((two << 8) >> 8).to(x.dtype), tl.trans(even), y)
+            y = tl.dot((two >> 8).to(x.dtype), tl.trans(odd), y)
+    if w_scale_ptr is not None:
+        y *= tl.load(w_scale_ptr, mask=visible, other=0.0)[:, None]
     return y, squares

@@ -12,8 +12,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kernels.int8 import Int8, parts
 from kernels.launch import Array, Launch, Run, ceil_div
-from kernels.matmul_tile import OWN_TILING, Tiling, blocks, product_tile, split
+from kernels.matmul_tile import OWN_TILING, Tiling, blocks, column_address, product_tile, split
 
 #: Columns that one program of the second launch adds up.
 SUM_COLUMNS = 256
@@ -23,6 +24,7 @@ SUM_COLUMNS = 256
 def projection_kernel(
     x_ptr,
     w_ptr,
+    w_scale_ptr,
     partial_ptr,
     K: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -36,9 +38,10 @@ def projection_kernel(
     """Grid (tiles of columns, slices)."""
     part = tl.program_id(1)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    scales_ptr = None if w_scale_ptr is None else w_scale_ptr + column
     y, _ = product_tile(
-        x_ptr, None, w_ptr + column, column < WIDTH, part * SLICE, (part + 1) * SLICE, WIDTH,
-        K, B, ROWS, COLUMNS, K_BLOCK, STAGES,
+        x_ptr, None, column_address(w_ptr, column, K, False), scales_ptr, column < WIDTH,
+        part * SLICE, (part + 1) * SLICE, WIDTH, K, B, ROWS, COLUMNS, K_BLOCK, STAGES,
     )  # fmt: skip
     row = tl.arange(0, ROWS)
     mask = (column < WIDTH)[:, None] & (row < B)[None, :]
@@ -68,19 +71,25 @@ def sum_kernel(
 
 
 def projection(
-    run: Run, x_BK: Array, w: Array, residual_BD: Array | None, *, tiling: Tiling = OWN_TILING
+    run: Run,
+    x_BK: Array,
+    w: Array | Int8,
+    residual_BD: Array | None,
+    *,
+    tiling: Tiling = OWN_TILING,
 ) -> Array:
     """Residual + x W, in the residual's dtype; float32 without a residual.
 
     Args:
         run: runs the launches
         x_BK: [B, K]
-        w: [K, D]; its inputs may be several axes, e.g. [N, H, D]
+        w: [K, D], or Int8 [D, K]; its inputs may be several axes, e.g. [N, H, D]
         residual_BD: [B, D] or None
         tiling: tiling of the product
     """
     B, K = x_BK.shape
-    D = w.shape[-1]
+    values, scale = parts(w)
+    D = values.shape[-1 if scale is None else 0]
     slices, length = split(K, D, tiling.slices)
     sizes = blocks(B, tiling)
     constants = {"K": K, "WIDTH": D, "SLICE": length}
@@ -91,7 +100,7 @@ def projection(
         constants={**constants, **sizes},
         warps=tiling.warps,
     )
-    (partial,) = run(product, [x_BK, w])
+    (partial,) = run(product, [x_BK, values, scale])
     total = Launch(
         kernel=sum_kernel,
         grid=(B, ceil_div(D, SUM_COLUMNS)),

@@ -15,8 +15,9 @@ import math
 import triton
 import triton.language as tl
 
+from kernels.int8 import Int8, parts
 from kernels.launch import Array, Launch, Run, ceil_div
-from kernels.matmul_tile import OWN_TILING, Tiling, blocks, product_tile, split
+from kernels.matmul_tile import OWN_TILING, Tiling, blocks, column_address, product_tile, split
 
 
 @triton.jit
@@ -26,6 +27,9 @@ def qkv_kernel(
     wq_ptr,
     wk_ptr,
     wv_ptr,
+    q_scale_ptr,
+    k_scale_ptr,
+    v_scale_ptr,
     partial_ptr,
     squares_ptr,
     K: tl.constexpr,
@@ -49,9 +53,13 @@ def qkv_kernel(
     first_tile = tl.where(is_q, 0, tl.where(is_k, q_tiles, q_tiles + kv_tiles))
     offset = tl.where(is_q, 0, tl.where(is_k, Q_WIDTH, Q_WIDTH + KV_WIDTH))
     column = (tile - first_tile) * COLUMNS + tl.arange(0, COLUMNS)
+    if q_scale_ptr is None:
+        scales_ptr = None
+    else:
+        scales_ptr = tl.where(is_q, q_scale_ptr, tl.where(is_k, k_scale_ptr, v_scale_ptr)) + column
     y, squares = product_tile(
-        x_ptr, scale_ptr, w_ptr + column, column < width, part * SLICE, (part + 1) * SLICE, width,
-        K, B, ROWS, COLUMNS, K_BLOCK, STAGES,
+        x_ptr, scale_ptr, column_address(w_ptr, column, K, False), scales_ptr, column < width,
+        part * SLICE, (part + 1) * SLICE, width, K, B, ROWS, COLUMNS, K_BLOCK, STAGES,
     )  # fmt: skip
     row = tl.arange(0, ROWS)
     start = (part * B + row[None, :]) * (Q_WIDTH + 2 * KV_WIDTH) + offset
@@ -65,15 +73,19 @@ def qkv(
     run: Run,
     x_BD: Array,
     scale_D: Array,
-    q_DNH: Array,
-    k_DKH: Array,
-    v_DKH: Array,
+    q_DNH: Array | Int8,
+    k_DKH: Array | Int8,
+    v_DKH: Array | Int8,
     *,
     tiling: Tiling = OWN_TILING,
 ) -> tuple[Array, Array]:
-    """Partial sums [slices, B, (N + 2 K) H] and sums of squares [slices, B], float32."""
+    """Partial sums [slices, B, (N + 2 K) H] and sums of squares [slices, B], float32.
+
+    Int8 weights are [N, H, D] and [K, H, D].
+    """
     B, D = x_BD.shape
-    q_width, kv_width = math.prod(q_DNH.shape[1:]), math.prod(k_DKH.shape[1:])
+    weights, scales = zip(*map(parts, (q_DNH, k_DKH, v_DKH)), strict=True)
+    q_width, kv_width = (math.prod(w.shape) // D for w in weights[:2])
     slices, length = split(D, q_width + 2 * kv_width, tiling.slices)
     sizes = blocks(B, tiling)
     tiles = ceil_div(q_width, sizes["COLUMNS"]) + 2 * ceil_div(kv_width, sizes["COLUMNS"])
@@ -85,5 +97,5 @@ def qkv(
         constants={**constants, **sizes},
         warps=tiling.warps,
     )
-    partial, squares = run(launch, [x_BD, scale_D, q_DNH, k_DKH, v_DKH])
+    partial, squares = run(launch, [x_BD, scale_D, *weights, *scales])
     return partial, squares

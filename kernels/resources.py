@@ -8,6 +8,7 @@ tensor-core instructions are slow on every device of that generation.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import subprocess
@@ -15,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ import triton
 
 from jaxs1.config import UserError, parse, run_command
 from kernels import decode
+from kernels.int8 import Int8
 from kernels.launch import Array, Launch, ceil_div
 from kernels.shapes import BATCHES, MODELS, PAGE, Shape
 from kernels.xla_call import CAPABILITIES, compile_launch
@@ -85,6 +87,7 @@ class Resources:
         batches: batch sizes
         context: longest sequence [tokens]
         capabilities: compute capabilities, e.g. 90 for sm_90
+        weights: int8 compiles the kernels for quantized matrices
         markdown: print a Markdown table
     """
 
@@ -93,6 +96,7 @@ class Resources:
     batches: list[int] = field(default_factory=lambda: [1, 32])
     context: int = 32768
     capabilities: list[int] = field(default_factory=lambda: [80, 90, 100])
+    weights: Literal["bfloat16", "int8"] = "bfloat16"
     markdown: bool = False
 
     def __post_init__(self) -> None:
@@ -130,9 +134,13 @@ def abstract_layer(
 
     def linear(heads: int) -> dict[str, Any]:
         bias = {"bias": array(heads, H)} if shape.bias else {}
-        return {"kernel": array(D, heads, H), **bias}
+        return {"kernel": matrix((D,), (heads, H)), **bias}
 
-    attn = {"q": linear(N), "k": linear(K), "v": linear(K), "o": {"kernel": array(N, H, D)}}
+    def matrix(inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Any:
+        return _matrix(shape, inputs, outputs, dtype)
+
+    out = {"kernel": matrix((N, H), (D,))}
+    attn = {"q": linear(N), "k": linear(K), "v": linear(K), "o": out}
     if shape.qk_norm:
         attn |= {"q_norm": {"scale": array(H)}, "k_norm": {"scale": array(H)}}
     weights = {
@@ -140,14 +148,30 @@ def abstract_layer(
         "attn": attn,
         "mlp_norm": {"scale": array(D)},
         "mlp": {
-            "gate": {"kernel": array(D, F)},
-            "up": {"kernel": array(D, F)},
-            "down": {"kernel": array(F, D)},
+            "gate": {"kernel": matrix((D,), (F,))},
+            "up": {"kernel": matrix((D,), (F,))},
+            "down": {"kernel": matrix((F,), (D,))},
         },
     }
     pages = ceil_div(context, PAGE)
     pool = array(K, 1 + batch * pages, PAGE, H)
     return weights, (array(batch, D), int32(batch), pool, pool, int32(batch, pages))
+
+
+def abstract_head(shape: Shape, dtype: Any = jnp.bfloat16) -> Any:
+    """The output matrix of `kernels.decode.logits` as shapes."""
+    D, V = shape.width, shape.vocabulary
+    if shape.tied and shape.weight_bytes != 1:
+        return jax.ShapeDtypeStruct((V, D), dtype)
+    return _matrix(shape, (D,), (V,), dtype)
+
+
+def _matrix(shape: Shape, inputs: tuple[int, ...], outputs: tuple[int, ...], dtype: Any) -> Any:
+    """A weight, or its `Int8`, as shapes."""
+    if shape.weight_bytes != 1:
+        return jax.ShapeDtypeStruct((*inputs, *outputs), dtype)
+    values = jax.ShapeDtypeStruct((*outputs, *inputs), jnp.int8)
+    return Int8(values, jax.ShapeDtypeStruct(outputs, jnp.float32))
 
 
 def launches(shape: Shape, batch: int, context: int) -> list[tuple[Launch, list[str | None]]]:
@@ -161,8 +185,7 @@ def launches(shape: Shape, batch: int, context: int) -> list[tuple[Launch, list[
         return outputs
 
     weights, rest = abstract_layer(shape, batch, context)
-    D, V = shape.width, shape.vocabulary
-    w = jax.ShapeDtypeStruct((V, D) if shape.tied else (D, V), jnp.bfloat16)
+    w = abstract_head(shape)
     scale = weights["attn_norm"]["scale"]
 
     def everything(weights: Any, rest: Any, scale: Any, w: Any) -> Any:
@@ -260,6 +283,8 @@ def main(argv: Sequence[str]) -> None:
         shape = MODELS[options.model].split(options.devices)
     except ValueError as error:
         raise UserError(f"devices={options.devices}: {error}") from None
+    if options.weights == "int8":
+        shape = dataclasses.replace(shape, weight_bytes=1)
     rows = list(survey(shape, options.batches, options.context, options.capabilities))
     drawn = table(rows, markdown=options.markdown)
     if options.markdown:

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 PAGE = 64
 #: Smallest and largest supported batch size.
 BATCHES = (1, 64)
-#: Size of a bfloat16 [bytes].
-BF16 = 2
+#: Sizes of a bfloat16, and of the scale of an int8 output [bytes].
+BF16, SCALE = 2, 4
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Shape:
         qk_norm: whether heads of q and k are normalised (Qwen3)
         theta: base of the rotary embedding
         eps: epsilon of the norms
+        weight_bytes: size of an element of a matrix [bytes]: 2 for bfloat16, 1 for int8 with scales
     """
 
     layers: int
@@ -54,6 +55,7 @@ class Shape:
     qk_norm: bool = False
     theta: float = 1e6
     eps: float = 1e-6
+    weight_bytes: int = 2
 
     def split(self, devices: int) -> Shape:
         """One device's shard under tensor parallelism; ValueError if it does not divide evenly."""
@@ -123,7 +125,7 @@ class Work:
 
 
 def kernel_work(shape: Shape, batch: int, context: int) -> dict[str, Work]:
-    """One call of each kernel, in bfloat16.
+    """One call of each kernel, in bfloat16 but for the matrices.
 
     Args:
         shape: shape of the model, or of one device's shard
@@ -136,7 +138,9 @@ def kernel_work(shape: Shape, batch: int, context: int) -> dict[str, Work]:
     def product(inputs: int, outputs: int, extra: int, read: int, written: int) -> Work:
         matrix = inputs * outputs
         moved = BF16 * batch * read + written * batch
-        return Work(BF16 * (matrix + extra), 0, moved, 2 * batch * matrix)
+        scales = SCALE * outputs if shape.weight_bytes == 1 else 0
+        weights = shape.weight_bytes * matrix + scales + BF16 * extra
+        return Work(weights, 0, moved, 2 * batch * matrix)
 
     attention = Work(
         weights=BF16 * (shape.bias * (q + 2 * kv) + shape.qk_norm * 2 * H),

@@ -46,7 +46,7 @@ ALIGNMENT = 16
 #: Pointers that Triton appends to a kernel's parameters, and jaxlib to a launch: scratch memory.
 HIDDEN_PARAMETERS = 2
 
-_TYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "int32": "i32"}
+_TYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "int8": "i8", "int32": "i32"}
 
 
 def check_versions() -> None:

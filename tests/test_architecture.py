@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "tasks": {"data", "config"},
     "decoding": {"convert", "model", "data", "config"},
     "training": {"model", "data", "config"},
-    "convert": {"model", "config"},
+    "convert": {"model", "data", "config"},
     "model": {"kernels", "config"},
     "data": {"config"},
     "config": set(),

@@ -112,7 +112,7 @@ def test_names_of_version_0_1_are_read_and_named(tmp_path, capsys):
 
 def test_values_of_version_0_1_are_read_and_named(capsys):
     for words in (["--impl=narrow"], ["--impl", "narrow"]):
-        config = parse(GenerateConfig, ["--model", "m", *words], command="test")
+        config = parse(GenerateConfig, ["--model", "m", "--prompt", "hi", *words], command="test")
         assert config.impl == "bf16x3"
         assert capsys.readouterr().err == "note: impl=narrow is now impl=bf16x3\n"
     assert current_names({"against": "ours", "seed": "ours"}, notify=False) == {
@@ -280,7 +280,7 @@ def test_architectures_have_their_published_sizes(name):
         ({"use_sliding_window": True}, ["use_sliding_window"]),
         ({"rope_scaling": {"type": "yarn"}}, ["yarn", "rope_scaling"]),
         ({"hidden_act": "gelu"}, ["hidden_act='gelu'"]),
-        ({"num_hidden_layers": 0}, ["num_layers=0"]),
+        ({"num_hidden_layers": 0}, ["num_hidden_layers=0"]),
         ({"vocab_size": "many"}, ["vocab_size='many'"]),
         ({"head_dim": 7}, ["head_dim=7", "even"]),
     ],

@@ -352,3 +352,30 @@ def test_automatic_budget_is_that_of_all_questions(task, tmp_path):
         whole = (out / "samples.jsonl").read_text().splitlines(keepends=True)
         done = [x for x in whole if f"of {COUNT - 1} and" in x]  # what is left is shorter
         (out / "samples.jsonl").write_text("".join(done))
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (
+            {"question": "half \ud83d", "answer": 1},
+            r"sums.jsonl:2: question: contains .ud83d, half",
+        ),
+        ({"question": "a", "answer": "\udc00"}, r"sums.jsonl:2: answer: contains .udc00, half"),
+    ],
+)
+def test_text_without_an_encoding_is_named(row, words, task, tmp_path):
+    task.write_text(task.read_text().splitlines()[0] + "\n" + json.dumps(row) + "\n")
+    engine = Engine()
+    with pytest.raises(UserError, match=words) as error:
+        evaluate(config("--task", task, "--output", tmp_path / "out"), engine)
+    assert "\n" not in str(error.value) and not engine.requests
+
+
+def test_a_preset_that_does_not_suit_the_tokenizer_is_one_line(task, tmp_path):
+    engine = Engine()
+    engine.tokenizer.chat_template = "{{ '<think>' }}"
+    arguments = ("--task", task, "--output", tmp_path / "out", "--thinking.preset", "s1")
+    with pytest.raises(UserError, match=r"thinking.preset=s1: contradicts .*=think_tags"):
+        evaluate(config(*arguments), engine)
+    assert not engine.requests

@@ -118,6 +118,11 @@ def test_invalid_prompts_do_not_stop_the_others(folder, tmp_path, capsys):
         (["--prompt=a", "--prompts=b"], r"prompt: give either"),
         (["--prompt", " "], r"prompt=' ': is empty; give a question"),
         (["--prompt=a", "--n=0"], r"n=0: must be at least 1"),
+        (["--prompt", "half \udcff"], r"prompt: contains .udcff, half of a surrogate pair"),
+        (
+            ["--prompt=a", "--system", "\udcff"],
+            r"system: contains .udcff, half of a surrogate pair",
+        ),
         (["--prompt=a", "--thinking.preset=s2"], r"thinking.preset='s2': unknown preset; choose"),
         (["--prompt=a", "--thinking.mode=lax"], r"thinking.mode=lax: must be .*strict.*s1_harness"),
         (["--prompt=a", "--thinking.wait=x"], r"thinking.wait: no such field; did you mean"),
@@ -148,12 +153,34 @@ def test_what_is_wrong_with_the_command(folder, tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"is not valid JSON \(.*\); give one object per line"),
-        ("[1]", r"is a list; give a JSON object"),
+        ("{", r"is not valid JSON \(.*\); fix or remove the line"),
+        ("[1]", r"must be a JSON object, is a list"),
         ({"text": "a"}, r"has no prompt; give one of prompt, question, problem, or messages"),
         ({"prompt": 5}, r"has no prompt"),
         ({"messages": []}, r"messages: must be \[\{"),
         ({"messages": ["a"]}, r"messages: must be \[\{"),
+        (
+            {"messages": [{"role": "user", "content": None}]},
+            r"messages\[0\].content: must be a str",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            r"messages\[0\].con",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a", "weight": 1}]},
+            r"messages\[0\].weight: has",
+        ),
+        ({"messages": [{"role": "user", "content": "a", "id": 1}]}, r"messages\[0\].id: unknown"),
+        ({"prompt": "a", "tools": {"name": "f"}}, r"tools: must be a list of objects"),
+        ({"prompt": "half \ud83d"}, r"prompt: contains .ud83d, half of a surrogate pair"),
+        (
+            {"prompt": "a", "thinking": {"wait_strings": ["\udc00"]}},
+            r"thinking.wait_strings\[0\]: con",
+        ),
+        ({"prompt": "a", "tags": ["\udc00"]}, r"tags\[0\]: contains .udc00"),
+        ('{"prompt": ' + "[" * 100_000, r"is not valid JSON \("),
+        ('{"prompt": "a", "tags": ' + "[" * 500 + "]" * 500 + "}", r"tags.*: is nested more than"),
         ({"messages": [{"role": "user"}]}, r"messages: must be \[\{"),
         ({"prompt": "a", "n": 0}, r"n=0: must be at least 1"),
         ({"prompt": "a", "n": "four"}, r"n=four: must be int"),
@@ -171,7 +198,7 @@ def test_what_is_wrong_with_the_command(folder, tmp_path, arguments, message):
 def test_what_is_wrong_with_a_line(tmp_path, line, message):
     """Known before the model is opened, with the number of the line."""
     prompts = write_lines(tmp_path / "p.jsonl", [{"prompt": "a"}, line])
-    with pytest.raises(UserError, match=rf"p.jsonl, line 2: {message}") as caught:
+    with pytest.raises(UserError, match=rf"p.jsonl:2: {message}") as caught:
         run("no such model", "--prompts", prompts)
     assert "\n" not in str(caught.value)
 

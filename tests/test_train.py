@@ -130,6 +130,15 @@ def test_signal_saves_a_checkpoint(number, corpus, tmp_path):
     assert not (run / "hf").exists()
 
 
+def test_export_declares_the_delimiters_of_its_thinking(uninterrupted):
+    """In the export and in the run, which is a model as well; transformers reads the file."""
+    run, _ = uninterrupted
+    for folder in (run / "hf", run / "model"):
+        content = json.loads((folder / "generation_config.json").read_text())
+        assert content["jaxs1"] == {"preset": "s1"}
+        transformers.GenerationConfig.from_pretrained(folder)
+
+
 def test_export_equals_ours_and_generates(uninterrupted):
     run, out = uninterrupted
     assert f"exported to {run / 'hf'}" in out

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_summary import Figures, read_results, write_results
+from jaxs1.storage import JsonlWriter, sync
 
 FILE = "facts.jsonl"
 
@@ -58,10 +59,9 @@ class Facts:
 
     def _write(self, **record: Any) -> None:
         line = json.dumps({**record, "at_s": round(self.clock(), 1)}, default=_plain)
-        with (self.folder / FILE).open("a") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with JsonlWriter(self.folder / FILE) as file:
+            file.write(json.loads(line))
+        sync(self.folder / FILE)
         print(line, flush=True)  # after it is on disk: what was seen there is not lost
 
 

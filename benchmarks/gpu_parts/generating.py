@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import time
@@ -14,6 +13,7 @@ import numpy as np
 
 from benchmarks.gpu_parts.context import ROOT, CheckContext, raise_if
 from benchmarks.gpu_parts.environment import memory
+from jaxs1.storage import JsonlWriter, read_jsonl
 from kernels.benchmarking.program import Program
 
 PROMPTS = 8
@@ -74,7 +74,8 @@ def _run_command(ctx: CheckContext, folder: Path) -> list[str]:
     from jaxs1 import generate as command
 
     prompts, output = folder / "prompts.jsonl", folder / "completions.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in _questions()))
+    with JsonlWriter(prompts) as writer:
+        writer.write(*({"prompt": text} for text in _questions()))
     start = time.perf_counter()
     status = command.main([
         "--model", str(folder / "model"), "--impl", ctx.impl, "--dtype", ctx.dtype,
@@ -83,7 +84,7 @@ def _run_command(ctx: CheckContext, folder: Path) -> list[str]:
         "--thinking.max_answer_tokens", str(ANSWER), "--thinking.min_answer_tokens", "1",
     ])  # fmt: skip
     seconds = time.perf_counter() - start
-    done = [json.loads(line) for line in output.read_text().splitlines()]
+    done = [row for _, row in read_jsonl(output)]
     usage = [completion["usage"] for completion in done]
     tokens = sum(u.get("completion_tokens", 0) for u in usage)
     longest = max((u.get("thinking_tokens", 0) for u in usage), default=0)

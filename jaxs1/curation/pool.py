@@ -6,7 +6,6 @@ columns mean.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +19,7 @@ from pyarrow import parquet
 
 from jaxs1.config import UserError, one_line
 from jaxs1.data.sources import BATCH, Row, Source, read_jsonl
+from jaxs1.storage import JsonlWriter
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,9 @@ def write_rows(rows: Iterable[Row], path: Path, kind: Literal["jsonl", "parquet"
         UserError: values of one column that Parquet cannot store together.
     """
     if kind == "jsonl":
-        with path.open("w") as file:
+        with JsonlWriter(path, new=True) as writer:
             for row in rows:
-                file.write(json.dumps(row, default=str) + "\n")
+                writer.write(row)
         return
     rows, tables = iter(rows), []
     try:

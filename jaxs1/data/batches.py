@@ -65,6 +65,21 @@ def fit_to_block(
     return kept, dropped
 
 
+def summary(kind: str, examples: Sequence[Example], dropped: int) -> list[str]:
+    """Lines about the training data: what there is, and what of it is not learnt."""
+    tokens, left_out = sum(len(e.tokens) for e in examples), sum(e.left_out for e in examples)
+    lines = [
+        f"data      {len(examples):,} {kind} examples, {tokens:,} tokens; "
+        f"{dropped:,} too long, dropped"
+    ]
+    if left_out:
+        lines.append(
+            f"          {left_out:,} earlier turns are context only: the chat template writes them "
+            "without their thinking"
+        )
+    return lines
+
+
 class Batches:
     """Packed batches by step number.
 

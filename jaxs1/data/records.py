@@ -11,20 +11,25 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxs1.config import UserError
-from jaxs1.data.chat import Record, reasoning
+from jaxs1.data.chat import Record, announced, reasoning
 from jaxs1.data.config import DataConfig
+from jaxs1.data.messages import clean_messages, clean_tools
 from jaxs1.data.sources import Row, Source
 
 #: Columns that may contain a question, the most likely first.
 QUESTION_COLUMNS = ("question", "problem")
+#: Columns next to `messages` that would change what the template writes.
+_UNSUPPORTED = ("chat_template_kwargs", "documents", "functions", "system")
 
 
-def _question_answer(question: str, answer: str) -> dict[str, Any]:
+def _reasoned(question: str, thinking: str, attempt: str) -> dict[str, Any]:
+    """A question, and an answer that was thought about."""
     return {
         "messages": (
             {"role": "user", "content": question},
-            {"role": "assistant", "content": answer},
-        )
+            {"role": "assistant", "content": reasoning(thinking, attempt)},
+        ),
+        "trace": (thinking, announced(attempt)),
     }
 
 
@@ -39,7 +44,7 @@ def _s1k(row: Row, prefix: str = "") -> dict[str, Any]:
             thinking = thinking[0]
     attempt = _string(row[f"{prefix}attempt"], f"{prefix}attempt")
     thinking = _string(thinking, f"{prefix}thinking_trajectories")
-    return _question_answer(_string(row["question"], "question"), reasoning(thinking, attempt))
+    return _reasoned(_string(row["question"], "question"), thinking, attempt)
 
 
 def _gsm8k(row: Row) -> dict[str, Any]:
@@ -48,20 +53,17 @@ def _gsm8k(row: Row) -> dict[str, Any]:
     if not separator:
         raise UserError("answer: must end in '#### NUMBER', as GSM8K's answers do")
     solution = re.sub(r"<<.*?>>", "", solution)
-    return _question_answer(_string(row["question"], "question"), reasoning(solution, answer))
+    return _reasoned(_string(row["question"], "question"), solution, answer)
 
 
 def _messages(row: Row) -> dict[str, Any]:
-    messages = row["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise UserError("messages: must be a list of {role, content}, with at least one")
-    for i, message in enumerate(messages):
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise UserError(f"messages[{i}]: must have role and content")
-        _string(message["content"], f"messages[{i}].content")
+    messages = clean_messages(row["messages"])
     if messages[-1]["role"] != "assistant":
-        raise UserError(f"messages[-1].role={messages[-1]['role']!r}: must be assistant")
-    return {"messages": tuple({"role": m["role"], "content": m["content"]} for m in messages)}
+        raise UserError(f"messages[-1].role={messages[-1]['role']!r:.60}: must be assistant")
+    for column in _UNSUPPORTED:
+        if row.get(column):
+            raise UserError(f"{column}: cannot be given to the chat template; remove the column")
+    return {"messages": messages, "tools": clean_tools(row.get("tools"))}
 
 
 def _text(row: Row) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from jaxs1.config import UserError, one_line
+from jaxs1.data.text import check_text
 from jaxs1.storage import Row, read_jsonl
 
 BATCH = 1024
@@ -62,10 +63,16 @@ class Source:
         """All rows, each with its location.
 
         Raises:
-            UserError: no such source, a malformed line, an unreadable file or hub dataset.
+            UserError: no such source, a malformed line, one with text that has no encoding, an
+                unreadable file or hub dataset.
         """
         if self.kind == "jsonl":
-            yield from read_jsonl(Path(self.path))
+            for where, row in read_jsonl(Path(self.path)):
+                try:
+                    check_text(row)
+                except UserError as error:
+                    raise UserError(f"{where}: {error}") from None
+                yield where, row
             return
         number = 0
         for batch in self.arrow(None):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxs1.config import UserError, one_line
+from jaxs1.data.model_settings import attach_settings
 
 #: Never `<|endoftext|>` or `<|im_end|>`: a model must not learn to ignore its end tokens.
 PAD_TOKEN = "<|fim_pad|>"
@@ -17,6 +18,14 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", PAD_TOKEN)
 PRETOKENIZER = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+#: Files that hold a vocabulary, of fast and of slow tokenizers; any of the groups suffices.
+_VOCABULARIES = (
+    ("tokenizer.json",),
+    ("vocab.json", "merges.txt"),
+    ("tokenizer.model",),
+    ("spiece.model",),
+    ("vocab.txt",),
 )
 CHAT_TEMPLATE = (
     "{%- for message in messages %}"
@@ -27,22 +36,60 @@ CHAT_TEMPLATE = (
 
 
 def load_tokenizer(name: str) -> Any:
-    """A tokenizer from a Hugging Face folder or hub id.
+    """A tokenizer from a Hugging Face folder or hub id, with the folder's `model_settings`.
 
     Raises:
-        UserError: the tokenizer cannot be loaded; the message contains the reason.
+        UserError: the folder has no tokenizer, or one that cannot be loaded or encodes nothing; the
+            message contains the reason.
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
+    if Path(name).is_dir():
+        _require_files(Path(name))
     try:
-        return AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # transformers raises many kinds
-        reason = one_line(error)[:200]
+        # transformers would ask on the terminal whether to run a repository's own code
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        encodes = bool(tokenizer("1 + 1", add_special_tokens=False)["input_ids"])
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except (
+        BaseException
+    ) as error:  # transformers raises many kinds; a panic of Rust is no Exception
+        reason = one_line(error)[:100]
         raise UserError(
             f"tokenizer={name}: cannot be loaded ({reason}); give a folder with tokenizer.json or "
             "a hub id"
         ) from None
+    if not encodes:
+        raise UserError(f"tokenizer={name}: encodes text to no token; copy its files again")
+    attach_settings(tokenizer, name if Path(name).is_dir() else None)
+    return tokenizer
+
+
+def _require_files(folder: Path) -> None:
+    """Refuse a folder without a vocabulary: transformers would make an empty tokenizer of it."""
+    if not any(all((folder / file).is_file() for file in files) for files in _VOCABULARIES):
+        raise UserError(
+            f"tokenizer={folder}: has no tokenizer files (tokenizer.json, or vocab.json and "
+            "merges.txt); copy them from the original model, or set tokenizer to its folder or hub "
+            "id"
+        )
+
+
+def vocabulary_size(tokenizer: Any) -> int:
+    """The number of rows that an embedding needs: the largest id, plus 1."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def check_vocabulary(tokenizer: Any, name: str, size: int) -> None:
+    """Raise `UserError` if ids of the tokenizer `name` are beyond the `size` of a vocabulary."""
+    needed = vocabulary_size(tokenizer)
+    if needed > size:
+        raise UserError(
+            f"tokenizer={name}: has {needed} tokens, more than the model's vocab_size={size}; use "
+            "the model's own tokenizer"
+        )
 
 
 def padding_id(tokenizer: Any) -> int:

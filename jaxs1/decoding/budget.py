@@ -3,7 +3,7 @@
 A completion thinks, then answers. `step` looks at the token that was sampled and either keeps it or
 writes another: a Wait if the model would stop thinking too early, the end of thinking and an answer
 prefix if its budget is used up (s1, arXiv 2501.19393, section 3.1). That happens before the token
-reaches the sequence and the KV cache, so nothing is ever rolled back. The module knows token ids:
+reaches the sequence and the KV cache; only S1_HARNESS sets rows back. The module knows token ids:
 no text, no model, no logits. Everything in it is pure and runs under jit; the loop around it is
 
     state = init(controls, is_newline_V)
@@ -52,7 +52,7 @@ class Phase(IntEnum):
 
 
 class TokenKind(IntEnum):
-    """Kind of a token; PAD: no token, the sequence was DONE."""
+    """Kind of a token; PAD: no token, the sequence was DONE; SURPLUS: not kept, see `step`."""
 
     PAD = 0
     THINKING = 1
@@ -60,6 +60,7 @@ class TokenKind(IntEnum):
     CLOSE = 3
     ANSWER_PREFIX = 4
     ANSWER = 5
+    SURPLUS = 6
 
 
 class EndedBy(IntEnum):
@@ -89,9 +90,8 @@ class Controls(NamedTuple):
       suppressed ends, not the Waits; nothing is inserted when thinking ends. Equal in ids: the
       original concatenates text, whose tokens may merge at a seam.
     * S1_HARNESS: the loop behind the paper's figures (s1's lm-evaluation-harness). Every round has
-      a fresh budget; all rounds together, Waits included, are cut to one budget. Its defects are
-      not reproduced: a crash when an empty text is cut; up to num_waits + 1 budgets of thinking, of
-      which it grades what the answer never saw; prompts truncated on the left to fit the context.
+      a fresh budget; all rounds together, Waits included, are cut to one. Not reproduced: a crash
+      when an empty text is cut; grading of what is cut off; prompts truncated on the left.
 
     Args:
         mode: [B], a `Mode`
@@ -141,12 +141,14 @@ class State(NamedTuple):
     Args:
         phase: [B], a `Phase`
         thinking_used: [B], tokens that count against thinking_budget, over all rounds
+        round_used: [B], the model's own tokens since the last Wait
+        surplus: [B], tokens that were discarded, or will be
         waits_left: [B], ends that will still be replaced by a Wait
         inject_text: [B], row of text_BKT that is being inserted
         inject_cursor: [B], its next token
         answer_used: [B], tokens of the answer, without close and answer prefix, with the stop
-        position: [B], tokens after the prompt
-        last: [B], newest token
+        position: [B], tokens after the prompt that are kept
+        last: [B], newest token that is kept
         recent_BH: the model's own newest tokens in this phase, H = L - 1, padded with NONE
         kind: [B], `TokenKind` of the newest token
         ended_by: [B], an `EndedBy`
@@ -155,6 +157,8 @@ class State(NamedTuple):
 
     phase: jax.Array
     thinking_used: jax.Array
+    round_used: jax.Array
+    surplus: jax.Array
     waits_left: jax.Array
     inject_text: jax.Array
     inject_cursor: jax.Array
@@ -174,6 +178,8 @@ def init(controls: Controls, is_newline_V: jax.Array) -> State:
     state = State(
         phase=jnp.where(controls.max_new_tokens > 0, zero + Phase.THINK, Phase.DONE),
         thinking_used=zero,
+        round_used=zero,
+        surplus=zero,
         waits_left=controls.num_waits,
         inject_text=zero,
         inject_cursor=zero,
@@ -199,7 +205,9 @@ def forbidden(controls: Controls, state: State) -> jax.Array:
         `logits_BV.at[jnp.arange(B)[:, None], ids_BE].set(-jnp.inf, mode="drop")`
     """
     too_early = state.thinking_used < controls.min_thinking
-    gated = (state.phase == Phase.THINK) & (too_early | (state.kind == TokenKind.WAIT))
+    waited = (state.kind == TokenKind.SURPLUS) & (state.round_used == 0)
+    waited |= state.kind == TokenKind.WAIT
+    gated = (state.phase == Phase.THINK) & (too_early | waited)
     begun_BE = _fits(controls.ends_BEL[..., :-1], state.recent_BH)
     last_BE = controls.ends_BEL[..., -1]
     return jnp.where(gated[:, None] & begun_BE & (last_BE != NONE), last_BE, NEVER)
@@ -228,10 +236,9 @@ def step(
     The end of the budget, or of max_new_tokens before reserved_tokens:
 
     * CUT_TEXT is inserted, without its line break if the text ends in one.
-    * S1_HARNESS, if only the sum of the rounds reaches the budget, waits for one more sampled
-      token: an end with no Wait left gives CLOSE_TEXT. A Wait is cut there too. The original
-      continues beyond that sum, discards the surplus and lets its ending choose the close; this is
-      the one thing not reproduced.
+    * S1_HARNESS continues if only the sum of the rounds reaches the budget: how the last round ends
+      chooses between CLOSE_TEXT and CUT_TEXT, which then follows the last token within the budget.
+      All between is SURPLUS: `position` and `last` stay, and the caller sets its cache back.
 
     The answer: `reopen` begins thinking again; its tokens belong to the answer, and the thinking
     count continues. The stop is the answer's last token and counts against max_answer_tokens.
@@ -246,28 +253,23 @@ def step(
         the new state; token_B, the tokens to commit (the sampled ids, to be ignored, where a
         sequence was DONE); forced_B, bool, true for tokens written regardless of the sampled id
     """
-    keep_B, state = _react(controls, is_newline_V, state, sampled_B)
+    keep_B, state = _react(controls, state, sampled_B)
     forced_B = (state.phase == Phase.INJECT) & ~keep_B
     text_BT = _row(controls.text_BKT, state.inject_text)
     token_B = jnp.where(forced_B, _row(text_BT, state.inject_cursor), sampled_B)
     return _advance(controls, is_newline_V, state, token_B), token_B, forced_B
 
 
-def _react(
-    controls: Controls, is_newline_V: jax.Array, state: State, sampled_B: jax.Array
-) -> tuple[jax.Array, State]:
+def _react(controls: Controls, state: State, sampled_B: jax.Array) -> tuple[jax.Array, State]:
     """Respond to the sampled ids: which of them are kept, and the state in which to write."""
     thinking = state.phase == Phase.THINK
     end_BE = thinking[:, None] & _matches(controls.ends_BEL, _window(state, sampled_B))
     ends = end_BE.any(axis=1)
-    is_harness = controls.mode == Mode.S1_HARNESS
-    full = thinking & is_harness & _reached(controls.thinking_budget, state.thinking_used)
-    waits = ends & ~full & _wait_fits(controls, state)
-    closes = ends & ~waits & (~full | (state.waits_left == 0))
-    state = _cut(controls, is_newline_V, state, full & ~closes, EndedBy.BUDGET)
-
+    waits = ends & _wait_fits(controls, state)
+    closes = ends & ~waits
     resume = _row(controls.resume_BE, end_BE.argmax(axis=1))
-    keep = closes & (resume != NONE)
+    # the end of a surplus is not the model's choice at the place of the close
+    keep = closes & (resume != NONE) & (state.surplus == 0)
     nothing = controls.length_BK[:, CLOSE_TEXT] == 0
     phase = jnp.where(waits | closes, Phase.INJECT, state.phase)
     phase = jnp.where(closes & nothing, Phase.ANSWER, phase)
@@ -291,22 +293,25 @@ def _advance(
     """Commit the tokens: count them, and end texts, phases and sequences."""
     before = state.phase
     kind = _kind(controls, state)
-    waited, answered = kind == TokenKind.WAIT, kind == TokenKind.ANSWER
+    thought, waited = kind == TokenKind.THINKING, kind == TokenKind.WAIT
+    answered = kind == TokenKind.ANSWER
     window_BL = _window(state, token_B)
-    counted = (kind == TokenKind.THINKING) | (waited & (controls.mode != Mode.S1_README))
+    counted = thought | (waited & (controls.mode != Mode.S1_README))
+    used_up = _reached(controls.thinking_budget, state.thinking_used)
+    surplus = counted & used_up & (controls.mode == Mode.S1_HARNESS)
     state = state._replace(
-        thinking_used=state.thinking_used + counted,
+        thinking_used=state.thinking_used + (counted & ~surplus),
+        round_used=jnp.where(waited, 0, state.round_used + thought),
+        surplus=state.surplus + surplus,
         inject_cursor=state.inject_cursor + (before == Phase.INJECT),
         answer_used=state.answer_used + answered,
-        position=state.position + (before != Phase.DONE),
-        last=jnp.where(before == Phase.DONE, state.last, token_B),
-        kind=kind,
+        position=state.position + ((before != Phase.DONE) & ~surplus),
+        last=jnp.where((before == Phase.DONE) | surplus, state.last, token_B),
+        kind=jnp.where(surplus, TokenKind.SURPLUS, kind),
     )
     complete = state.inject_cursor >= _row(controls.length_BK, state.inject_text)
-    used_up = _reached(controls.thinking_budget, state.thinking_used)
-    cut_short = (controls.mode == Mode.S1_HARNESS) & used_up
     reopened = answered & _matches(controls.reopen_B1L, window_BL)[:, 0]
-    phase = jnp.where((waited & (complete | cut_short)) | reopened, Phase.THINK, before)
+    phase = jnp.where((waited & complete) | reopened, Phase.THINK, before)
     phase = jnp.where((before == Phase.INJECT) & ~waited & complete, Phase.ANSWER, phase)
 
     stopped = answered & _matches(controls.stops_BSL, window_BL).any(axis=1)
@@ -333,32 +338,27 @@ def _kind(controls: Controls, state: State) -> jax.Array:
 
 
 def _cut_where_used_up(controls: Controls, is_newline_V: jax.Array, state: State) -> State:
-    """Cut thinking that has no token left, in its budget or before reserved_tokens."""
-    # in S1_HARNESS, a round's fresh budget can exceed what the earlier rounds left of the sum
-    only_the_sum = (controls.mode == Mode.S1_HARNESS) & (state.waits_left < controls.num_waits)
-    budget = _reached(controls.thinking_budget, state.thinking_used) & ~only_the_sum
-    context = state.position >= controls.max_new_tokens - controls.reserved_tokens
+    """Cut thinking that has no token left: CUT_TEXT begins, or the answer if that is empty."""
+    is_harness = controls.mode == Mode.S1_HARNESS
+    used = jnp.where(is_harness, state.round_used, state.thinking_used)
+    budget = _reached(controls.thinking_budget, used)
+    context = state.position + state.surplus >= _room(controls)
     over = (state.phase == Phase.THINK) & (budget | context)
-    reason = jnp.where(budget, EndedBy.BUDGET, EndedBy.CONTEXT)
-    return _cut(controls, is_newline_V, state, over, reason)
-
-
-def _cut(
-    controls: Controls,
-    is_newline_V: jax.Array,
-    state: State,
-    where: jax.Array,
-    reason: jax.Array | EndedBy,
-) -> State:
-    """Begin CUT_TEXT, or the answer if it is empty."""
+    reason = jnp.where(budget | (state.surplus > 0), EndedBy.BUDGET, EndedBy.CONTEXT)
     nothing = controls.length_BK[:, CUT_TEXT] == 0
     begin = jnp.where(is_newline_V[state.last], controls.close_at, 0)
     return state._replace(
-        phase=jnp.where(where, jnp.where(nothing, Phase.ANSWER, Phase.INJECT), state.phase),
-        inject_text=jnp.where(where, CUT_TEXT, state.inject_text),
-        inject_cursor=jnp.where(where, begin, state.inject_cursor),
-        ended_by=jnp.where(where, reason, state.ended_by),
+        phase=jnp.where(over, jnp.where(nothing, Phase.ANSWER, Phase.INJECT), state.phase),
+        inject_text=jnp.where(over, CUT_TEXT, state.inject_text),
+        inject_cursor=jnp.where(over, begin, state.inject_cursor),
+        ended_by=jnp.where(over, reason, state.ended_by),
     )
+
+
+def _room(controls: Controls) -> jax.Array:
+    """Tokens after the prompt that thinking can fill; a surplus may fill reserved_tokens."""
+    cut_back = (controls.mode == Mode.S1_HARNESS) & (controls.thinking_budget >= 0)
+    return controls.max_new_tokens - jnp.where(cut_back, 0, controls.reserved_tokens)
 
 
 def _reached(limit: jax.Array, used: jax.Array) -> jax.Array:
@@ -376,7 +376,7 @@ def _wait_fits(controls: Controls, state: State) -> jax.Array:
     needed = jnp.where(controls.mode == Mode.S1_README, 2, needed)
     left = controls.thinking_budget - state.thinking_used
     budget = (controls.thinking_budget < 0) | (left >= needed)
-    context = state.position + more <= controls.max_new_tokens - controls.reserved_tokens
+    context = state.position + state.surplus + more <= _room(controls)
     return (state.waits_left > 0) & budget & context
 
 

@@ -113,7 +113,9 @@ def capacity(thinking: TokenizedThinking, budget: int, context: int) -> int:
     if params.max_answer_tokens < 0 or budget < 0:
         return context
     waits = params.num_waits * max(map(len, thinking.waits), default=0)
-    return budget + waits + len(thinking.cut) + params.max_answer_tokens
+    kept = budget + waits + len(thinking.cut) + params.max_answer_tokens
+    rounds = 1 + params.num_waits if params.mode == "s1_harness" else 0
+    return max(kept, rounds * budget + waits)  # all rounds are cached before the surplus is cut off
 
 
 def check_sizes(thinking: TokenizedThinking) -> None:

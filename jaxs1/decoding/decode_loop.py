@@ -146,18 +146,22 @@ def _next_tokens(
     ids_BE = budget.forbidden(controls, rows.state)
     logits_BV = logits_BV.at[row_B[:, None], ids_BE].set(-jnp.inf, mode="drop")
     answering_B = rows.state.phase == Phase.ANSWER
-    sampled_B = sampling.sample(logits_BV, rows.sampling, answering_B, rows.state.position, flags)
+    # a token after a surplus must not repeat the surplus's random number
+    drawn_B = rows.state.position + rows.state.surplus
+    sampled_B = sampling.sample(logits_BV, rows.sampling, answering_B, drawn_B, flags)
     state, token_B, forced_B = budget.step(controls, is_newline_V, rows.state, sampled_B)
     is_new_B = state.kind != TokenKind.PAD
+    is_surplus_B = state.kind == TokenKind.SURPLUS
+    # behind a surplus, the row is set back to the last token that is kept; the cache is overwritten
+    back_B = (rows.state.kind == TokenKind.SURPLUS) & ~is_surplus_B
     settings = rows.sampling
     if flags.penalised:
-        seen_BV = settings.seen_BV.at[row_B, token_B].max(is_new_B)
-        settings = settings._replace(seen_BV=seen_BV)
+        settings = sampling.see(settings, token_B, is_new_B, is_surplus_B, back_B)
     rows = rows._replace(
         state=state,
         sampling=settings,
         token=jnp.where(is_new_B, token_B, rows.token),
-        position=rows.position + is_new_B,
+        position=rows.position + is_new_B - jnp.where(back_B, state.surplus, 0),
     )
     return rows, (token_B, forced_B, state.kind)
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxs1.decoding import budget
 from jaxs1.decoding.controls import SequenceLimits, build_controls
 from jaxs1.decoding.params import SamplingParams, ThinkingParams
-from jaxs1.decoding.sampling import SamplingFlags, SamplingState
+from jaxs1.decoding.sampling import SEEN, SamplingFlags, SamplingState
 from jaxs1.decoding.tokenized_thinking import TokenizedThinking
 from jaxs1.model.kv_cache import NULL_PAGE
 
@@ -119,10 +119,10 @@ def sampling_flags(sampling: Sequence[SamplingParams]) -> SamplingFlags:
 
 def _sampling(sequences: Sequence[NewSequence], vocabulary: int) -> SamplingState:
     params = [s.sampling for s in sequences]
-    seen_BV: Any = np.zeros((len(sequences), vocabulary), bool)
+    seen_BV: Any = np.zeros((len(sequences), vocabulary), np.uint8)
     for row_V, s in zip(seen_BV, sequences, strict=True):
         if s.sampling.repetition_penalty != 1:
-            row_V[s.prompt] = True
+            row_V[s.prompt] = SEEN
 
     def column(name: str, dtype: Any = np.float32) -> Any:
         return np.asarray([getattr(p, name) for p in params], dtype)

@@ -186,9 +186,7 @@ class Engine(BaseEngine):
         )
         outputs = []
         for row, s in self.scheduler.running:
-            is_new_N = output.kind_NB[: output.count, row] != TokenKind.PAD
-            arrays = (output.token_NB, output.forced_NB, output.kind_NB)
-            new = TokenLog(*(x_NB[: output.count, row][is_new_N].tolist() for x_NB in arrays))
+            new = _log(output, row)
             s.log.extend(new)
             completion = None
             if phase[row] == Phase.DONE:
@@ -211,6 +209,16 @@ class Engine(BaseEngine):
             raise UserError(
                 f"prompt: id {wrong[0]} is not in the tokenizer; give ids from 0 to {size - 1}"
             )
+
+
+def _log(output: ChunkOutput, row: int) -> TokenLog:
+    """The new tokens of one row."""
+    kind_N = output.kind_NB[: output.count, row]
+    is_surplus_N = kind_N == TokenKind.SURPLUS
+    is_kept_N = (kind_N != TokenKind.PAD) & ~is_surplus_N
+    arrays = (output.token_NB, output.forced_NB, output.kind_NB)
+    tokens, forced, kinds = (x_NB[: output.count, row][is_kept_N].tolist() for x_NB in arrays)
+    return TokenLog(tokens, forced, kinds, surplus=int(is_surplus_N.sum()))
 
 
 def _tokenize(tokenizer: Any, params: ThinkingParams) -> TokenizedThinking:

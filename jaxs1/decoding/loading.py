@@ -13,7 +13,8 @@ from convert.interface import Weights
 from convert.mapping import parameters
 from convert.weights import load_decode_params, open_weights
 from jaxs1.config import UserError
-from jaxs1.data.tokenizer import load_tokenizer
+from jaxs1.data.model_settings import attach_settings
+from jaxs1.data.tokenizer import check_vocabulary, load_tokenizer
 from jaxs1.decoding.base_engine import BaseEngine
 from jaxs1.decoding.data_parallel import DataParallelEngine
 from jaxs1.decoding.engine import Engine
@@ -58,6 +59,8 @@ class EngineConfig:
         impl: implementation of the decode step; auto: the fastest that is verified on this device.
             bf16x3 computes in float32 with a checkpoint's own bfloat16 weights, in half the memory;
             auto picks it on CPUs with bfloat16 matrix instructions (AMX)
+        weights: int8 quantizes the matrices while they are loaded (8 bits and a scale for each
+            output), which halves their memory and the bytes that a step reads; auto keeps them
         limits: limits of the engine
         parallel: parallelism of decoding
     """
@@ -66,6 +69,7 @@ class EngineConfig:
     tokenizer: str | None = None
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     impl: Literal["auto", "xla", "bf16x3", "triton", "pallas"] = "auto"
+    weights: Literal["auto", "int8"] = "auto"
     limits: Limits = field(default_factory=Limits)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
@@ -86,11 +90,18 @@ class LoadedEngine:
 
 
 class _Numerics(NamedTuple):
-    """Resolved implementation and dtypes of computation and weights."""
+    """Resolved implementations, and dtypes of computation and of weights that are not quantized."""
 
     impl: str
+    linear: str
     dtype: Any
     param_dtype: Any
+
+    @property
+    def summary(self) -> str:
+        """The dtypes, for people and fingerprints."""
+        stored = self.linear if LINEAR[self.linear].quantized else str(self.param_dtype)
+        return self.dtype if stored == self.dtype else f"{self.dtype} with weights in {stored}"
 
 
 def load_engine(config: EngineConfig) -> LoadedEngine:
@@ -109,9 +120,10 @@ def load_engine(config: EngineConfig) -> LoadedEngine:
         _build(config, numerics, weights, tokenizer, rules)
         for rules in _sharding_rules(config.parallel)
     ]
+    quantized = " int8" if config.weights == "int8" else ""
     return LoadedEngine(
         engine=engines[0] if len(engines) == 1 else DataParallelEngine(engines),
-        fingerprint=f"{weights.fingerprint()} {numerics.dtype}",
+        fingerprint=f"{weights.fingerprint()} {numerics.dtype}{quantized}",
         description=_describe(config, numerics, engines[0]),
     )
 
@@ -140,12 +152,9 @@ def resolve_impl(name: str, dtype: str, weights: Weights, parallel: ParallelConf
 
 def _tokenizer(config: EngineConfig, weights: Weights) -> Any:
     tokenizer = load_tokenizer(config.tokenizer or str(weights.aux_files))
-    size = weights.architecture.vocab_size
-    if len(tokenizer) > size:
-        raise UserError(
-            f"tokenizer={config.tokenizer or config.model}: has {len(tokenizer)} tokens, more than "
-            f"the model's vocab_size={size}; use the model's own tokenizer"
-        )
+    name = config.tokenizer or config.model
+    check_vocabulary(tokenizer, name, weights.architecture.vocab_size)
+    attach_settings(tokenizer, weights.aux_files)
     return tokenizer
 
 
@@ -154,8 +163,21 @@ def _resolve(config: EngineConfig, weights: Weights) -> _Numerics:
     dtype: Any = config.dtype
     if dtype == "auto":
         dtype = "float32" if jax.devices()[0].platform == "cpu" else "bfloat16"
+    if config.weights == "int8":
+        impl: str = "xla" if config.impl == "auto" else config.impl
+        return _Numerics(impl, quantized_linear(impl), dtype, dtype)
     impl = resolve_impl(config.impl, dtype, weights, config.parallel)
-    return _Numerics(impl, dtype, LINEAR[BACKENDS[impl].linear].weight_dtype or dtype)
+    linear = BACKENDS[impl].linear
+    return _Numerics(impl, linear, dtype, LINEAR[linear].weight_dtype or dtype)
+
+
+def quantized_linear(impl: str) -> str:
+    """The products of a backend with int8 weights; raises `UserError` if it has none."""
+    if BACKENDS[impl].linear != "xla":
+        raise UserError(
+            f"weights=int8: impl={impl} has a form of weights of its own; give --impl xla"
+        )
+    return "int8"
 
 
 def _build(
@@ -172,7 +194,7 @@ def _build(
     compute = ComputeConfig(
         dtype=dtype, param_dtype=numerics.param_dtype, remat="none", attention="xla"
     )
-    model = transformer.abstract(a, compute, rules, linear=BACKENDS[impl].linear)
+    model = transformer.abstract(a, compute, rules, linear=numerics.linear)
     return Engine(
         model,
         load_decode_params(weights, model),
@@ -186,15 +208,14 @@ def _build(
 
 def _describe(config: EngineConfig, numerics: _Numerics, engine: Engine) -> str:
     """One line about an engine and its replicas."""
-    parallel, impl, dtype = config.parallel, numerics.impl, numerics.dtype
+    parallel, impl = config.parallel, numerics.impl
     # collectives cannot be part of a CUDA graph
     is_graph = BACKENDS[impl].compiler_options() and parallel.tensor == 1
     graph = ", each run of decode steps as one CUDA graph" if is_graph else ""
-    if numerics.param_dtype != dtype:
-        dtype = f"{dtype} with weights in {numerics.param_dtype}"
     return (
-        f"{config.model}: {engine.model.architecture.num_parameters:,} parameters, {dtype}, "
-        f"{impl}{graph}; {parallel.replicas} x {parallel.tensor} {jax.devices()[0].device_kind}; "
+        f"{config.model}: {engine.model.architecture.num_parameters:,} parameters, "
+        f"{numerics.summary}, {impl}{graph}; "
+        f"{parallel.replicas} x {parallel.tensor} {jax.devices()[0].device_kind}; "
         f"context {engine.context:,} tokens, cache {engine.scheduler.pages.size * PAGE:,} tokens, "
         f"up to {config.limits.max_num_seqs} sequences at a time"
     )

@@ -41,7 +41,8 @@ class Completion:
         thinking_ended_by: model, budget or context; open if it never ended
         finish_reason: stop, length, or error
         usage: prompt_tokens, thinking_tokens, answer_tokens, forced_tokens (all tokens that the
-            controller inserted) and completion_tokens
+            controller inserted), completion_tokens, and surplus_tokens (beyond the budget of
+            s1_harness: generated, discarded, in no other number)
         settings: thinking and sampling parameters of the request
         seed: random seed of the request
         index: index among the request's n completions
@@ -84,17 +85,20 @@ class TokenLog:
         tokens: token ids
         forced: for each token, whether the controller inserted it
         kinds: for each token, its `budget.TokenKind`
+        surplus: number of tokens that were discarded; not among `tokens`
     """
 
     tokens: list[int] = field(default_factory=list)
     forced: list[bool] = field(default_factory=list)
     kinds: list[int] = field(default_factory=list)
+    surplus: int = 0
 
     def extend(self, new: TokenLog) -> None:
         """Append newer tokens."""
         self.tokens += new.tokens
         self.forced += new.forced
         self.kinds += new.kinds
+        self.surplus += new.surplus
 
     def of_kind(self, *kinds: int) -> list[int]:
         """The ids of the tokens of some kinds."""
@@ -149,7 +153,7 @@ def complete(
     visible_ids = answer_ids
     if request.thinking.mode == "s1_readme":
         # this mode leaves the close to the model: part of the answer's ids, not of its text
-        text = delimiters_of(request.thinking).close
+        text = delimiters_of(thinking.thinking).close
         close = tokenizer(text, add_special_tokens=False)["input_ids"]
         if answer_ids[: len(close)] == close:
             visible_ids = answer_ids[len(close) :]
@@ -168,8 +172,9 @@ def complete(
             "answer_tokens": len(answer_ids),
             "forced_tokens": sum(log.forced),
             "completion_tokens": len(log.tokens),
+            "surplus_tokens": log.surplus,
         },
-        settings=settings_of(request),
+        settings=settings_of(request, thinking.thinking.preset),
         seed=request.seed,
         index=index,
         tokens=log.tokens,
@@ -216,10 +221,11 @@ def failed(request: Request, index: int, error: str) -> Completion:
     )
 
 
-def settings_of(request: Request) -> dict[str, Any]:
-    """The settings that a completion keeps of its request."""
+def settings_of(request: Request, preset: str | None = None) -> dict[str, Any]:
+    """The settings that a completion keeps of its request; `preset` is what "auto" stood for."""
+    thinking = dataclasses.asdict(request.thinking)
     return {
-        "thinking": dataclasses.asdict(request.thinking),
+        "thinking": thinking | ({"preset": preset} if preset else {}),
         "sampling": dataclasses.asdict(request.sampling),
     }
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from jaxs1.config import UserError
-from jaxs1.data.chat import ANSWER, END_OF_TEXT, THINK
+from jaxs1.data.chat import END_OF_TEXT
+from jaxs1.data.delimiters import ANSWER, CLOSE, OPEN, THINK, check_template, choose_preset
+from jaxs1.data.template import opening
 
 Mode = Literal["strict", "s1_readme", "s1_harness", "off"]
 
@@ -44,9 +46,7 @@ STOP = ("<|im_end|>", END_OF_TEXT)
 PRESETS = {
     "s1": Delimiters(THINK, ("<|im_start|>",), ANSWER, STOP, "\n"),
     # where </think> is several tokens, BPE merges its last one with the line breaks behind it
-    "think_tags": Delimiters(
-        "<think>\n", ("</think>", "</think>\n", "</think>\n\n"), "</think>", STOP, "\n"
-    ),
+    "think_tags": Delimiters(OPEN, (CLOSE, f"{CLOSE}\n", f"{CLOSE}\n\n"), CLOSE, STOP, "\n"),
 }
 
 
@@ -63,7 +63,9 @@ class ThinkingParams:
         mode: rules of the budget: strict enforces max exactly over all rounds; s1_readme and
             s1_harness reproduce s1's own loops token by token (a budget that excludes wait strings;
             one budget per round); off disables thinking
-        preset: named delimiters: s1, or think_tags (R1 distills, QwQ, Qwen3)
+        preset: named delimiters: s1, or think_tags (R1 distills, QwQ, Qwen3); auto takes what the
+            model's folder declares, think_tags if tokenizer or chat template have </think>, and s1
+            otherwise
         delimiters: texts that replace the preset's
         answer_prefix: text inserted after `close` when thinking is cut short, e.g.
             "\\nFinal Answer:"; null: that for s1_harness, none for the other modes
@@ -76,7 +78,7 @@ class ThinkingParams:
     num_waits: int = 0
     wait_strings: tuple[str, ...] = ("Wait",)
     mode: Mode = "strict"
-    preset: str = "s1"
+    preset: str = "auto"
     delimiters: Delimiters = field(default_factory=Delimiters)
     answer_prefix: str | None = None
     max_answer_tokens: int = -1
@@ -85,7 +87,7 @@ class ThinkingParams:
     def __post_init__(self) -> None:
         """Check every field on its own, then against the others."""
         for name, value, known in (
-            ("preset", self.preset, tuple(PRESETS)),
+            ("preset", self.preset, (*PRESETS, "auto")),
             ("mode", self.mode, get_args(Mode)),
         ):
             if value not in known:
@@ -197,7 +199,28 @@ class Request:
             raise UserError(f"n={self.n}: must be at least 1")
 
 
+def resolve_preset(thinking: ThinkingParams, tokenizer: Any) -> ThinkingParams:
+    """The parameters with the preset of a tokenizer, "auto" resolved.
+
+    Where the chat template opens thinking itself, the start of thinking is what it writes.
+
+    Raises:
+        UserError: the preset contradicts the chat template.
+    """
+    preset, own = choose_preset(thinking.preset, tokenizer), thinking.delimiters
+    if thinking.mode != "off" and own.start is None:
+        check_template(preset, tokenizer, "thinking.preset")
+        opened = opening(tokenizer)
+        if preset == "think_tags" and opened not in ("", OPEN):
+            own = dataclasses.replace(own, start=opened)
+    return dataclasses.replace(thinking, preset=preset, delimiters=own)
+
+
 def delimiters_of(thinking: ThinkingParams) -> Delimiters:
-    """The delimiters of the preset, with the user's own texts in their place."""
+    """The delimiters of the preset, with the user's own texts in their place.
+
+    Args:
+        thinking: parameters from `resolve_preset`
+    """
     own = {name: value for name, value in vars(thinking.delimiters).items() if value is not None}
     return dataclasses.replace(PRESETS[thinking.preset], **own)

@@ -19,6 +19,8 @@ from jax import lax
 
 #: Ids per block when a token is drawn.
 BLOCK = 512
+#: Bits of `SamplingState.seen_BV`.
+SEEN, SEEN_IN_SURPLUS = 1, 2
 
 
 class SamplingFlags(NamedTuple):
@@ -45,7 +47,8 @@ class SamplingState(NamedTuple):
         top_p: float32 [B], probability mass to keep; 1: all
         min_p: float32 [B], smallest probability to keep, relative to the largest; 0: all
         penalty: float32 [B], repetition penalty; 1: none
-        seen_BV: bool, ids in prompt or completion; updated only if anything is penalised
+        seen_BV: uint8, ids in prompt or completion: SEEN, and SEEN_IN_SURPLUS where a surplus has
+            them; updated only if anything is penalised
         key_B: uint32 [B, 2], random keys
     """
 
@@ -72,7 +75,7 @@ def sample(
         logits_BV: float32; -inf: forbidden
         sampling: parameters and random keys
         answering_B: bool, whether `answer_temperature` applies
-        position_B: int32, tokens after the prompt; selects the random number
+        position_B: int32, tokens drawn or forced before; selects the random number
         flags: static, what to compile; must cover all that `sampling` needs
     """
     if flags.penalised:
@@ -94,7 +97,22 @@ def penalise(logits_BV: jax.Array, seen_BV: jax.Array, penalty_B: jax.Array) -> 
     """Make tokens that have occurred less likely (Keskar et al. 2019, as in transformers)."""
     penalty = penalty_B[:, None]
     punished = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
-    return jnp.where(seen_BV, punished, logits_BV)
+    return jnp.where(seen_BV != 0, punished, logits_BV)
+
+
+def see(
+    sampling: SamplingState,
+    token_B: jax.Array,
+    is_new_B: jax.Array,
+    is_surplus_B: jax.Array,
+    forget_B: jax.Array,
+) -> SamplingState:
+    """Mark new tokens as seen, first forgetting those of a surplus that was discarded."""
+    row_B = jnp.arange(token_B.shape[0])
+    seen_BV = sampling.seen_BV & jnp.where(forget_B, SEEN, 0xFF).astype(jnp.uint8)[:, None]
+    bit_B = jnp.where(is_surplus_B, SEEN_IN_SURPLUS, SEEN * is_new_B).astype(jnp.uint8)
+    seen_BV = seen_BV.at[row_B, token_B].set(seen_BV[row_B, token_B] | bit_B)
+    return sampling._replace(seen_BV=seen_BV)
 
 
 def keep_likely(

@@ -86,6 +86,11 @@ class Sequence:
         """Whether the prompt is cached, except for the last token, which decoding begins with."""
         return self.num_prefilled >= len(self.prompt) - 1
 
+    @property
+    def num_cached(self) -> int:
+        """Positions that prompt, completion and a surplus have reached at most."""
+        return len(self.prompt) + len(self.log.tokens) + self.log.surplus
+
 
 class PrefillBatch(NamedTuple):
     """Parts of prompts that are prefilled together.
@@ -178,7 +183,7 @@ class Scheduler:
         running = self.running
         if not running:
             return Schedule(page_copies, prefills, inserts, order, 0, 0)
-        longest = max(len(s.prompt) + len(s.log.tokens) for _, s in running)
+        longest = max(s.num_cached for _, s in running)
         num_pages = bucket(pages_for(longest + self.limits.decode_steps))
         num_rows = min(bucket(running[-1][0] + 1), len(self.rows))
         return Schedule(

@@ -15,8 +15,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxs1.config import UserError
+from jaxs1.data.delimiters import merges, remedy
+from jaxs1.data.model_settings import settings_of
+from jaxs1.data.text import encode
 from jaxs1.decoding import budget
-from jaxs1.decoding.params import AUTO_ANSWER, Delimiters, ThinkingParams, delimiters_of
+from jaxs1.decoding.params import (
+    AUTO_ANSWER,
+    Delimiters,
+    ThinkingParams,
+    delimiters_of,
+    resolve_preset,
+)
 
 Ids = tuple[int, ...]
 
@@ -67,13 +76,18 @@ class TokenizedThinking:
 def tokenize_thinking(params: ThinkingParams, tokenizer: Any) -> TokenizedThinking:
     """Encode the texts of a request; special tokens become their ids, never their characters.
 
+    Besides the tokenizer's own end, those that the model's folder declares are stops.
+
     Raises:
-        UserError: a text encodes to no token, the tokenizer lacks a special token, or one of s1's
-            own modes is used with an end of several tokens
+        UserError: a text encodes to no token, the preset contradicts the chat template, the
+            tokenizer lacks a special token, the tokens of an end merge with their neighbours, or
+            one of s1's own modes is used with an end of several tokens
     """
+    params = resolve_preset(params, tokenizer)
     texts = delimiters_of(params)
     if params.mode != "off":  # which has no thinking to begin or to end
         _require_special_tokens(texts, params.delimiters, tokenizer)
+        _require_distinct_ends(texts, params, tokenizer)
     start = _encode(texts.start, "delimiters.start", tokenizer)
     reopen = _encode((texts.start or "").strip(), "delimiters.start", tokenizer)
     line_break = tuple(_plain(texts.line_break or "", tokenizer))
@@ -81,8 +95,8 @@ def tokenize_thinking(params: ThinkingParams, tokenizer: Any) -> TokenizedThinki
     # presets serve several tokenizers; a special token that this one lacks cannot be generated
     known = [text for text in texts.stop or () if not _lacking(text, tokenizer)]
     stops = [_encode(text, "delimiters.stop", tokenizer) for text in known]
-    if tokenizer.eos_token_id is not None:
-        stops.append((tokenizer.eos_token_id,))
+    eos = (tokenizer.eos_token_id, *settings_of(tokenizer).eos_ids)
+    stops += [(token,) for token in eos if token is not None and 0 <= token < len(tokenizer)]
     ends = _ends(texts, close, tokenizer)
     for ids in stops:
         ends.setdefault(ids, budget.NONE)
@@ -138,6 +152,19 @@ def _require_special_tokens(texts: Delimiters, own: Delimiters, tokenizer: Any) 
             )
 
 
+def _require_distinct_ends(texts: Delimiters, params: ThinkingParams, tokenizer: Any) -> None:
+    """Check that no end of thinking can hide in tokens that it shares with its neighbours."""
+    ends = texts.ends or ()
+    setting = "delimiters.ends" if params.delimiters.ends else f"preset={params.preset}"
+    for end in ends:
+        is_longer = any(end != other and end.startswith(other) for other in ends)
+        if not is_longer and (example := merges(end, tokenizer, ends)):
+            raise UserError(
+                f"thinking.{setting}: the tokens of {end!r} merge with the text next to it "
+                f"({example!r}), where it would be missed; {remedy(tokenizer, 'thinking.preset')}"
+            )
+
+
 def _lacking(text: str | None, tokenizer: Any) -> list[str]:
     """Special tokens of a text that the tokenizer would split."""
     specials = re.findall(r"<\|[^|]*\|>", text or "")
@@ -154,11 +181,11 @@ def _require_single_tokens(ends: Sequence[Ids], mode: str, tokenizer: Any) -> No
 
 
 def _plain(text: str, tokenizer: Any) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return encode(text, tokenizer, "thinking")
 
 
 def _encode(text: str | None, name: str, tokenizer: Any) -> Ids:
-    ids = tuple(_plain(text or "", tokenizer))
+    ids = tuple(encode(text or "", tokenizer, f"thinking.{name}"))
     if not ids:
         raise UserError(f"thinking.{name}={text!r}: encodes to no token; set a non-empty text")
     return ids

@@ -13,6 +13,7 @@ from pathlib import Path
 from jaxs1.evaluation.methods import METHODS
 from jaxs1.evaluation.plots import draw
 from jaxs1.evaluation.results import RESULTS, Results
+from jaxs1.storage import write_text
 
 Cells = list[str]
 POINTS = ("setting", "accuracy", "95 %", "thinking", "answer", "Waits", "cut", "within bound")
@@ -28,9 +29,9 @@ def write_report(results: Results, folder: Path, other: Results | None = None) -
         folder: Folder of the files
         other: Results to draw into the same pictures
     """
-    (folder / RESULTS).write_text(json.dumps(results.as_json(), indent=2) + "\n")
+    write_text(folder / RESULTS, json.dumps(results.as_json(), indent=2) + "\n")
     pictures = draw(results, folder, other)
-    (folder / "results.md").write_text(markdown(results, pictures))
+    write_text(folder / "results.md", markdown(results, pictures))
     return [RESULTS, "results.md", *pictures]
 
 

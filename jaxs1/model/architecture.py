@@ -9,24 +9,16 @@ Letters that name the axes of arrays throughout the package:
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxs1.config import UserError
+from jaxs1.config import UserError, one_line
+from jaxs1.model.hf_config import Fields, check_supported, rope_theta
 
-_COUNTS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_layers",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "max_position_embeddings",
-)
+#: Far more than any published model has; a mistyped number must not become a long list of tensors.
+MAX_LAYERS = 1000
 
 
 @dataclass(frozen=True)
@@ -60,44 +52,34 @@ class Architecture:
             source: its path, for error messages
 
         Raises:
-            UserError: a missing key, an unsupported model type or feature, or widths that are not
-                divisible, each named with its value.
+            UserError: a missing key, a value of a wrong type or out of range, an unsupported model
+                type or feature, or widths that are not divisible, each named with its value.
         """
-        _check_supported(config, source)
-        model_type, rope = config["model_type"], config.get("rope_parameters") or {}
-
-        def get(name: str, default: Any = None) -> Any:
-            value = config.get(name, default)
-            if value is None:
-                raise UserError(f"{source}: {name} is missing; add it to config.json")
-            return value
-
-        heads = get("num_attention_heads")
+        fields = Fields(config, source)
+        check_supported(fields)
+        heads, width = fields.count("num_attention_heads"), fields.count("hidden_size")
+        if "num_key_value_heads" not in config:
+            raise UserError(f"{source}: num_key_value_heads is missing; add it to config.json")
         architecture = cls(
-            vocab_size=get("vocab_size"),
-            hidden_size=get("hidden_size"),
-            intermediate_size=get("intermediate_size"),
-            num_layers=get("num_hidden_layers"),
+            vocab_size=fields.count("vocab_size"),
+            hidden_size=width,
+            intermediate_size=fields.count("intermediate_size"),
+            num_layers=fields.count("num_hidden_layers", maximum=MAX_LAYERS),
             num_heads=heads,
-            num_kv_heads=get("num_key_value_heads", heads),
-            head_dim=config.get("head_dim") or get("hidden_size") // heads,
-            max_position_embeddings=get("max_position_embeddings"),
-            rope_theta=float(rope.get("rope_theta") or get("rope_theta")),
-            rms_norm_eps=float(get("rms_norm_eps")),
-            tie_word_embeddings=bool(get("tie_word_embeddings", False)),
-            qkv_bias=model_type == "qwen2",
-            qk_norm=model_type == "qwen3",
-            initializer_range=float(get("initializer_range", 0.02)),
+            num_kv_heads=fields.count("num_key_value_heads", heads),
+            head_dim=fields.count("head_dim", _default_head_dim(fields)),
+            max_position_embeddings=fields.count("max_position_embeddings"),
+            rope_theta=rope_theta(fields),
+            rms_norm_eps=fields.number("rms_norm_eps", most=1),
+            tie_word_embeddings=fields.flag("tie_word_embeddings"),
+            qkv_bias=config["model_type"] == "qwen2",
+            qk_norm=config["model_type"] == "qwen3",
+            initializer_range=fields.number("initializer_range", 0.02),
         )
         architecture._check(source)
         return architecture
 
     def _check(self, source: str) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if name not in _COUNTS:
-                continue
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"{source}: {name}={value!r}: must be a positive integer")
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"{source}: num_key_value_heads={self.num_kv_heads}: must divide "
@@ -132,30 +114,14 @@ class Architecture:
         return 6.0 * matrices * num_tokens + attention * num_token_pairs
 
 
-def _check_supported(config: dict[str, Any], source: str) -> None:
-    """Refuse model types and features that would be computed wrongly."""
-    model_type = config.get("model_type")
-    if model_type not in ("qwen2", "qwen3"):
-        raise UserError(
-            f"{source}: model_type={model_type!r}: must be qwen2 or qwen3 (dense); "
-            "other architectures are not supported"
-        )
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    rope_type = scaling.get("rope_type", scaling.get("type", "default"))
-    if rope_type != "default":
-        raise UserError(
-            f"{source}: rope type {rope_type!r}: only 'default' is supported; remove "
-            "rope_scaling from config.json (contexts up to max_position_embeddings need none)"
-        )
-    if config.get("use_sliding_window"):
-        raise UserError(
-            f"{source}: use_sliding_window=true: sliding windows are not supported; set it to "
-            "false, its value in every published Qwen2.5 and Qwen3 dense model"
-        )
-    if config.get("hidden_act", "silu") != "silu":
-        raise UserError(f"{source}: hidden_act={config['hidden_act']!r}: must be silu")
-    if model_type == "qwen3" and config.get("attention_bias"):
-        raise UserError(f"{source}: attention_bias=true: Qwen3 models have no attention bias")
+def _default_head_dim(fields: Fields) -> int:
+    """The width of a head where config.json has none, as in transformers."""
+    if fields.config["model_type"] == "qwen3":
+        return 128
+    width, heads = fields.count("hidden_size"), fields.count("num_attention_heads")
+    if fields.config.get("head_dim") is None and width % heads:
+        fields.refuse("hidden_size", f"must be a multiple of num_attention_heads={heads}")
+    return width // heads
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -164,8 +130,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
         config = json.loads(Path(path).read_text())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a config.json") from None
-    except ValueError as error:
-        raise UserError(f"{path}: is not valid JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        reason = one_line(error)[:100]
+        raise UserError(f"{path}: is not valid JSON ({reason}); copy it again") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: must contain a JSON object, contains {type(config).__name__}")
     return config

@@ -33,7 +33,8 @@ class Backend(Protocol):
     """An implementation of the decode step.
 
     Attributes:
-        linear: implementation of products with weights that the model must be built with
+        linear: implementation of products with weights that the model must be built with; where it
+            is xla, int8 works as well
     """
 
     linear: str
@@ -156,7 +157,7 @@ class Triton:
             tied=a.tie_word_embeddings,
             compute_capability=compute_capability(rules.mesh.devices.flat[0]),
         )
-        head = rules.spec(("vocab", "embed") if a.tie_word_embeddings else ("embed", "vocab"))
+        head = jax.tree.map(lambda x: x.sharding.spec, _head(model, abstract_params(model)))
         run = rules.shard_map(function, (P(), P(), head), rules.spec((None, "vocab")))
         return run(x_BD, params["final_norm"]["scale"], _head(model, params))
 

@@ -20,6 +20,7 @@ from jaxs1.model import transformer
 from jaxs1.model.linear import LINEAR
 from jaxs1.model.sharding import local_bytes
 from jaxs1.model.transformer import Params, Transformer
+from kernels.int8 import Int8
 
 #: Dotted path of a parameter in the model, and the layer, if it is one of the layers' parameters.
 Key = tuple[str, int | None]
@@ -29,19 +30,30 @@ class Stored(NamedTuple):
     """How decoding stores a parameter, or that of one layer.
 
     Args:
-        array: shape, dtype and sharding
+        array: shape, dtype and sharding; of the values if it is quantized
         order: its axes, as axes of the model's parameter without the layer axis
+        scale: shape, dtype and sharding of the scale; None if it is not quantized
+        inputs: number of its last axes whose elements share a scale
     """
 
     array: jax.ShapeDtypeStruct
     order: tuple[int, ...]
+    scale: jax.ShapeDtypeStruct | None = None
+    inputs: int = 0
+
+    @property
+    def leaf(self) -> jax.ShapeDtypeStruct | Int8:
+        """What takes the parameter's place in the tree."""
+        return self.array if self.scale is None else Int8(self.array, self.scale)
 
 
 def stored(model: Transformer) -> dict[str, Stored]:
     """How each parameter is stored, by its dotted path in the model."""
     shapes = flatten_dict(transformer.parameters(model), sep=".")
     shardings = flatten_dict(transformer.shardings(model), sep=".")
-    inputs = _input_axes(model) if LINEAR[model.build.linear].outputs_first else {}
+    linear = LINEAR[model.build.linear]
+    inputs = _input_axes(model) if linear.outputs_first else {}
+    quantized = _quantized(model) if linear.quantized else {}
     found = {}
     for path, parameter in shapes.items():
         skipped = int(in_layers(path))
@@ -53,7 +65,19 @@ def stored(model: Transformer) -> dict[str, Stored]:
             tuple(shape[i] for i in order), parameter.dtype, sharding=sharding
         )
         found[path] = Stored(array, order)
+        if path in quantized:
+            found[path] = _quantize(found[path], quantized[path])
     return found
+
+
+def _quantize(stored: Stored, inputs: int) -> Stored:
+    """The same parameter in int8, with a scale for each output."""
+    array, sharding = stored.array, stored.array.sharding
+    outputs = array.ndim - inputs
+    per_output = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:outputs]))
+    scale = jax.ShapeDtypeStruct(array.shape[:outputs], jnp.float32, sharding=per_output)
+    values = jax.ShapeDtypeStruct(array.shape, jnp.int8, sharding=sharding)
+    return Stored(values, stored.order, scale, inputs)
 
 
 def in_layers(path: str) -> bool:
@@ -74,7 +98,7 @@ def assemble(arrays: Mapping[Key, Any]) -> Params:
 def abstract_params(model: Transformer) -> Params:
     """Shapes, dtypes and shardings of the parameters."""
     found = stored(model)
-    return assemble({(path, i): found[path].array for path in found for i in _layers(model, path)})
+    return assemble({(path, i): found[path].leaf for path in found for i in _layers(model, path)})
 
 
 def loading_peak(model: Transformer) -> int:
@@ -97,7 +121,9 @@ def unstack(model: Transformer, params: Params) -> Params:
     """
     arrays = flatten_dict(params, sep=".")
     parts: dict[Key, jax.Array] = {}
-    for path, (array, order) in stored(model).items():
+    for path, (array, order, scale, _) in stored(model).items():
+        if scale is not None:
+            raise NotImplementedError(f"{path}: only weights on disk are quantized")
         split = _split(arrays.pop(path), in_layers(path), order, array.sharding)
         parts |= {(path, i): part for i, part in zip(_layers(model, path), split, strict=True)}
     return assemble(parts)
@@ -132,3 +158,9 @@ def _input_axes(model: Transformer) -> dict[str, int]:
         if isinstance(module, transformer.Linear)
     }
     return inputs if model.architecture.tie_word_embeddings else {**inputs, "lm_head": 1}
+
+
+def _quantized(model: Transformer) -> dict[str, int]:
+    """Number of input axes of what is quantized, by dotted path: kernels and the head."""
+    tied = model.architecture.tie_word_embeddings
+    return _input_axes(model) | ({"embedding": 1} if tied else {})

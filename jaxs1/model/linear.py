@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from jaxs1.model.sharding import LOGICAL_RULES, Axes, ShardingRules
+from kernels.int8 import Int8
 
 #: Most rows for which bf16x3 puts the weights on the left of the product.
 FEW_ROWS = 16
@@ -26,30 +27,32 @@ class Linear(Protocol):
     Attributes:
         weight_dtype: dtype that all weights are stored in; None: any, cast where they are used
         outputs_first: whether kernels are stored as [outputs..., inputs...]
+        quantized: whether kernels and the head are stored as `Int8`
     """
 
     weight_dtype: str | None
     outputs_first: bool
+    quantized: bool
 
     def product(
-        self, x: jax.Array, w: jax.Array, inputs: int, axes: Axes, rules: ShardingRules
+        self, x: jax.Array, w: Any, inputs: int, axes: Axes, rules: ShardingRules
     ) -> jax.Array:
         """Contract the last `inputs` axes of x with the input axes of a kernel.
 
         Args:
             x: [B, T, inputs...] in the compute dtype
-            w: kernel as stored
+            w: kernel as stored, an array or `Int8`
             inputs: number of input axes
             axes: logical axes of the kernel, inputs before outputs
             rules: the mesh
         """
 
     def embed(
-        self, table_VD: jax.Array, tokens_BT: jax.Array, dtype: DTypeLike, rules: ShardingRules
+        self, table_VD: Any, tokens_BT: jax.Array, dtype: DTypeLike, rules: ShardingRules
     ) -> jax.Array:
         """Rows of the embedding table as [B, T, D] in `dtype`; see `embed`."""
 
-    def logits(self, hidden_BD: jax.Array, head: jax.Array, *, tied: bool) -> jax.Array:
+    def logits(self, hidden_BD: jax.Array, head: Any, *, tied: bool) -> jax.Array:
         """Float32 logits [B, V].
 
         Args:
@@ -64,6 +67,7 @@ class Xla:
 
     weight_dtype: str | None = None
     outputs_first = False
+    quantized = False
 
     def product(
         self, x: jax.Array, w: jax.Array, inputs: int, axes: Axes, rules: ShardingRules
@@ -91,6 +95,7 @@ class Bf16x3:
 
     weight_dtype: str | None = "bfloat16"
     outputs_first = True
+    quantized = False
 
     def product(
         self, x: jax.Array, w: jax.Array, inputs: int, axes: Axes, rules: ShardingRules
@@ -113,7 +118,50 @@ class Bf16x3:
         return product_bf16x3(hidden_BD, head, 1)
 
 
-LINEAR: dict[str, Linear] = {"xla": Xla(), "bf16x3": Bf16x3()}
+class Int8Linear:
+    """Weights in int8, converted to the compute dtype where they are used."""
+
+    weight_dtype: str | None = None
+    outputs_first = True
+    quantized = True
+
+    def product(
+        self, x: jax.Array, w: Int8, inputs: int, axes: Axes, rules: ShardingRules
+    ) -> jax.Array:
+        """See `Linear`."""
+        values = _convert_here(w.values, x)
+        last = [tuple(range(a.ndim - inputs, a.ndim)) for a in (x, values)]
+        y = jnp.tensordot(x, values, axes=last, preferred_element_type=jnp.float32)
+        return (y * w.scale).astype(x.dtype)
+
+    def embed(
+        self,
+        table_VD: Int8 | jax.Array,
+        tokens_BT: jax.Array,
+        dtype: DTypeLike,
+        rules: ShardingRules,
+    ) -> jax.Array:
+        """See `Linear`. Only the table of a tied model is quantized."""
+        if not isinstance(table_VD, Int8):
+            return embed(table_VD, tokens_BT, dtype, rules)
+        values_BTD = embed(table_VD.values, tokens_BT, jnp.float32, rules)
+        scale_BT1 = embed(table_VD.scale[:, None], tokens_BT, jnp.float32, rules)
+        return (values_BTD * scale_BT1).astype(dtype)
+
+    def logits(self, hidden_BD: jax.Array, head: Int8, *, tied: bool) -> jax.Array:
+        """See `Linear`."""
+        values = _convert_here(head.values, hidden_BD)
+        y_BV = jnp.einsum("BD,VD->BV", hidden_BD, values, preferred_element_type=jnp.float32)
+        return y_BV * head.scale
+
+
+LINEAR: dict[str, Linear] = {"xla": Xla(), "bf16x3": Bf16x3(), "int8": Int8Linear()}
+
+
+def _convert_here(values: jax.Array, x: jax.Array) -> jax.Array:
+    """Integers in x's dtype; the barrier keeps XLA from converting all weights before the loop."""
+    values, _ = lax.optimization_barrier((values, x))
+    return values.astype(x.dtype)
 
 
 def product(x: jax.Array, w: jax.Array, inputs: int, *, flat: bool) -> jax.Array:

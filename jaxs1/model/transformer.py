@@ -83,7 +83,7 @@ class Builder:
     def product(self, x: jax.Array, kernel: nnx.Variable, inputs: int) -> jax.Array:
         """x times a kernel; contracts the last `inputs` axes of x."""
         linear = LINEAR[self.linear]
-        return linear.product(x, kernel[...], inputs, kernel.logical, self.rules)
+        return linear.product(x, kernel.get_value(), inputs, kernel.logical, self.rules)
 
     def embed(self, table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
         """Rows of the embedding table in the compute dtype [B, T, D]."""

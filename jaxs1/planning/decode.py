@@ -11,10 +11,12 @@ import numpy as np
 
 from jaxs1.decoding.decode_loop import CompiledFunctions
 from jaxs1.decoding.decode_state import empty_rows
+from jaxs1.decoding.loading import quantized_linear
 from jaxs1.decoding.page_allocator import pages_for
 from jaxs1.decoding.sampling import SamplingFlags
 from jaxs1.model import backends, kv_cache, transformer
 from jaxs1.model.architecture import Architecture
+from jaxs1.model.backends import BACKENDS
 from jaxs1.model.config import ComputeConfig, MeshConfig
 from jaxs1.model.decode_params import abstract_params, loading_peak
 from jaxs1.model.sharding import check_divisible, local_bytes, make_sharding_rules
@@ -74,6 +76,7 @@ def compile_decoding(
     devices: list[jax.Device],
     *,
     impl: str,
+    int8: bool = False,
     sequences: int,
     context: int,
     steps: int,
@@ -85,6 +88,7 @@ def compile_decoding(
         target: accelerators to compile for
         devices: compile-only devices of the target, which share one copy of the model
         impl: implementation of the decode step
+        int8: whether the matrices are quantized
         sequences: sequences decoded at the same time
         context: tokens that each of them can hold
         steps: decode steps of one call
@@ -98,7 +102,8 @@ def compile_decoding(
     check_divisible(a, rules)
     backends.check(impl, a, rules, dtype=dtype, sequences=sequences)
     compute = ComputeConfig(dtype=dtype, param_dtype=dtype, remat="none", attention="xla")
-    model = transformer.abstract(a, compute, rules)
+    linear = quantized_linear(impl) if int8 else BACKENDS[impl].linear
+    model = transformer.abstract(a, compute, rules, linear=linear)
     pages = pages_for(context)
     pool = (a.num_kv_heads, sequences * pages + 1, kv_cache.PAGE, a.head_dim)
     where = rules.sharding(kv_cache.AXES)

@@ -19,9 +19,6 @@ Run it: `python -m jaxs1.tasks.puzzle_corpus OUT [--seed N]`.
 """
 
 import argparse
-import json
-import os
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +28,7 @@ import numpy as np
 
 from jaxs1.data.chat import reasoning
 from jaxs1.data.tokenizer import load_tokenizer, train_tokenizer
+from jaxs1.storage import JsonlWriter, atomic_folder
 from jaxs1.tasks.puzzles import (
     DIGITS,
     VALUES,
@@ -201,38 +199,34 @@ def write_corpus(
 
     `seed` draws the base corpus and the traces; the dev and test questions are the same for every
     seed, so that seeds can be compared. With the default, base.jsonl holds about 1.43M tokens, in
-    pages of `PAGE` that are nearly full. The folder is written
-    atomically; raises FileExistsError if it exists. In the summary `base_tokens` counts the
-    separators, `trace_tokens` the complete chat and `thinking_tokens` only the lines.
+    pages of `PAGE` that are nearly full. In the summary `base_tokens` counts the separators,
+    `trace_tokens` the complete chat and `thinking_tokens` only the lines.
+
+    Raises:
+        UserError: the folder exists; any `OSError`. The folder appears complete or not at all.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists: remove it or name another folder")
+    with atomic_folder(Path(folder)) as partial:
+        return _write_files(partial, seed, base_documents, sft_examples, teacher or Teacher())
+
+
+def _write_files(
+    folder: Path, seed: int, base_documents: int, sft_examples: int, teacher: Teacher
+) -> dict[str, Any]:
     base_rng, sft_rng = (np.random.default_rng([seed, stage]) for stage in (0, 1))
     documents = [base_document(base_rng) for _ in range(base_documents)]
-    teacher = teacher or Teacher()
     traces = [teacher.trace(p, sft_rng) for p in sample_problems("train", sft_examples, sft_rng)]
     texts = [f"{t['question']}\n{t['thinking_trajectories'][0]}\n{t['attempt']}" for t in traces]
     files: dict[str, list[dict[str, Any]]] = {"base": [], "sft": traces}  # pages need the tokenizer
     for split in ("dev", "test"):
         problems = sample_problems(split, EVALUATION_QUESTIONS, np.random.default_rng(0))
         files[split] = [problem.record() for problem in problems]
-
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        words = TWO_DIGITS + LETTERS
-        train_tokenizer([WORDS, *documents, *texts], partial / "tokenizer", words=words)
-        lengths = map(len, load_tokenizer(str(partial / "tokenizer"))(documents)["input_ids"])
-        files["base"] = [{"text": page} for page in fill_pages(documents, lengths)]
-        for name, records in files.items():
-            lines = "".join(json.dumps(record) + "\n" for record in records)
-            (partial / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-        summary = _summary(files, partial / "tokenizer")
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return summary
+    train_tokenizer([WORDS, *documents, *texts], folder / "tokenizer", words=TWO_DIGITS + LETTERS)
+    lengths = map(len, load_tokenizer(str(folder / "tokenizer"))(documents)["input_ids"])
+    files["base"] = [{"text": page} for page in fill_pages(documents, lengths)]
+    for name, records in files.items():
+        with JsonlWriter(folder / f"{name}.jsonl", new=True) as writer:
+            writer.write(*records)
+    return _summary(files, folder / "tokenizer")
 
 
 def _summary(files: dict[str, list[dict[str, Any]]], tokenizer_folder: Path) -> dict[str, Any]:
@@ -269,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         summary = write_corpus(arguments.out, arguments.seed)
-    except (FileExistsError, ValueError) as error:
+    except ValueError as error:
         parser.error(str(error))
     for name, value in summary.items():
         shown = f"{value:,.3f}" if isinstance(value, float) else f"{value:,}"

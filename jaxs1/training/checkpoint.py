@@ -12,6 +12,14 @@ no saved state: batch n is a function of n.
 from __future__ import annotations
 
 import dataclasses
+import errno
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +27,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxs1.config import UserError
-from jaxs1.storage import changed_settings
+from jaxs1.storage import changed_settings, explain
 from jaxs1.training.config import CheckpointConfig, TrainConfig
 from jaxs1.training.step import TrainState, put_scalar
 
@@ -44,6 +52,18 @@ def latest_step(run: Path) -> int:
     """Step of a run's newest complete checkpoint; 0 if there is none."""
     steps = (path.name for path in (run / "checkpoints").glob("*"))
     return max((int(name) for name in steps if name.isdecimal()), default=0)
+
+
+def quiet_orbax() -> None:
+    """Silence warnings of intended behaviour, and errors of threads that Orbax raises as well."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    shown = sys.unraisablehook
+
+    def hook(event: Any) -> None:
+        if str(event.exc_value) != "Event loop is closed":  # by TensorStore, after a failed write
+            shown(event)
+
+    sys.unraisablehook = hook
 
 
 class Checkpoints:
@@ -72,19 +92,25 @@ class Checkpoints:
         )
 
     def save(self, state: TrainState, config: TrainConfig) -> None:
-        """Start writing a checkpoint; returns as soon as the state may be overwritten."""
+        """Start writing a checkpoint; returns as soon as the state may be overwritten.
+
+        Raises:
+            UserError: the disk has no room for it; the one before could not be written.
+        """
         step = int(state.step)
         if step == self.manager.latest_step():
             return
         meta = {"step": step, "config": dataclasses.asdict(config)}
-        self.manager.save(
-            step,
-            args=ocp.args.Composite(
-                optimizer=_save_args(_by_name(state.opt_state)),
-                meta=ocp.args.JsonSave(meta),
-                **{_item(state): _save_args(state.params)},
-            ),
-        )
+        with self._explained():
+            self._check_space(_nbytes(state.params) + _nbytes(state.opt_state))
+            self.manager.save(
+                step,
+                args=ocp.args.Composite(
+                    optimizer=_save_args(_by_name(state.opt_state)),
+                    meta=ocp.args.JsonSave(meta),
+                    **{_item(state): _save_args(state.params)},
+                ),
+            )
 
     def restore(self, step: int, like: TrainState, config: TrainConfig) -> TrainState:
         """Restore the state at a step.
@@ -117,9 +143,35 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        """Wait until everything is on disk."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        """Wait until everything is on disk; raises `UserError` if that fails."""
+        with self._explained():
+            self.manager.wait_until_finished()
+            self.manager.close()
+
+    def _check_space(self, nbytes: int) -> None:
+        """Fail before anything is written."""
+        free = shutil.disk_usage(self.folder).free
+        if nbytes > free:
+            raise OSError(errno.ENOSPC, f"needs {nbytes / 1e9:.1f} GB, has {free / 1e9:.1f} GB")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn errors into one line; those of TensorStore are no `OSError`."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            if code:
+                error = OSError(int(code[1]), os.strerror(int(code[1])))
+            if not isinstance(error, OSError):
+                raise
+            kept = latest_step(self.folder.parent)
+            note = f"; the checkpoint of step {kept} is kept" if kept else ""
+            raise UserError(explain(error, self.folder) + note) from None
+
+
+def _nbytes(tree: Any) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(tree))
 
 
 def _item(state: TrainState) -> str:
@@ -150,6 +202,8 @@ def _restore_args(tree: Any) -> Any:
 
 def _require_same(saved: dict[str, Any], config: TrainConfig, run: Path) -> None:
     """Refuse to resume with other settings; `saved` may use the names of earlier versions."""
+    # runs of versions without this setting
+    saved = saved | {"data": {"preset": "auto", **saved.get("data", {})}}
     changed = changed_settings(saved, dataclasses.asdict(config))
     words = [
         f"{name} ({old} then, {new} now)"

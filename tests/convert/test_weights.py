@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import torch
 from flax.traverse_util import flatten_dict
 
 from convert import mapping
@@ -16,9 +17,9 @@ from jaxs1.config import UserError
 from jaxs1.model import transformer
 from jaxs1.model.config import MeshConfig
 from jaxs1.model.decode_params import abstract_params, loading_peak, unstack
-from jaxs1.model.linear import LINEAR
+from jaxs1.model.quantization import quantize
 from jaxs1.model.sharding import make_sharding_rules
-from tests.convert.checkpoints import MESHES, load, make_hf
+from tests.convert.checkpoints import MESHES, load, make_hf, random_tensors, reduced, write_hf
 from tests.tiny_models import FLOAT32, one_device
 
 
@@ -57,7 +58,7 @@ def test_loading_reads_every_piece_once(src, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("linear", LINEAR)
+@pytest.mark.parametrize("linear", ["xla", "bf16x3"])
 @pytest.mark.parametrize("form", ["hf", "orbax"])
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_layers_loaded_for_decoding_are_those_of_the_stack(linear, form, tensor, src, tmp_path):
@@ -163,3 +164,54 @@ def test_two_kinds_of_weights_in_one_folder_are_refused(src):
     (src / "params").mkdir()
     with pytest.raises(UserError, match=r"holds both safetensors and params/"):
         open_weights(src)
+
+
+@pytest.mark.parametrize("form", ["hf", "orbax"])
+@pytest.mark.parametrize("tensor", [1, 2])
+@pytest.mark.parametrize("recipe", ["qwen2.5-0.5b", "qwen2.5-32b"])
+def test_int8_weights_are_quantized_while_loading(recipe, form, tensor, tmp_path, monkeypatch):
+    monkeypatch.setattr(mapping, "PIECE_ELEMENTS", 1000)  # several pieces of a matrix
+    config = reduced(recipe) | {"torch_dtype": "bfloat16", "vocab_size": 64}
+    tensors = {
+        name: torch.nan_to_num(x, nan=0.5).clamp(-1000, 1000)
+        for name, x in random_tensors(config, "bfloat16").items()
+    }
+    src = write_hf(tmp_path / "src", config, tensors)
+    if form == "orbax":
+        from_hf(src, tmp_path / "orbax")
+        src = tmp_path / "orbax"
+    weights = open_weights(src)
+    stacked = flatten_dict(load(weights, one_device(), jnp.float32), sep=".")
+    rules = make_sharding_rules(MeshConfig(fsdp=1, tensor=tensor), jax.devices()[:tensor])
+    model = transformer.abstract(weights.architecture, FLOAT32, rules, linear="int8")
+    params = load_decode_params(weights, model)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), params) == jax.tree.map(
+        lambda x: (x.shape, x.dtype, x.sharding), abstract_params(model)
+    )
+
+    def check(found, w, inputs):
+        expected = quantize(np.moveaxis(w, range(inputs), range(-inputs, 0)), inputs)
+        assert bits_of(found.values) == bits_of(expected.values)
+        assert bits_of(found.scale) == bits_of(expected.scale)
+
+    for i, layer in enumerate(params["layers"]):
+        for path, found in flatten_dict(layer, sep=".").items():
+            w = np.asarray(stacked[f"layers.{path}"][i])
+            if path.endswith("kernel"):
+                check(found, w, 2 if path == "attn.o.kernel" else 1)
+            else:
+                assert bits_of(found) == w.tobytes(), path
+    if weights.architecture.tie_word_embeddings:
+        check(params["embedding"], np.asarray(stacked["embedding"]).T, 1)
+    else:
+        check(params["lm_head"], np.asarray(stacked["lm_head"]), 1)
+        assert bits_of(params["embedding"]) == bits_of(stacked["embedding"])
+
+
+def test_weights_that_have_no_int8_are_refused(src):
+    weights = open_weights(src)  # random bits, with NaN among them
+    model = transformer.abstract(weights.architecture, FLOAT32, one_device(), linear="int8")
+    with pytest.raises(
+        UserError, match=r"^weights=int8: \S+( of layer \d)? holds NaN or inf.*auto$"
+    ):
+        load_decode_params(weights, model)

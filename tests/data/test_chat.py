@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from jaxs1.config import UserError
-from jaxs1.data import chat
-from jaxs1.data.chat import Record, encode, reasoning, response_mask
+from jaxs1.data.chat import Record, encode, reasoning
 from jaxs1.data.config import DataConfig
+from jaxs1.data.delimiters import ANSWER
 from jaxs1.data.records import load_records
 from jaxs1.data.tokenizer import CHAT_TEMPLATE, load_tokenizer, train_tokenizer
 
@@ -62,7 +62,7 @@ def test_exact_text_and_mask_of_s1(tokenizer):
     [("2", "Answer: 2"), ("Answer: 2", "Answer: 2"), ("Final Answer: 2", "Final Answer: 2")],
 )
 def test_answer_is_announced_once(attempt, rendered):
-    assert reasoning("t", attempt).endswith(f"{chat.ANSWER}\n{rendered}")
+    assert reasoning("t", attempt).endswith(f"{ANSWER}\n{rendered}")
 
 
 def test_every_assistant_turn_counts(tokenizer):
@@ -73,24 +73,42 @@ def test_every_assistant_turn_counts(tokenizer):
     assert counted == "first<|im_end|>\nsecond<|im_end|>\n"
 
 
-def test_mask_equals_a_plain_search():
+def marked(tokens, tokenizer):
+    """s1's mask (TRL's completion-only collator): from every response marker to an instruction."""
+    response, instruction = (
+        tokenizer(f"<|im_start|>{text}", add_special_tokens=False)["input_ids"]
+        for text in ("assistant\n", "user")
+    )
+    mask, on, i = [], False, 0
+    while i < len(tokens):
+        if list(tokens[i : i + len(response)]) == response:
+            mask += [on] * len(response)
+            on, i = True, i + len(response)
+            continue
+        on = on and list(tokens[i : i + len(instruction)]) != instruction
+        mask.append(on)
+        i += 1
+    return mask
+
+
+def test_tokens_and_mask_are_those_of_s1(tokenizer):
+    """Chats of user and assistant: the template's text in one piece, the mask of its markers."""
     rng = np.random.default_rng(0)
-    response, instruction = [7, 8], [7, 9]
-    for _ in range(300):
-        tokens = rng.integers(6, 10, rng.integers(0, 30)).astype(np.int32)
-        expected, on, i = [], False, 0
-        while i < len(tokens):
-            pair = list(tokens[i : i + 2])
-            if pair == response:
-                expected += [on, on]  # a marker inside an answer belongs to it
-                on, i = True, i + 2
-                continue
-            if pair == instruction:
-                on = False
-            expected.append(on)
-            i += 1
-        found = response_mask(tokens, response, instruction)
-        assert found.tolist() == [bool(e) for e in expected], tokens
+    words = ["First", " one", " and", "\n", "two.", " ", "\n\n", "<b>", "é", "12"]
+    records = []
+    for _ in range(60):
+        turns = []
+        for role in ["user", "assistant"] * rng.integers(1, 4):
+            body = "".join(rng.choice(words, rng.integers(0, 9)))
+            turns.append({"role": role, "content": "So" + body})
+            if role == "assistant" and rng.random() < 0.5:
+                turns[-1]["content"] = reasoning(body + "x", body)
+        records.append(Record("here", tuple(turns)))
+    for record, example in zip(records, encode(records, tokenizer), strict=True):
+        text = tokenizer.apply_chat_template(list(record.messages), tokenize=False)
+        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert example.tokens.tolist() == tokens
+        assert example.is_target.tolist() == marked(tokens, tokenizer)
 
 
 def test_plain_text_counts_everything_and_ends(tokenizer):

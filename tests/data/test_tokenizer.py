@@ -1,5 +1,8 @@
 """A trained tokenizer loads in transformers and encodes every text without loss."""
 
+import json
+import shutil
+
 import pytest
 from transformers import AutoTokenizer
 
@@ -7,9 +10,11 @@ from jaxs1.config import UserError
 from jaxs1.data.tokenizer import (
     PAD_TOKEN,
     SPECIAL_TOKENS,
+    check_vocabulary,
     load_tokenizer,
     padding_id,
     train_tokenizer,
+    vocabulary_size,
 )
 
 TEXTS = ["the cat sat on the mat", "the dog sat on the log\n", "7*4=28 +6=34"]
@@ -79,3 +84,61 @@ def test_unknown_tokenizer_is_one_line():
     with pytest.raises(UserError, match=r"tokenizer=/nowhere/at/all: ") as error:
         load_tokenizer("/nowhere/at/all")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [],
+        ["config.json"],
+        ["config.json", "tokenizer_config.json", "chat_template.jinja"],
+        ["config.json", "vocab.json"],  # a vocabulary without merges
+    ],
+)
+def test_a_folder_without_tokenizer_files_is_refused(files, folder, tmp_path):
+    """transformers makes an empty tokenizer of it, which encodes every text to nothing."""
+    for name in files:
+        (tmp_path / name).write_text(json.dumps({"model_type": "qwen2"}))
+    with pytest.raises(UserError, match="has no tokenizer files") as error:
+        load_tokenizer(str(tmp_path))
+    assert "\n" not in str(error.value) and "tokenizer.json" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", "\x00", '{"model": 3}', '{"version": "1.0", "model": {"type": "BPE"}}'],
+)
+def test_a_broken_tokenizer_file_is_one_line(content, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, "broken")
+    (tmp_path / "broken/tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match="tokenizer=broken: ") as error:
+        load_tokenizer("broken")
+    assert "\n" not in str(error.value) and len(str(error.value)) <= 300
+
+
+def test_a_tokenizer_without_words_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "empty")
+    file = tmp_path / "empty/tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"] |= {"vocab": {}, "merges": []}
+    content["added_tokens"] = []
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"empty: (encodes text to no token|cannot be loaded)"):
+        load_tokenizer(str(tmp_path / "empty"))
+
+
+def test_ids_beyond_the_model_are_refused_where_the_number_of_tokens_fits(folder, tmp_path):
+    """An id beyond the embedding would be looked up in its last row, without an error."""
+    shutil.copytree(folder, tmp_path / "gap")
+    file = tmp_path / "gap/tokenizer.json"
+    content = json.loads(file.read_text())
+    words = content["model"]["vocab"]
+    count = len(load_tokenizer(str(folder)))
+    words[max(words, key=words.get)] = 1000  # leaves a gap
+    file.write_text(json.dumps(content))
+    tokenizer = load_tokenizer(str(tmp_path / "gap"))
+    assert len(tokenizer) <= count < vocabulary_size(tokenizer) == 1001
+    check_vocabulary(load_tokenizer(str(folder)), "it", count)
+    with pytest.raises(UserError, match="tokenizer=it: has 1001 tokens, more than "):
+        check_vocabulary(tokenizer, "it", 512)

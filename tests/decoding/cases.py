@@ -13,7 +13,7 @@ from tests.decoding.oracle import Case, Oracle
 
 VOCAB = 16
 NEWLINES = {5}
-KINDS = ["passed", "thinking", "wait", "close", "answer_prefix", "answer"]
+KINDS = ["passed", "thinking", "wait", "close", "answer_prefix", "answer", "surplus"]
 ENDED = [None, "model", "budget", "context"]
 FINISH = [None, "stop", "length"]
 #: name -> delimiters in ids, shaped like the presets'; the last two have ends of several tokens.

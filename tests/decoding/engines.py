@@ -5,12 +5,15 @@ Compiled programs are kept on disk: the engines of all tests, and of the next ru
 
 import dataclasses
 import functools
+import json
 import os
 import tempfile
+from pathlib import Path
 
 import jax
 import torch
 
+from jaxs1.data.model_settings import with_preset
 from jaxs1.data.tokenizer import load_tokenizer, train_tokenizer
 from jaxs1.decoding.loading import EngineConfig, ParallelConfig, load_engine
 from jaxs1.decoding.params import SamplingParams
@@ -41,7 +44,15 @@ def tokenizer_folder():
     """A byte-level BPE with s1's special tokens, and <think>, </think> of one token each."""
     folder = tempfile.mkdtemp(prefix="jaxs1-tokenizer-")
     train_tokenizer(TEXTS, folder, vocabulary=320, words=("<think>", "</think>"))
+    declare_s1(folder)
     return folder
+
+
+def declare_s1(folder):
+    """Say that the model was trained with s1's delimiters, as training does at export."""
+    path = Path(folder) / "generation_config.json"
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(with_preset(content, "s1")))
 
 
 @functools.cache
@@ -78,6 +89,7 @@ def write_model(folder, likes=None, *, kind="qwen2-untied-4-4", seed=0, context=
     lean(model, likes or {})
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
+    declare_s1(folder)
     return model
 
 
@@ -100,7 +112,7 @@ def complete_all(engine, requests):
     return [done[i] for i in range(len(requests))]
 
 
-def new_tokens(model, prompt, *, ends, max_tokens, min_tokens=0):
+def new_tokens(model, prompt, *, ends, max_tokens, min_tokens=0, penalty=1.0):
     """Greedy ids behind a prompt from transformers' generate, none beyond the tokenizer."""
     with torch.no_grad():
         out = model.generate(
@@ -109,6 +121,7 @@ def new_tokens(model, prompt, *, ends, max_tokens, min_tokens=0):
             do_sample=False,
             max_new_tokens=max_tokens,
             min_new_tokens=min_tokens,
+            repetition_penalty=penalty,
             eos_token_id=sorted(ends),
             pad_token_id=0,
             suppress_tokens=list(range(len(tokenizer()), VOCAB)),

@@ -41,6 +41,8 @@ class Oracle:
     def __init__(self, case):
         self.case = case
         self.tokens, self.kinds, self.forced, self.log = [], [], [], []
+        self.surplus = []  # tokens that were generated and thrown away
+        self.seen = []  # what the next choice depends on: tokens, or thrown-away ones as well
         self.ended_by, self.finish = None, None
         self.banned = set()
         self.over = False
@@ -70,6 +72,7 @@ class Oracle:
 
     def _put(self, token, kind, forced):
         self.tokens.append(token)
+        self.seen.append(token)
         self.kinds.append(kind)
         self.forced.append(forced)
 
@@ -156,7 +159,7 @@ class Oracle:
     def _close_after(self, end, token):
         """The model ended; what it has already written of the close stays."""
         close = self.case.close
-        if close[: len(end)] == end or end in self.case.whole:
+        if not self.surplus and (close[: len(end)] == end or end in self.case.whole):
             self._put(token, "close", False)
             self._check_room()
             rest = [] if end in self.case.whole else close[len(end) :]
@@ -171,9 +174,8 @@ class Oracle:
             self._put(t, "close", True)
             self._check_room()
 
-    def _wait(self, text, limit=None):
+    def _wait(self, text):
         """Write a Wait in place of the choice that was just made."""
-        text = text[:limit]
         which = self.waited % len(self.case.waits)
         self.waited += 1
         self.log.append((len(self.tokens), "wait", which))
@@ -217,54 +219,56 @@ class Oracle:
             return end, token
 
     def _think_harness(self):
+        """Rounds of a fresh budget each; what exceeds one budget in all is thrown away."""
+        end, token = yield from self._rounds()
+        self.seen = list(self.tokens)
+        return end, token
+
+    def _rounds(self):
         case = self.case
-        budget = case.thinking_budget if case.thinking_budget >= 0 else 10**9
         for r in range(case.num_waits + 1):
             own = []
             while True:
-                if len(own) >= budget:
+                if 0 <= case.thinking_budget <= len(own):
                     self.ended_by = "budget"
                     return None, None
-                if self._narrow():
-                    self.ended_by = "context"
+                if self._no_context([]):
+                    self.ended_by = "budget" if self.surplus else "context"
                     return None, None
                 early = self.count < case.min_thinking or (case.num_waits and not own)
                 token = yield from self._pick(self._completions(own) if early else ())
                 end = self._ending(own, token)
-                if self.count >= budget:  # the rounds' sum is cut here
-                    if end is not None and r == case.num_waits:
-                        return end, token
-                    return (yield from self._cut_now())
                 if end is not None:
                     break
-                self._put(token, "thinking", False)
+                self._keep_or_not(token, "thinking", False)
                 own.append(token)
-                self.count += 1
-            if r == case.num_waits:
-                return end, token
-            text = case.waits[r % len(case.waits)]
-            if not self._wait_has_room(text):
-                return end, token
-            before = len(self.tokens)
-            yield from self._wait(text, limit=budget - self.count)
-            self.count += len(self.tokens) - before
-        raise AssertionError("unreachable")
-
-    def _cut_now(self):
-        """Cut in a step whose choice is already made; writes what _forcing would, then answers."""
-        case = self.case
-        self.ended_by = "budget"
-        lead = [] if (self.tokens[-1] if self.tokens else case.last) in case.newlines else case.lead
-        for kind, ids in (("close", lead + case.close), ("answer_prefix", case.answer_prefix)):
-            for i, t in enumerate(ids):
-                if not (kind == "close" and i == 0):
+            text = case.waits[r % len(case.waits)] if case.waits else []
+            if r == case.num_waits or self._no_context(text):
+                break
+            if not self._is_full():
+                self.log.append((len(self.tokens), "wait", r % len(case.waits)))
+            for i, t in enumerate(text):
+                if i:
                     yield from self._pick()
-                if i == 0:
-                    self.log.append((len(self.tokens), kind, None))
-                self._put(t, kind, True)
-                self._check_room()
-        yield from self._answer()
-        raise AssertionError("the harness knows no second thinking")
+                self._keep_or_not(t, "wait", True)
+        return end, token
+
+    def _is_full(self):
+        return 0 <= self.case.thinking_budget <= self.count
+
+    def _keep_or_not(self, token, kind, forced):
+        if self._is_full():
+            self.surplus.append(token)
+            self.seen.append(token)
+        else:
+            self.count += 1
+            self._put(token, kind, forced)
+
+    def _no_context(self, wait):
+        """Whether a token, or a Wait and a token, find no room; a surplus may fill the context."""
+        if self.case.thinking_budget < 0:
+            return not self._wait_has_room(wait) if wait else self._narrow()
+        return len(self.tokens) + len(self.surplus) + len(wait) + 1 > self.case.max_new_tokens
 
     # s1_readme: rounds with one cumulative budget, then the answer, nothing written between
 

@@ -39,16 +39,18 @@ class Toy:
 
 
 class Engine:
-    """Greedy generation with stops; counts the calls and the tokens that it prefills."""
+    """Generation with stops: greedy, or drawn with one row of Gumbel noise for each token."""
 
-    def __init__(self, toy, eos):
-        self.toy, self.eos = toy, set(eos)
+    def __init__(self, toy, eos, noise_NV=None):
+        self.toy, self.eos, self.noise_NV = toy, set(eos), noise_NV
 
-    def generate(self, prompt, max_tokens, stops, min_tokens=0):
-        """In a step: min gate, EOS and stops, then the length."""
+    def generate(self, prompt, max_tokens, stops, min_tokens=0, *, drawn=0):
+        """In a step: min gate, EOS and stops, then the length; `drawn`: tokens before this call."""
         ids, ends = [], self.eos | set(stops)
         while True:
             logits = self.toy.table_NV[Toy.fold(prompt + ids)].copy()
+            if self.noise_NV is not None:
+                logits += self.noise_NV[drawn + len(ids)]
             if len(ids) < min_tokens:
                 logits[list(ends)] = -np.inf
             ids.append(int(logits.argmax()))
@@ -69,9 +71,11 @@ def readme(
         left -= len(out.ids)
         if left > 0:
             context += out.text + wait
-            out = engine.generate(context, left, stops, min_tokens=1)
+            drawn = len(context) - len(prompt)
+            out = engine.generate(context, left, stops, min_tokens=1, drawn=drawn)
     context += out.text
-    context += engine.generate(context, max_answer_tokens, answer_stops).ids
+    drawn = len(context) - len(prompt)
+    context += engine.generate(context, max_answer_tokens, answer_stops, drawn=drawn).ids
     return context[len(prompt) :]
 
 
@@ -82,7 +86,8 @@ def harness(engine, prompt, *, thinking_budget, num_ignore, wait, stops, close, 
     min_tokens = 0 if num_ignore is None else 1
     rounds = 1 if num_ignore is None else num_ignore + 1
     for r in range(rounds):
-        out = engine.generate(list(prompt) + kept, thinking_budget, stops, min_tokens)
+        context = list(prompt) + kept
+        out = engine.generate(context, thinking_budget, stops, min_tokens, drawn=len(kept))
         if out.finish == "length" or r == rounds - 1:
             kept += out.text
             break
@@ -95,5 +100,6 @@ def harness(engine, prompt, *, thinking_budget, num_ignore, wait, stops, close, 
     else:
         end = close
     context = list(prompt) + kept + end
-    context += engine.generate(context, max_answer_tokens, answer_stops).ids
+    drawn = len(kept + surplus + end)
+    context += engine.generate(context, max_answer_tokens, answer_stops, drawn=drawn).ids
     return context[len(prompt) :], len(kept), surplus

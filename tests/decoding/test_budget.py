@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxs1.decoding import budget
-from jaxs1.decoding.budget import Phase
+from jaxs1.decoding.budget import Phase, TokenKind
 from jaxs1.decoding.outputs import interventions
 from tests.decoding.cases import (
     ENDED,
@@ -44,12 +44,15 @@ def compare(case, stream, outcome, b, obey):
     """One sequence of a batch against the oracle; returns the oracle."""
     state, ids_TBE, token_BT, forced_BT, kind_BT = outcome
     oracle, banned = play(case, stream, obey)
-    n = len(oracle.tokens)
+    n = len(oracle.tokens) + len(oracle.surplus)
     what = f"sequence {b}: {case}, choices {stream}"
-    assert token_BT[b, :n].tolist() == oracle.tokens, what
-    assert forced_BT[b, :n].tolist() == oracle.forced, what
-    assert [KINDS[k] for k in kind_BT[b, :n]] == oracle.kinds, what
+    kept_T = kind_BT[b] != TokenKind.SURPLUS
+    kept_T[n:] = False
+    assert token_BT[b, kept_T].tolist() == oracle.tokens, what
+    assert forced_BT[b, kept_T].tolist() == oracle.forced, what
+    assert [KINDS[k] for k in kind_BT[b, kept_T]] == oracle.kinds, what
     assert not kind_BT[b, n:].any() and not forced_BT[b, n:].any(), what
+    assert state.surplus[b] == len(oracle.surplus) and state.position[b] == len(oracle.tokens), what
     for t in range(STEPS):
         expected = banned[t] if t < n else set()
         assert set(ids_TBE[t, b].tolist()) - {budget.NEVER} == expected, f"step {t}, {what}"
@@ -57,7 +60,7 @@ def compare(case, stream, outcome, b, obey):
     assert FINISH[state.finish[b]] == oracle.finish, what
     assert (state.phase[b] == Phase.DONE) == oracle.over, what
     lengths = [len(w) for w in case.waits]
-    log = interventions(kind_BT[b].tolist(), forced_BT[b].tolist(), lengths)
+    log = interventions(kind_BT[b, kept_T].tolist(), forced_BT[b, kept_T].tolist(), lengths)
     assert log == oracle.log, what
     return oracle
 
@@ -90,7 +93,8 @@ EVENTS = [
     "strict reopened with nothing left", "strict end as first token",
     "strict answer_prefix", "strict line break left out",
     "strict end of several tokens", "strict whole end", "s1_harness cut wait",
-    "s1_harness end behind the sum",
+    "s1_harness surplus by model", "s1_harness surplus by budget",
+    "s1_harness surplus by context", "s1_harness surplus of two rounds",
 ]  # fmt: skip
 
 
@@ -128,8 +132,13 @@ def events(case, oracle):  # noqa: C901  (one flat list of independent condition
         counted = kinds.count("thinking") + kinds.count("wait")
         length = sum(len(case.waits[s]) for _, _, s in waits)
         found |= {"cut wait"} if kinds.count("wait") < length else set()
-        if waits and counted == case.thinking_budget and oracle.ended_by == "model":
-            found.add("end behind the sum")
+        assert not oracle.surplus or counted == case.thinking_budget
+        if oracle.surplus and oracle.finish:
+            room = counted + len(oracle.surplus) == case.max_new_tokens
+            found.add(f"surplus by {'context' if room else oracle.ended_by}")
+            found |= (
+                {"surplus of two rounds"} if len(oracle.surplus) > case.thinking_budget else set()
+            )
     return {f"{case.mode} {name}" for name in found}
 
 

@@ -7,7 +7,7 @@ import pytest
 from jaxs1.config import UserError
 from jaxs1.decoding import budget
 from jaxs1.decoding.budget import EndedBy, Finish, Phase, TokenKind
-from jaxs1.decoding.controls import build_controls, check_sizes, fit, newline_table
+from jaxs1.decoding.controls import build_controls, capacity, check_sizes, fit, newline_table
 from jaxs1.decoding.params import Delimiters, ThinkingParams
 from jaxs1.decoding.tokenized_thinking import tokenize_thinking
 from jaxs1.model.kv_cache import PAGE
@@ -132,3 +132,13 @@ def test_pages_hold_all_that_can_follow(prompt_length, answer):
     longest = min(400, prompt_length + behind)
     assert (limits.num_pages - 1) * PAGE < longest <= limits.num_pages * PAGE
     assert limits.max_new_tokens == min(400, limits.num_pages * PAGE) - prompt_length
+
+
+@pytest.mark.parametrize(("waits", "answer", "needed"), [(0, 3, 10), (2, 3, 14), (2, 40, 49)])
+def test_room_for_a_surplus_that_is_discarded(waits, answer, needed):
+    """All rounds are cached before the answer overwrites what exceeds one budget."""
+    thinking = ThinkingParams(
+        mode="s1_harness", max=4, num_waits=waits, max_answer_tokens=answer, answer_prefix=""
+    )
+    thinking = tokenize_thinking(thinking, Words())
+    assert capacity(thinking, 4, 1000) == needed

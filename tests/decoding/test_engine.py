@@ -284,10 +284,11 @@ def test_a_tokenizer_without_the_texts_of_s1(engine):
         tagged.submit(Request([8], ThinkingParams(preset="think_tags", min_answer_tokens=1))) == 0
     )
     assert tagged.submit(Request([8], ThinkingParams(mode="off", min_answer_tokens=1))) == 1
+    assert tagged.submit(Request([8], ThinkingParams(min_answer_tokens=1))) == 2  # auto knows it
     assert not tagged._refused
-    tagged.submit(Request([8], ThinkingParams(min_answer_tokens=1)))
+    tagged.submit(Request([8], ThinkingParams(preset="s1", min_answer_tokens=1)))
     ((number, _, _, done),) = tagged._refused
-    assert number == 2 and "has no token <|im_start|>; set thinking.preset" in done.error
+    assert number == 3 and "has no token <|im_start|>; set thinking.preset" in done.error
 
 
 def test_too_little_memory_for_several_samples(tiny):

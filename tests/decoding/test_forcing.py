@@ -241,7 +241,6 @@ def test_greedy_completions_are_the_oracles(ran):
     runs, model = ran
     runs = [run for run in runs if run[0].sampling.is_greedy]
     assert len(runs) > 300
-    forward = jax.jit(lambda model, *batch: model.logits(model(*batch)))
     modes = collections.Counter()
     for start in range(0, len(runs), 64):
         batch = runs[start : start + 64]
@@ -249,14 +248,15 @@ def test_greedy_completions_are_the_oracles(ran):
         for row, (_, _, done, _) in zip(tokens, batch, strict=False):
             whole = done.prompt_ids + done.tokens
             row[: len(whole)] = whole
-        positions = np.broadcast_to(np.arange(CONTEXT), tokens.shape)
-        logits = np.array(forward(model, tokens, positions, np.ones_like(tokens)))
-        logits = logits[:, :, : len(tokenizer())]
+        logits = logits_of(model, tokens)
         for logits_TV, (request, tokenized, done, written) in zip(logits, batch, strict=False):
             oracle = Oracle(case_of(request, tokenized, done))
             at = len(done.prompt_ids) - 1
             while not oracle.over:
-                now = logits_TV[at + len(oracle.tokens)].copy()
+                if oracle.seen == oracle.tokens:
+                    now = logits_TV[at + len(oracle.tokens)].copy()
+                else:  # what was thrown away is not among the finished ids
+                    now = next_logits(model, done.prompt_ids + oracle.seen)
                 now[list(oracle.banned)] = -np.inf
                 oracle.choose(int(now.argmax()))
             assert oracle.tokens == done.tokens, (request, tokenized)
@@ -265,5 +265,26 @@ def test_greedy_completions_are_the_oracles(ran):
             assert oracle.log == [tuple(entry) for entry in done.interventions]
             assert done.thinking_ended_by == (oracle.ended_by or "open")
             assert done.finish_reason == oracle.finish
+            assert done.usage["surplus_tokens"] == len(oracle.surplus)
             modes[request.thinking.mode] += 1
+            modes["surplus"] += len(oracle.surplus) > 0
+    assert modes.pop("surplus") > 3
     assert min(modes.values()) > 10 and len(modes) == 4, modes
+
+
+@functools.cache
+def forward():
+    return jax.jit(lambda model, *batch: model.logits(model(*batch)))
+
+
+def logits_of(model, tokens):
+    """Logits behind every prefix of some rows, of ids that the tokenizer has."""
+    positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+    logits = forward()(model, tokens, positions, np.ones_like(tokens))
+    return np.array(logits[:, :, : len(tokenizer())])
+
+
+def next_logits(model, ids):
+    tokens = np.zeros((1, CONTEXT), np.int32)
+    tokens[0, : len(ids)] = ids
+    return logits_of(model, tokens)[0, len(ids) - 1]

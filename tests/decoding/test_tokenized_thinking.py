@@ -33,16 +33,36 @@ def test_s1_in_ids_of_qwen(qwen):
     assert [qwen.decode(w) for w in thinking.waits] == ["Wait", "Hmm"]
 
 
-def test_think_tags_where_the_end_is_several_tokens(qwen):
-    thinking = tokenize_thinking(ThinkingParams(preset="think_tags"), qwen)
+def test_think_tags_where_the_end_is_several_tokens():
+    """Pieces that keep to themselves, except that the last one takes line breaks, as with BPE."""
+    words = Words("<", "</", ">", ">\n", ">\n\n")
+    thinking = tokenize_thinking(ThinkingParams(preset="think_tags"), words)
     assert len(thinking.close) > 1
-    spelled = [qwen.decode(ids) for ids in thinking.ends]
+    spelled = [words.decode(ids) for ids in thinking.ends]
     assert spelled[:3] == ["</think>", "</think>\n", "</think>\n\n"]
     assert thinking.resume[:3] == (len(thinking.close),) * 3
-    assert qwen.decode(thinking.start) == "<think>\n" and qwen.decode(thinking.reopen) == "<think>"
+    assert words.decode(thinking.start) == "<think>\n"
+    assert words.decode(thinking.reopen) == "<think>"
     for mode in ("s1_readme", "s1_harness"):
         with pytest.raises(UserError, match=r"thinking.mode=.*</think>.*thinking.mode=strict"):
-            tokenize_thinking(ThinkingParams(preset="think_tags", mode=mode), qwen)
+            tokenize_thinking(ThinkingParams(preset="think_tags", mode=mode), words)
+
+
+@pytest.mark.parametrize("neighbour", [".</", "></", ">The", ">4"])
+def test_an_end_that_hides_in_its_neighbours_is_refused(neighbour):
+    """`done.</think>` and `</think>The` as tokens that begin or end in the middle of the end."""
+    words = Words("<", "</", ">", neighbour)
+    fields = [{"preset": "think_tags"}, {"delimiters": Delimiters(ends=("</think>",))}]
+    for own, name in zip(fields, ["preset=think_tags", "delimiters.ends"], strict=True):
+        with pytest.raises(UserError, match=rf"thinking.{name}: .* merge .*set thinking.preset=s1"):
+            tokenize_thinking(ThinkingParams(**own), words)
+    tokenize_thinking(ThinkingParams(preset="think_tags", mode="off"), words)
+
+
+def test_think_tags_of_qwen2_5_are_refused(qwen):
+    message = r"preset=think_tags: .*'</think>'.* merge .*; set thinking.preset=s1"
+    with pytest.raises(UserError, match=message):
+        tokenize_thinking(ThinkingParams(preset="think_tags"), qwen)
 
 
 def test_think_tags_where_the_end_is_one_token():

@@ -24,15 +24,20 @@ ANSWER_PREFIX = "\nFinal Answer:"
 
 
 class Tokenizer:
-    """One id a letter."""
+    """One id a letter, and one for s1's special token."""
 
     chat_template = "yes"
+    eos_token_id = None
+    special = ("<|im_start|>", "\ue000")
+
+    def __len__(self):
+        return 0x110000
 
     def __call__(self, text, add_special_tokens=True):
-        return {"input_ids": [ord(c) for c in text]}
+        return {"input_ids": [ord(c) for c in text.replace(*self.special)]}
 
     def decode(self, ids):
-        return "".join(map(chr, ids))
+        return "".join(map(chr, ids)).replace(*reversed(self.special))
 
     def apply_chat_template(self, messages, tokenize, add_generation_prompt):
         assert not tokenize and add_generation_prompt

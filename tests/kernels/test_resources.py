@@ -1,5 +1,7 @@
 """What the compiler makes of every kernel: no spills, wide loads, async copies, tensor cores."""
 
+import dataclasses
+
 import pytest
 
 pytest.importorskip("triton", reason="Triton has wheels for Linux only")
@@ -38,6 +40,23 @@ def test_machine_code(model, devices, batch, capability):
             # narrow loads: positions, page numbers, sums of squares; keys and values are wide
             assert u.async_copies >= 16 and u.wide_loads >= 24, u
             assert u.tensor_core.startswith("mma"), u
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "capability"),
+    [("qwen2.5-32b", 1, 90), ("qwen2.5-32b", 32, 90), ("qwen2.5-32b", 1, 89), ("qwen3-4b", 1, 100)],
+)
+def test_machine_code_for_int8_weights(model, batch, capability):
+    """As for bfloat16, with one or two narrow loads a program: those of the scales."""
+    shape = dataclasses.replace(MODELS[model], weight_bytes=1)
+    kernels = {u.kernel: u for u in survey(shape, [batch], 4096, [capability])}
+    for u in (kernels[name] for name in PRODUCTS):
+        assert u.spills == 0, u
+        assert u.wide_loads >= 12 and u.loads - u.wide_loads <= 2, u
+        assert u.async_copies == u.wide_loads, u
+        assert u.tensor_core.split()[0] == CORES.get(capability, "mma"), u
+        waves = u.programs / (132 * u.resident)
+        assert waves <= 1 or u.kernel == "head" or capability != 90, u
 
 
 def test_launches_of_the_32b_run_in_one_wave():

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
-from convert.weights import load_params, open_weights
+from convert.weights import load_decode_params, load_params, open_weights
 from jaxs1.model import decode, kv_cache, transformer
 from jaxs1.model.backends import BACKENDS
 from jaxs1.model.config import MeshConfig
@@ -30,12 +31,15 @@ run_whole = jax.jit(lambda model, *batch: model.logits(model(*batch)))
 class Paged:
     """The model over a cache full of NaN, driven call by call."""
 
-    def __init__(self, folder, rules, impl):
+    def __init__(self, folder, rules, impl, linear=None):
         weights = open_weights(str(folder))
-        linear = BACKENDS[impl].linear
+        linear = linear or BACKENDS[impl].linear
         self.model = transformer.abstract(weights.architecture, FLOAT32, rules, linear=linear)
-        dtype = LINEAR[linear].weight_dtype or "float32"
-        self.params = unstack(self.model, load_params(weights, self.model, jnp.dtype(dtype)))
+        if linear == "int8":
+            self.params = load_decode_params(weights, self.model)
+        else:
+            dtype = LINEAR[linear].weight_dtype or "float32"
+            self.params = unstack(self.model, load_params(weights, self.model, jnp.dtype(dtype)))
         cache = kv_cache.init_cache(weights.architecture, NUM_PAGES, jnp.float32, rules)
         self.cache = jax.tree.map(lambda pages: jnp.full_like(pages, jnp.nan), cache)
         self._run = jax.jit(functools.partial(self._logits, self.model, impl))
@@ -50,6 +54,20 @@ class Paged:
         batch = [np.asarray(x, np.int32) for x in (tokens_BT, positions_BT, table_BM)]
         logits_BTV, self.cache = self._run(self.params, self.cache, *batch)
         return np.asarray(logits_BTV)
+
+
+def rounded(model, linear):
+    """A transformers model whose weights this implementation of products stores exactly."""
+    if linear == "bf16x3":
+        return model.bfloat16()
+    if linear == "int8":
+        tables = model.get_input_embeddings() if model.config.tie_word_embeddings else None
+        with torch.no_grad():
+            for module in model.modules():
+                if isinstance(module, torch.nn.Linear) or module is tables:
+                    scale = module.weight.abs().amax(1, keepdim=True) / 127
+                    module.weight.copy_((module.weight / scale).round() * scale)
+    return model
 
 
 def run_paged(paged, sequences, prompts, tables, rng):
@@ -86,21 +104,22 @@ def run_paged(paged, sequences, prompts, tables, rng):
 
 
 @pytest.mark.parametrize(
-    ("kind", "tensor", "impl"),
+    ("kind", "tensor", "linear"),
     [
         ("qwen2-tied-14-2", 1, "xla"),
         ("qwen3-untied-6-3", 1, "xla"),
         ("qwen2-untied-10-2", 2, "xla"),
         ("qwen2-tied-14-2", 1, "bf16x3"),
         ("qwen3-untied-6-3", 1, "bf16x3"),
+        ("qwen2-tied-14-2", 1, "int8"),
+        ("qwen2-untied-10-2", 2, "int8"),
     ],
 )
-def test_equals_the_whole_forward(kind, tensor, impl, tmp_path):
-    model = hf_model(kind, vocab=VOCAB)
+def test_equals_the_whole_forward(kind, tensor, linear, tmp_path):
     # the whole forward computes in float32 with the same weights
-    whole = ours(model.bfloat16() if impl == "bf16x3" else model, tmp_path)
+    whole = ours(rounded(hf_model(kind, vocab=VOCAB), linear), tmp_path)
     mesh = make_sharding_rules(MeshConfig(tensor=tensor), jax.devices()[:tensor])
-    paged = Paged(tmp_path, mesh, impl)
+    paged = Paged(tmp_path, mesh, "bf16x3" if linear == "bf16x3" else "xla", linear)
     rng = np.random.default_rng(0)
     # the second batch takes pages that the first has used, in another order
     for lengths in (LENGTHS, REUSE):

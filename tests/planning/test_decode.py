@@ -51,7 +51,7 @@ def test_triton_on_an_h200(sequences, capsys, tmp_path):
     pytest.importorskip("triton", reason="Triton has wheels for Linux only")
     found = planned(tmp_path, "--target", "h200:1x1", "--impl", "triton", "--sequences", sequences)
     assert found["copies"] == []
-    assert set(found["copies_once"]) <= {f"pred[{sequences},152064]"}  # tokens that were seen
+    assert set(found["copies_once"]) <= {f"u8[{sequences},152064]"}  # tokens that were seen
     assert found["in_place"] == found["cache"]
     assert found["temporaries"] < 64 << 20
     assert found["launches"] == {"kCommandBuffer": 1}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from jaxs1.config import UserError
 from jaxs1.tasks import puzzle_corpus, puzzles
 from jaxs1.tasks.puzzle_corpus import Teacher
 from jaxs1.tasks.puzzles import Problem
@@ -351,7 +352,7 @@ def test_corpus_is_a_function_of_its_seed(corpus, tmp_path):
 
 def test_corpus_appears_complete_or_not_at_all(corpus, tmp_path, monkeypatch, capsys):
     """A failure leaves nothing behind; an existing folder is never touched."""
-    with pytest.raises(FileExistsError, match="remove it"):
+    with pytest.raises(UserError, match="exists already; remove it"):
         puzzle_corpus.write_corpus(corpus, **SMALL)
     with pytest.raises(SystemExit):
         puzzle_corpus.main([str(corpus)])

@@ -1,16 +1,18 @@
 """Adapters: PEFT is the oracle of the forward pass, of training and of the exported folder."""
 
+import json
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import peft
 import pytest
 import torch
 import transformers
 from flax import nnx
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from convert.adapter import Adapter, MergedWeights, peft_config
 from convert.to_hf import to_hf
@@ -274,4 +276,32 @@ def test_what_cannot_be_adapted_is_one_line(more, words, recipe):
     with pytest.raises(UserError) as error:
         parse(TrainConfig, [*recipe, *more], command="test")
     assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("r", None),
+        ("r", 0),
+        ("r", "4"),
+        ("lora_alpha", float("nan")),
+        ("lora_alpha", -8),
+        ("base_model_name_or_path", None),
+    ],
+)
+def test_a_damaged_adapter_config_is_refused_by_field(field, value, tmp_path):
+    _, _, adapters = adapted(hf_model("qwen2-untied-4-4"), tmp_path / "base", LORA)
+    step, config = tmp_path / "run/checkpoints/4", tmp_path / "run/model/adapter_config.json"
+    arrays = {path: np.asarray(x) for path, x in flatten_dict(adapters, sep=".").items()}
+    with ocp.PyTreeCheckpointer(use_ocdbt=False) as checkpointer:
+        checkpointer.save(step / "adapter", unflatten_dict(arrays, sep="."))
+    config.parent.mkdir()
+    shutil.copy(tmp_path / "base/config.json", config.parent)
+    good = peft_config(LORA, str(tmp_path / "base"))
+    config.write_text(json.dumps(good))
+    assert open_weights(tmp_path / "run").architecture.num_heads == 4
+    config.write_text(json.dumps(good | {field: value}))
+    with pytest.raises(UserError, match=rf"adapter_config\.json: {field}") as error:
+        open_weights(tmp_path / "run")
     assert "\n" not in str(error.value)

@@ -1,6 +1,10 @@
 """Random layers, and caches whose unused slots are NaN."""
 
+import copy
+
 import numpy as np
+
+from jaxs1.model.quantization import quantize
 
 #: Of tests: D is no multiple of a block and long enough for two slices of k.
 SIZES = {"D": 600, "F": 200, "H": 32}
@@ -27,6 +31,27 @@ def weights(rng, N, K, *, bias=False, qk_norm=False, D=600, F=200, H=32):
     mlp = {name: {"kernel": normal(D, F, inputs=D)} for name in ("gate", "up")}
     mlp["down"] = {"kernel": normal(F, D, inputs=F)}
     return {"attn_norm": norm(D), "attn": attn, "mlp_norm": norm(D), "mlp": mlp}
+
+
+def quantized(weights):
+    """A layer with Int8 matrices, and the same layer with the matrices that these stand for."""
+    stored, exact = copy.deepcopy(weights), copy.deepcopy(weights)
+    for group, names in (("attn", "qkvo"), ("mlp", ("gate", "up", "down"))):
+        for name in names:
+            w = weights[group][name]["kernel"]
+            inputs = 2 if name == "o" else 1
+            w_OI = np.ascontiguousarray(np.moveaxis(w, range(inputs), range(-inputs, 0)))
+            int8 = quantize(w_OI, inputs)
+            stored[group][name]["kernel"] = int8
+            dense = dequantized(int8)
+            exact[group][name]["kernel"] = np.moveaxis(dense, range(-inputs, 0), range(inputs))
+    return stored, exact
+
+
+def dequantized(int8):
+    """The weights that an Int8 stands for, float64 [outputs..., inputs...]."""
+    values = int8.values.astype(np.float64)
+    return values * int8.scale.reshape(*int8.scale.shape, *[1] * (values.ndim - int8.scale.ndim))
 
 
 def cache(rng, positions, K, *, S=64, H=32, longest=None):

@@ -10,7 +10,7 @@ from kernels import decode
 from kernels.attention import attention
 from kernels.interpreted import on_torch
 from tests.kernels.interpreted import plain
-from tests.kernels.interpreted.layers import cache, weights
+from tests.kernels.interpreted.layers import cache, quantized, weights
 from tests.numerics import assert_close
 
 CONSTANTS = {"eps": 1e-6, "theta": 1e4}
@@ -18,15 +18,25 @@ WHAT = "kernel = plain formula"
 
 
 def check_layer(
-    positions, N, K, *, seed=0, longest=None, run=decode.layer_interpreted, jit=jax.jit, **kind
+    positions,
+    N,
+    K,
+    *,
+    seed=0,
+    longest=None,
+    int8=False,
+    run=decode.layer_interpreted,
+    jit=jax.jit,
+    **kind,
 ):
     """One step of a layer against the oracle: the output, and every slot of the pages."""
     rng = np.random.default_rng(seed)
     w = weights(rng, N, K, **kind)
+    stored, w = quantized(w) if int8 else (w, w)
     x = rng.standard_normal((len(positions), 600)).astype(np.float32)
     k_pages, v_pages, table, past = cache(rng, positions, K, longest=longest)
     actual = jit(lambda *a: run(*a, **CONSTANTS))(
-        w, x, np.array(positions, np.int32), k_pages, v_pages, table
+        stored, x, np.array(positions, np.int32), k_pages, v_pages, table
     )
     rows = []
     for b, position in enumerate(positions):
@@ -56,6 +66,12 @@ def test_groups_and_ragged_batches(batch, group):
     positions = [0, 64, 300, 255, 256, 1, 62, 63, 127, 5, 9, 130, 191, 2, 3, 4, 320][:batch]
     K = 2 if batch < 17 else 1
     check_layer(positions, K * group, K, seed=group, bias=True)
+
+
+@pytest.mark.parametrize(("batch", "group"), [(1, 7), (17, 5)])
+def test_int8_weights(batch, group):
+    positions = [300, 64, 0, 255, 256, 1, 62, 63, 127, 5, 9, 130, 191, 2, 3, 4, 320][:batch]
+    check_layer(positions, group, 1, seed=group, int8=True, bias=True, qk_norm=True)
 
 
 def test_a_table_longer_than_the_sequences():

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from jaxs1.model.quantization import quantize
 from kernels import gate_up, head, projection, qkv
+from kernels.int8 import Int8
 from kernels.interpreted import on_torch
 from kernels.matmul_tile import split
 from tests.kernels.interpreted import plain
-from tests.kernels.interpreted.layers import weights
+from tests.kernels.interpreted.layers import dequantized, weights
 from tests.numerics import assert_close
 
 BATCHES = (1, 3, 17)
@@ -124,3 +126,24 @@ def test_the_interpreter_refuses_what_it_gets_wrong():
     x = torch.zeros(1, 64, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="bfloat16: the interpreter needs float32"):
         projection.projection(on_torch, x, torch.zeros(64, 64, dtype=torch.bfloat16), x)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_head_of_int8(batch):
+    w, t, x, x_t = case(batch)
+    int8 = quantize(np.random.default_rng(2).standard_normal((333, 600)).astype(np.float32), 1)
+    given = Int8(*map(torch.from_numpy, int8))
+    expected = plain.rms_norm(x, w["attn_norm"]["scale"], EPS) @ dequantized(int8).T
+    for tied in (True, False):  # stored alike
+        logits = head.head(on_torch, x_t, t["attn_norm"]["scale"], given, eps=EPS, tied=tied)
+        assert_close(logits, expected, WHAT)
+
+
+def test_int8_is_exact_where_the_weights_are_integers():
+    """Every product and sum is a small integer: no rounding can hide a wrong term."""
+    rng = np.random.default_rng(3)
+    values = rng.integers(-127, 128, (200, 592)).astype(np.int8)
+    x = rng.integers(-3, 4, (3, 592)).astype(np.float32)
+    w = Int8(torch.from_numpy(values), torch.ones(200))
+    y = projection.projection(on_torch, torch.from_numpy(x), w, None)
+    np.testing.assert_array_equal(y.numpy(), x.astype(int) @ values.T.astype(int))

@@ -1,0 +1,189 @@
+"""Every field of a config.json that the model depends on is checked, and named if it is wrong."""
+
+import json
+import math
+
+import pytest
+import torch
+import transformers
+
+from jaxs1.config import UserError
+from jaxs1.model.architecture import Architecture, read_config
+from tests.conftest import ROOT
+from tests.tiny_models import hf_model
+
+CONFIG = json.loads((ROOT / "configs/models/qwen3-0.6b.json").read_text())
+QWEN2 = json.loads((ROOT / "configs/models/qwen2.5-0.5b.json").read_text())
+COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+NUMBERS = ("rope_theta", "rms_norm_eps", "initializer_range")
+FLAGS = ("tie_word_embeddings", "use_sliding_window", "attention_bias")
+
+
+def refusal(config, *words):
+    with pytest.raises(UserError) as caught:
+        Architecture.from_hf(config, "config.json")
+    message = str(caught.value)
+    assert "\n" not in message and len(message) <= 300, message
+    assert all(word in message for word in ("config.json: ", *words)), message
+    return message
+
+
+@pytest.mark.parametrize("field", COUNTS)
+@pytest.mark.parametrize(
+    "value", [0, -1, 1.0, 0.5, math.nan, math.inf, "64", True, [8], {}, 2**31, 10**30]
+)
+def test_counts(field, value):
+    refusal(CONFIG | {field: value}, f"{field}={value!r}")
+
+
+@pytest.mark.parametrize("field", NUMBERS)
+@pytest.mark.parametrize("value", [0, 0.0, -1e-6, math.nan, math.inf, 1e300, "1e-6", True, [1], {}])
+def test_numbers(field, value):
+    refusal(CONFIG | {field: value}, f"{field}={value!r}")
+
+
+@pytest.mark.parametrize("field", FLAGS)
+@pytest.mark.parametrize("value", [0, 1, "false", [], {}, 0.5])
+def test_flags(field, value):
+    refusal(CONFIG | {field: value}, f"{field}={value!r}")
+
+
+@pytest.mark.parametrize("field", [*COUNTS, *NUMBERS, "model_type"])
+@pytest.mark.parametrize("config", [CONFIG, QWEN2])
+def test_missing_fields_are_named_unless_transformers_has_the_same_default(field, config):
+    without = {name: value for name, value in config.items() if name != field}
+    if field in ("head_dim", "initializer_range"):
+        a = Architecture.from_hf(without, "config.json")
+        default = transformers.AutoConfig.for_model(**without)
+        assert a.initializer_range == default.initializer_range
+        width = default.hidden_size // default.num_attention_heads
+        assert a.head_dim == getattr(default, "head_dim", width)
+    else:
+        refusal(without, field)
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "<|im_end|>", [1, -2], [None], {"a": 1}, True, 2**40])
+def test_stop_tokens(value):
+    refusal(CONFIG | {"eos_token_id": value}, "eos_token_id=")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            ["layer_types", "full_attention"],
+        ),
+        ({"layer_types": 3}, ["layer_types=3"]),
+        ({"is_causal": False}, ["is_causal=False"]),
+        ({"use_mrope": True}, ["use_mrope=True"]),
+        ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor=0.5"]),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, ["partial_rotary_factor"]),
+        ({"rope_scaling": "yarn"}, ["rope_scaling='yarn'", "object"]),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, ["differ between layers"]),
+        ({"rope_scaling": {"type": "default"}, "rope_parameters": {"rope_theta": 1e4}}, ["one of"]),
+        ({"rope_parameters": {"rope_theta": math.nan}}, ["rope_parameters", "rope_theta"]),
+        ({"rope_parameters": {"rope_theta": 0}}, ["rope_parameters", "rope_theta"]),
+        ({"num_hidden_layers": 1001}, ["num_hidden_layers=1001", "1000"]),
+        ({"model_type": ["qwen2"]}, ["model_type=['qwen2']"]),
+    ],
+)
+def test_features_that_would_be_computed_wrongly(change, words):
+    refusal(CONFIG | change, *words)
+
+
+def test_heads_that_do_not_divide_the_width():
+    refusal(QWEN2 | {"num_attention_heads": 5, "num_key_value_heads": 1}, "hidden_size=896", "=5")
+
+
+@pytest.mark.parametrize(
+    ("scaling", "words"),
+    [
+        (
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+            ["original_max_position_embeddings=32768", "trained without it"],
+        ),
+        ({"type": "yarn", "factor": 4.0}, ["max_position_embeddings=40960", "trained without it"]),
+        ({"rope_type": "dynamic", "factor": 2.0}, ["contexts up to max_position_embeddings=40960"]),
+        ({"rope_type": "linear", "factor": 2.0}, ["differ in every context"]),
+        ({"rope_type": "llama3", "factor": 8.0}, ["differ in every context"]),
+        ({"type": "mrope", "mrope_section": [16, 24, 24]}, ["differ in every context"]),
+        ({"type": ["yarn"]}, ["differ in every context"]),
+        ({"type": "yarn", "original_max_position_embeddings": "x"}, ["yarn", "not supported"]),
+    ],
+)
+def test_rope_scaling_names_the_contexts_that_are_right_without_it(scaling, words):
+    for name in ("rope_scaling", "rope_parameters"):
+        message = refusal(CONFIG | {name: scaling}, name, *words)
+        assert "changes the model" in message
+
+
+def test_what_is_said_about_rope_scaling_holds_in_transformers():
+    """Dynamic scaling changes nothing up to its bound; YaRN changes every context."""
+    ids = torch.randint(0, 96, (1, 512), generator=torch.manual_seed(0))
+
+    def logits(length, **scaling):
+        model = hf_model("qwen2-untied-4-4")
+        config = model.config
+        config.max_position_embeddings = 256
+        config.rope_parameters = {"rope_theta": 10000.0, "rope_type": "default"} | scaling
+        scaled = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        scaled.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            return scaled.eval()(ids[:, :length]).logits
+
+    original = {"original_max_position_embeddings": 256, "factor": 2.0}
+    for length, same in ((8, True), (256, True), (512, False)):
+        dynamic = logits(length, rope_type="dynamic", **original)
+        assert torch.equal(dynamic, logits(length)) == same
+    for length in (8, 256):
+        yarn = logits(length, rope_type="yarn", **original)
+        assert not torch.allclose(yarn, logits(length), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "words"),
+    [
+        ({"chunk_size": 262144, "local_size": 8192}, ["253952", "max_position_embeddings"]),
+        ({"chunk_size": 4096, "local_size": 0}, ["4096", "remove it"]),
+        ({"chunk_size": 4096}, ["chunk_size and local_size"]),
+        ({"chunk_size": 10, "local_size": 20}, ["chunk_size and local_size"]),
+        (True, ["must be an object"]),
+    ],
+)
+def test_dual_chunk_attention_names_the_contexts_that_do_not_need_it(chunks, words):
+    refusal(CONFIG | {"dual_chunk_attention_config": chunks}, "dual_chunk_attention_config", *words)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_scaling": None, "layer_types": None, "quantization_config": None},
+        {"rope_scaling": {"type": "default"}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}},
+        {"layer_types": ["full_attention"] * 28, "dual_chunk_attention_config": {}},
+        {"eos_token_id": [1, 2], "is_causal": True, "use_mrope": False},
+    ],
+)
+def test_harmless_fields(change):
+    assert Architecture.from_hf(CONFIG | change, "x") == Architecture.from_hf(CONFIG, "x")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"null", b"{", b"\xff\xfe", b"\x00" * 9, b"[" * 100_000, b"3"]
+)
+def test_files_that_hold_no_object(content, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"^config\.json: .*JSON") as caught:
+        read_config("config.json")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
