@@ -86,10 +86,10 @@ class Teacher:
 
     pairs_per_look: int = 3
     give_up: float = 0.6
-    max_waits: int = 4
+    max_waits: int = 6
     hesitate: float = 0.3
     rotate: float = 0.5
-    recheck: float = 0.35
+    recheck: float = 0.4
     recheck_late: float | None = None
 
     def trace(self, problem: Problem, rng: np.random.Generator) -> dict[str, Any]:

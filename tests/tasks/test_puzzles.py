@@ -236,7 +236,7 @@ def test_every_trace_is_an_honest_search(traces):
                 assert found or len(tried) == 4
             else:  # nothing but the same line follows it
                 assert previous == "Wait" and line == hit
-        assert lines[-1] != "Wait" and waits <= 4
+        assert lines[-1] != "Wait" and waits <= 6
         assert answer == last and trace["answer_correct"] == (hit is not None)
         assert hit is not None or 3 <= searched < 6
 
@@ -269,11 +269,11 @@ def test_teacher_parameters_do_what_they_say():
     assert brief["attempt"] == "Final Answer: 4*6-2" and not brief["answer_correct"]
     late = steady(give_up=0, recheck=0, recheck_late=1).trace(EXAMPLE, rng)
     check = ["Wait", EXAMPLE_LINES[-1]]
-    assert late["thinking_trajectories"][0].split("\n") == EXAMPLE_LINES + 2 * check
+    assert late["thinking_trajectories"][0].split("\n") == EXAMPLE_LINES + 4 * check
     early = steady(recheck=0, recheck_late=1).trace(Problem((7, 4, 6, 2), 34), rng)
     assert early["thinking_trajectories"] == ["a) 7*4=28 +6=34 yes"]
     eager = steady(recheck=1).trace(Problem((7, 4, 6, 2), 34), rng)
-    assert eager["thinking_trajectories"][0].count("Wait") == 4
+    assert eager["thinking_trajectories"][0].count("Wait") == 6
     with pytest.raises(ValueError, match="four distinct digits"):
         Problem((1, 2, 3, 8), 5)
 
@@ -285,10 +285,9 @@ def shares(records: list[dict]) -> np.ndarray:
 
 
 def test_teacher_statistics_are_those_of_its_parameters(traces):
-    """Against the exact expectation: 0.4 for each further line, a Wait at 0.3, 0.35 or 0.4.
+    """Against the exact expectation: 0.4 for each further line, a Wait at 0.3 or 0.4.
 
-    The first line is each of the six at 1/12, and the first of them at 1/2 more. A teacher that
-    hesitated twice has no fifth Wait left for its sixth line.
+    The first line is each of the six at 1/12, and the first of them at 1/2 more.
     """
     correct, wait = [], []
     for trace in traces:
@@ -299,11 +298,12 @@ def test_teacher_statistics_are_those_of_its_parameters(traces):
         ]
         lines = [(on_line[start:] + on_line[:start]).index(True) for start in range(6)]
         chances = np.full(6, 1 / 12) + [1 / 2, 0, 0, 0, 0, 0]
-        right = [0.4 ** max(0, n - 2) * (1 - 0.3**2 * (n == 5)) for n in lines]
-        waits = [1 - 0.7 ** min(n, 2) * (0.65 if n < 3 else 0.6) for n in lines]
+        right = [0.4 ** max(0, n - 2) for n in lines]
+        waits = [1 - 0.7 ** min(n, 2) * 0.6 for n in lines]
         correct.append(chances @ right)
         wait.append(chances @ waits)
     expected = np.array([np.mean(correct), np.mean(wait)])
+    assert np.allclose(expected, [0.6896, 0.6102], atol=0.0005)
     bound = 3 * np.sqrt(expected * (1 - expected) / len(traces))
     assert np.all(np.abs(shares(traces) - expected) < bound)
 
