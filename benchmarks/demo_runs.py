@@ -43,14 +43,15 @@ POINTS, P_VALUE = 0.05, 0.01
 #: Instruction sets, the largest first: the flag in /proc/cpuinfo and XLA's name.
 ISAS = {"amx": ("amx_tile", "AMX"), "avx512": ("avx512f", "AVX512"), "avx2": ("avx2", "AVX2")}
 
-PAGE = """# The demo with {seeds} seeds on {cpus} kinds of CPU
+PAGE = """# The demo with several seeds on several kinds of CPU
 
-Made by `python -m benchmarks.demo_runs`: every run is the whole of `make demo` with its own corpus,
-random weights and order of the data. Accuracy in % on the same {questions} test questions, after
-natural stopping (0 Waits) and with Waits. The difference compares {waits} Waits with natural
-stopping, question by question, in percentage points: Newcombe's paired 95 % interval, McNemar's
-exact p. The number of Waits was chosen on development questions, so p needs no correction. Seconds
-are of a CPU that others shared.
+Made by `python -m benchmarks.demo_runs`. Each run is the whole of `make demo`, with its own corpus,
+random weights and order of the data. avx2 is the same CPU where XLA may generate no later
+instructions. The columns 0 to {most} are the accuracy in % with that many Waits, on the same
+{questions} test questions. The difference is that of {waits} Waits from natural stopping (0), question
+by question, in percentage points, with Newcombe's paired 95 % interval and McNemar's exact p-value.
+The number of Waits was chosen on development questions, so p needs no correction. The CPU was
+shared with other work, which makes both times longer.
 
 {table}
 
@@ -209,8 +210,7 @@ def _cpu() -> tuple[set[str], str]:
 def page(runs: Sequence[DemoRun]) -> str:
     """The content of runs.md."""
     return PAGE.format(
-        seeds=len({run.seed for run in runs}),
-        cpus=len({run.isa for run in runs}),
+        most=max(int(point.value or 0) for point in runs[0].results.of("num_waits")),
         questions=runs[0].results.questions,
         waits=WAITS,
         table=table(runs),
@@ -267,7 +267,7 @@ def draw(runs: Sequence[DemoRun], path: Path) -> None:
     axes.set_xlabel("mean thinking [tokens]", fontsize=13)
     axes.set_ylabel("accuracy [%]", fontsize=13)
     axes.legend(frameon=False, fontsize=11, loc="upper left")
-    axes.set_title(f"{len(runs)} runs (thin) and their mean", fontsize=11, loc="right")
+    axes.set_title(f"{len(runs)} runs (thin), mean (bold)", fontsize=11, loc="right")
     figure.savefig(path, dpi=150)
 
 
