@@ -1,14 +1,18 @@
-"""`make demo`: shortened, it runs to its end and resumes; its recorded results are the recipe's."""
+"""`make demo`: shortened, it runs to its end and resumes; its recorded runs are the recipe's."""
 
 import itertools
 import json
 import os
+from dataclasses import replace
 
 import pytest
+from scipy import stats
 
+from benchmarks.demo_runs import RECORDED, page, read_runs, recipe_digest
 from jaxs1.config import UserError, parse
-from jaxs1.demo import DemoConfig, _show_rescue, main
+from jaxs1.demo import WAITS, DemoConfig, _show_rescue, comparison, main
 from jaxs1.evaluate import EvaluateConfig
+from jaxs1.evaluation.metrics import Comparison
 from jaxs1.evaluation.results import read_results
 from jaxs1.evaluation.samples import Key, Samples
 from jaxs1.tasks.puzzle_corpus import EVALUATION_QUESTIONS
@@ -92,41 +96,70 @@ def test_the_rescued_question_is_found_with_the_fewest_waits(tmp_path, capsys):
     assert capsys.readouterr().out == "   no answer that was wrong became correct with a Wait\n"
 
 
-# A gate on recording benchmarks/demo anew (seed 0): these tests check the committed results, so
-# only a change of the recorded file or of the recipe can make them fail.
+def test_comparison_with_waits_is_one_plain_sentence():
+    """The figures of a table that is written out: 80 gained and 20 lost among 400 questions."""
+    recorded = RUNS[0].results
+    natural, *_ = points(recorded, "num_waits")
+    found = Comparison(0.15, 0.1043, 0.1946, 4.2e-10, 80, 20)
+    changed = replace(natural, value=3, accuracy=0.64, versus_natural=found)
+    results = replace(recorded, points=[replace(natural, accuracy=0.49), changed])
+    assert comparison(results, 3) == (
+        "With 3 Waits 64.0% of 400 answers are correct, with natural stopping 49.0%: +15.0 points "
+        "on the same questions (95 % interval +10.4 to +19.5, p < 0.001, McNemar's exact test)."
+    )
+    close = replace(changed, versus_natural=replace(found, low=-0.004, p_value=0.0523))
+    results = replace(results, points=[results.points[0], close])
+    assert "(95 % interval -0.4 to +19.5, p = 0.052, McNemar's exact test)." in comparison(
+        results, 3
+    )
+    same = replace(changed, versus_natural=None)
+    results = replace(results, points=[results.points[0], same])
+    assert comparison(results, 3).endswith("as with natural stopping: no answer changed.")
 
 
-@pytest.fixture(scope="module")
-def recorded():
-    return read_results(str(ROOT / "benchmarks" / "demo"))
+# Gates on the recorded runs: only a change of what is recorded or of the recipe can make them fail.
+RUNS = read_runs()
+each_run = pytest.mark.parametrize("run", RUNS, ids=[f"{run.isa}_{run.seed}" for run in RUNS])
 
 
 def points(results, method):
     return sorted(results.of(method), key=lambda point: point.value)
 
 
-def test_recorded_with_todays_recipe(recorded):
+@each_run
+def test_recorded_with_todays_recipe(run):
     recipe = str(ROOT / "configs" / "demo_evaluate.yaml")
     config = parse(EvaluateConfig, ["--config", recipe], command="test")
-    assert [p.value for p in points(recorded, "budget")] == config.sweep.budget
-    assert [p.value for p in points(recorded, "num_waits")] == config.sweep.num_waits
-    assert recorded.settings["thinking"]["answer_prefix"] == config.thinking.answer_prefix
-    assert recorded.questions >= 300
+    assert [p.value for p in points(run.results, "budget")] == config.sweep.budget
+    assert [p.value for p in points(run.results, "num_waits")] == config.sweep.num_waits
+    assert run.results.questions == EVALUATION_QUESTIONS
+    assert run.recipe == recipe_digest()
 
 
-def test_recorded_accuracy_rises_with_the_budget(recorded):
-    accuracy = [p.accuracy for p in points(recorded, "budget")]
+@each_run
+def test_recorded_accuracy_rises_with_the_budget(run):
+    accuracy = [p.accuracy for p in points(run.results, "budget")]
     rising = [a < b for a, b in itertools.pairwise(accuracy)]
     assert len(accuracy) >= 5
     assert all(rising[:4])
-    assert points(recorded, "budget")[0].high < points(recorded, "budget")[4].low
+    assert points(run.results, "budget")[0].high < points(run.results, "budget")[4].low
 
 
-def test_recorded_waits_beat_natural_stopping_beyond_both_intervals(recorded):
-    natural, *waits = points(recorded, "num_waits")
-    assert natural.value == 0
-    assert max(p.low for p in waits) > natural.high
+@each_run
+def test_recorded_waits_beat_natural_stopping_on_the_same_questions(run):
+    """The accuracies, and the counts of changed answers, which are tested anew."""
+    accuracy = {p.value: p.accuracy for p in points(run.results, "num_waits")}
+    found = run.point.versus_natural
+    assert accuracy[WAITS] - accuracy[0] == pytest.approx(found.difference)
+    assert found.gained - found.lost == round(found.difference * run.results.questions)
+    assert found.difference >= 0.05
+    assert stats.binomtest(found.gained, found.gained + found.lost).pvalue < 0.01
 
 
-def test_recorded_budgets_are_kept_exactly(recorded):
-    assert all(p.samples_within_bound == 1 for p in recorded.points)
+@each_run
+def test_recorded_budgets_are_kept_exactly(run):
+    assert all(p.samples_within_bound == 1 for p in run.results.points)
+
+
+def test_the_recorded_page_is_that_of_the_recorded_runs():
+    assert (RECORDED / "runs.md").read_text() == page(RUNS)

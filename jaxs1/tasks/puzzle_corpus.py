@@ -3,7 +3,10 @@
 The teacher searches through the candidates of a question (`puzzles.candidates`). One pair (x, y) is
 one line, with a verdict against the target after each value:
 
-    7*4=28 +6=34 high -6=22 high +2=30 high -2=26 high
+    a) 7*4=28 +6=34 high -6=22 high +2=30 high -2=26 high
+
+The lines are lettered, because a Wait, or a line that is written again, would make the student lose
+its place: without letters it counts lines instead of finding the pair behind the last one.
 
 The teacher's patience and its give-up rate are designed: its traces are too short, like s1's, which
 must be stated wherever the curve is shown. The arithmetic and the search are learnt.
@@ -40,13 +43,16 @@ from jaxs1.tasks.puzzles import (
 
 EVALUATION_QUESTIONS = 400  # in each of dev.jsonl and test.jsonl
 BASE_MIXTURE = {"worksheet": 0.5, "compare": 0.2, "calculate": 0.15, "spot": 0.1, "express": 0.05}
-ROTATED_WORKSHEETS = 1 / 3
+#: Share of worksheets whose six lines are drawn at random, with repetitions: there the letter alone
+#: determines the pair. Where the pair can be had by counting lines, it is lost after a Wait.
+DRAWN_WORKSHEETS = 0.5
 #: Length of a page [tokens], longer than the longest trace: a fine-tuned model does badly at
 #: positions that the base model never saw, and each Wait leads further there.
 PAGE = 383  # and a separator: rows of 384 are full
 OPEN_PAGES = 32
 #: Numbers that become one token each: with a token per digit the verdict `yes` is hardly learnt.
 TWO_DIGITS = [str(value) for value in VALUES if value > 9]
+LETTERS = [f"{letter}) " for letter in "abcdef"]  # of the six lines, one token each
 WORDS = "system\nuser\nassistant\nthink\nanswer\n"  # so that each becomes one token
 
 
@@ -55,27 +61,35 @@ def verdict(value: int, target: int) -> str:
     return "yes" if value == target else "high" if value > target else "low"
 
 
-def check_line(tried: Sequence[Candidate], target: int) -> str:
-    """A line that checks candidates of one pair, `4*2=8 +7=15 high -7=1 yes`."""
+def check_line(letter: str, tried: Sequence[Candidate], target: int) -> str:
+    """A line that checks candidates of one pair, `e) 4*2=8 +7=15 high -7=1 yes`."""
     checks = (f"{c.steps[1]} {verdict(c.value, target)}" for c in tried)
-    return " ".join([tried[0].steps[0], *checks])
+    return letter + " ".join([tried[0].steps[0], *checks])
 
 
 @dataclass(frozen=True)
 class Teacher:
     """A searcher of limited patience; the source of the SFT traces.
 
-    It writes `pairs_per_look` lines and stops at a hit. Without one it gives up with probability
+    It begins at the first line or, with probability `rotate`, at a random one, and goes around. It
+    writes `pairs_per_look` lines and stops at a hit. Without one it gives up with probability
     `give_up` and answers its last failed attempt, else it writes `Wait` and one more line, again
-    and again. After a hit it writes, with probability `recheck` and repeatedly, `Wait` and a
-    one-line re-check. `max_waits` bounds both kinds of Wait together. `recheck_late` (default:
-    `recheck`) is for a hit that came after a Wait: the lever against losing such a hit.
+    and again. After a hit it writes, with probability `recheck` and repeatedly, `Wait` and the line
+    of the hit. `max_waits` bounds both kinds of Wait together. `recheck_late` (default: `recheck`)
+    is for a hit that came after a Wait: the lever against losing such a hit.
+
+    Between two of the first lines it writes a `Wait` with probability `hesitate`. With that and
+    `rotate` the next line follows a Wait as often as a re-check does, and every line of the six:
+    else the student takes each Wait for a re-check. Greedy decoding takes the more frequent choice,
+    so `give_up` and `recheck` stay away from 1/2, where training decides by chance.
     """
 
     pairs_per_look: int = 3
     give_up: float = 0.6
-    max_waits: int = 4
-    recheck: float = 0.5
+    max_waits: int = 6
+    hesitate: float = 0.3
+    rotate: float = 0.5
+    recheck: float = 0.4
     recheck_late: float | None = None
 
     def trace(self, problem: Problem, rng: np.random.Generator) -> dict[str, Any]:
@@ -85,15 +99,20 @@ class Teacher:
         (`Final Answer: 4*2-7`), numbers, target, answer_correct.
         """
         lines, waits = [], 0
-        for number, line in enumerate(search_lines(problem.numbers)):
+        sheet = list(zip(LETTERS, search_lines(problem.numbers), strict=True))
+        first = rng.integers(6) if rng.random() < self.rotate else 0
+        for number, (letter, line) in enumerate(sheet[first:] + sheet[:first]):
             if number >= self.pairs_per_look:
                 if waits == self.max_waits or rng.random() < self.give_up:
                     break
                 lines.append("Wait")
                 waits += 1
+            elif number and waits < self.max_waits and rng.random() < self.hesitate:
+                lines.append("Wait")
+                waits += 1
             hits = [i for i, c in enumerate(line) if c.value == problem.target]
             tried = line[: hits[0] + 1] if hits else line
-            lines.append(check_line(tried, problem.target))
+            lines.append(check_line(letter, tried, problem.target))
             if hits:
                 late = self.recheck if self.recheck_late is None else self.recheck_late
                 recheck = late if waits else self.recheck
@@ -112,7 +131,7 @@ class Teacher:
 def base_document(rng: np.random.Generator) -> str:
     """One document of the base corpus, its kind drawn from BASE_MIXTURE; ends with a newline.
 
-    worksheet: a training question and all six lines; a third start at a random line and wrap.
+    worksheet: a training question and all six lines in order, or six lines drawn at random.
     spot: a training question and one candidate of it, half of the time a hit.
     The drills contain no question. They draw from all of 1..7, so they include three digits of a
     held-out set, but never its four together, nor a question about it:
@@ -125,13 +144,17 @@ def base_document(rng: np.random.Generator) -> str:
         problem = problems[rng.integers(len(problems))]
         lines = [problem.question]
     if kind == "worksheet":
-        first = rng.integers(6) if rng.random() < ROTATED_WORKSHEETS else 0
-        sheet = [check_line(line, problem.target) for line in search_lines(problem.numbers)]
-        lines += sheet[first:] + sheet[:first]
+        numbered = zip(LETTERS, search_lines(problem.numbers), strict=True)
+        sheet = [check_line(letter, line, problem.target) for letter, line in numbered]
+        if rng.random() < DRAWN_WORKSHEETS:
+            sheet = [sheet[i] for i in rng.integers(6, size=6)]
+        lines += sheet
     elif kind == "spot":
         hit = rng.random() < 0.5
         pool = [c for c in candidates(problem.numbers) if (c.value == problem.target) == hit]
-        lines.append(check_line([pool[rng.integers(len(pool))]], problem.target))
+        candidate = pool[rng.integers(len(pool))]
+        letter = LETTERS[candidates(problem.numbers).index(candidate) // 4]
+        lines.append(check_line(letter, [candidate], problem.target))
     elif kind == "compare":
         target = int(rng.integers(1, VALUES.stop))
         near = [v for v in VALUES if 0 < abs(v - target) <= 5]
@@ -197,7 +220,7 @@ def _write_files(
     for split in ("dev", "test"):
         problems = sample_problems(split, EVALUATION_QUESTIONS, np.random.default_rng(0))
         files[split] = [problem.record() for problem in problems]
-    train_tokenizer([WORDS, *documents, *texts], folder / "tokenizer", words=TWO_DIGITS)
+    train_tokenizer([WORDS, *documents, *texts], folder / "tokenizer", words=TWO_DIGITS + LETTERS)
     lengths = map(len, load_tokenizer(str(folder / "tokenizer"))(documents)["input_ids"])
     files["base"] = [{"text": page} for page in fill_pages(documents, lengths)]
     for name, records in files.items():

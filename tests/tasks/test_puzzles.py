@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,13 @@ from jaxs1.tasks.puzzles import Problem
 STEP = re.compile(r"([+-]\d)=(-?\d+)(?: (low|high|yes))?")
 EXAMPLE = Problem((7, 4, 6, 2), 1)
 EXAMPLE_LINES = [
-    "7*4=28 +6=34 high -6=22 high +2=30 high -2=26 high",
-    "7*6=42 +4=46 high -4=38 high +2=44 high -2=40 high",
-    "7*2=14 +4=18 high -4=10 high +6=20 high -6=8 high",
+    "a) 7*4=28 +6=34 high -6=22 high +2=30 high -2=26 high",
+    "b) 7*6=42 +4=46 high -4=38 high +2=44 high -2=40 high",
+    "c) 7*2=14 +4=18 high -4=10 high +6=20 high -6=8 high",
     "Wait",
-    "4*6=24 +7=31 high -7=17 high +2=26 high -2=22 high",
+    "d) 4*6=24 +7=31 high -7=17 high +2=26 high -2=22 high",
     "Wait",
-    "4*2=8 +7=15 high -7=1 yes",
+    "e) 4*2=8 +7=15 high -7=1 yes",
 ]
 SMALL = {"base_documents": 1500, "sft_examples": 1000}
 
@@ -145,7 +146,7 @@ def test_written_questions_stay_in_their_split(corpus):
 
 def test_base_documents_are_right_and_mixed_as_designed(corpus):
     """Every sum, verdict and layout; the shares within four standard deviations."""
-    counts = dict.fromkeys(["worksheet", "rotated", "spot", "hit", "compare", "calc", "express"], 0)
+    counts = dict.fromkeys(["worksheet", "drawn", "spot", "hit", "compare", "calc", "express"], 0)
     compare_yes = compare_lines = 0
     pages = [r["text"] for r in read(corpus / "base.jsonl")]
     assert all(page.endswith("\n") for page in pages)
@@ -155,7 +156,8 @@ def test_base_documents_are_right_and_mixed_as_designed(corpus):
         head, *lines = text.splitlines()
         if " from " in head:
             target, numbers = parse_question(head)
-            tried = [check_arithmetic(line, target) for line in lines]
+            letters = [line[0] for line in lines]
+            tried = [check_arithmetic(line.split(") ")[1], target) for line in lines]
             expressions = [expression for line in tried for expression, _ in line]
             order = [
                 f"{x}*{y}{sign}{z}"
@@ -164,16 +166,18 @@ def test_base_documents_are_right_and_mixed_as_designed(corpus):
                 if z not in (x, y)
                 for sign in "+-"
             ]
+            places = [order.index(line[0][0]) // 4 for line in tried]
+            assert letters == ["abcdef"[place] for place in places]
             if len(lines) == 1:
                 counts["spot"] += 1
                 counts["hit"] += tried[0][0][1]
                 assert len(expressions) == 1 and expressions[0] in order
             else:
                 counts["worksheet"] += 1
-                start = order.index(expressions[0])
-                counts["rotated"] += start > 0
-                assert start % 4 == 0 and expressions == order[start:] + order[:start]
-                assert any(hit for line in tried for _, hit in line)
+                assert expressions == [x for n in places for x in order[4 * n : 4 * n + 4]]
+                assert len(lines) == 6
+                counts["drawn"] += places != list(range(6))
+                assert any(hit for line in tried for _, hit in line) or places != list(range(6))
         elif head.startswith("Make"):
             counts["compare"] += 1
             target = int(head.removeprefix("Make "))
@@ -200,7 +204,7 @@ def test_base_documents_are_right_and_mixed_as_designed(corpus):
     assert total == SMALL["base_documents"]
     shares = {"worksheet": 0.5, "compare": 0.2, "calc": 0.15, "spot": 0.1, "express": 0.05}
     assert all(near(counts[kind], total, share) for kind, share in shares.items()), counts
-    assert near(counts["rotated"], counts["worksheet"], 5 / 18)  # a third, one in six from line 1
+    assert near(counts["drawn"], counts["worksheet"], 0.5)
     assert near(counts["hit"], counts["spot"], 0.5)
     assert near(compare_yes, compare_lines, 1 / 3 * (1 + 1 / 53))
 
@@ -213,31 +217,35 @@ def test_every_trace_is_an_honest_search(traces):
         answer = trace["attempt"].removeprefix("Final Answer: ")
         assert trace["answer_correct"] == (brute_force(numbers)[answer] == target)
         pairs = [f"{x}*{y}" for x, y in itertools.combinations(numbers, 2)]
+        start = "abcdef".index(lines[0][0])
+        pairs, letters = pairs[start:] + pairs[:start], "abcdefabcde"[start : start + 6]
         searched, hit, waits = 0, None, 0
         for previous, line in itertools.pairwise(["", *lines]):
             if line == "Wait":
                 assert previous not in ("", "Wait")
                 waits += 1
                 continue
-            tried = check_arithmetic(line, target)
+            tried = check_arithmetic(line.split(") ")[1], target)
             if hit is None:  # a fresh line: the next pair, after a Wait from the fourth on
-                assert line.startswith(pairs[searched] + "=")
+                assert line.startswith(f"{letters[searched]}) {pairs[searched]}=")
                 searched += 1
-                assert (previous == "Wait") == (searched > 3)
+                assert previous == "Wait" or searched <= 3
                 assert [yes for _, yes in tried[:-1]] == [False] * (len(tried) - 1)
                 last, found = tried[-1]
                 hit = line if found else None
                 assert found or len(tried) == 4
             else:  # nothing but the same line follows it
                 assert previous == "Wait" and line == hit
-        assert lines[-1] != "Wait" and waits <= 4
+        assert lines[-1] != "Wait" and waits <= 6
         assert answer == last and trace["answer_correct"] == (hit is not None)
         assert hit is not None or 3 <= searched < 6
 
 
 def test_example_trace_of_the_design():
     """A teacher that never gives up writes the design's example, word for word."""
-    trace = Teacher(give_up=0, recheck=0).trace(EXAMPLE, np.random.default_rng(0))
+    trace = Teacher(rotate=0, give_up=0, hesitate=0, recheck=0).trace(
+        EXAMPLE, np.random.default_rng(0)
+    )
     assert trace == {
         "question": "Make 1 from 7,4,6,2",
         "thinking_trajectories": ["\n".join(EXAMPLE_LINES)],
@@ -249,19 +257,23 @@ def test_example_trace_of_the_design():
 
 
 def test_teacher_parameters_do_what_they_say():
-    """The extremes of giving up, of re-checking and of its lever for late hits."""
+    """The extremes of giving up, of hesitating, of re-checking and of its lever for late hits."""
     rng = np.random.default_rng(0)
-    assert Teacher(give_up=1).trace(EXAMPLE, rng)["attempt"] == "Final Answer: 7*2-6"
-    brief = Teacher(give_up=0, max_waits=1).trace(EXAMPLE, rng)
+    steady = partial(Teacher, rotate=0, hesitate=0)
+    wary = steady(give_up=0, hesitate=1).trace(EXAMPLE, rng)["thinking_trajectories"][0]
+    fresh = [line for line in EXAMPLE_LINES if line != "Wait"]
+    assert wary == "\nWait\n".join(fresh)
+    assert steady(give_up=1).trace(EXAMPLE, rng)["attempt"] == "Final Answer: 7*2-6"
+    brief = steady(give_up=0, max_waits=1).trace(EXAMPLE, rng)
     assert brief["thinking_trajectories"][0].split("\n") == EXAMPLE_LINES[:5]
     assert brief["attempt"] == "Final Answer: 4*6-2" and not brief["answer_correct"]
-    late = Teacher(give_up=0, recheck=0, recheck_late=1).trace(EXAMPLE, rng)
+    late = steady(give_up=0, recheck=0, recheck_late=1).trace(EXAMPLE, rng)
     check = ["Wait", EXAMPLE_LINES[-1]]
-    assert late["thinking_trajectories"][0].split("\n") == EXAMPLE_LINES + 2 * check
-    early = Teacher(recheck=0, recheck_late=1).trace(Problem((7, 4, 6, 2), 34), rng)
-    assert early["thinking_trajectories"] == ["7*4=28 +6=34 yes"]
-    eager = Teacher(recheck=1).trace(Problem((7, 4, 6, 2), 34), rng)
-    assert eager["thinking_trajectories"][0].count("Wait") == 4
+    assert late["thinking_trajectories"][0].split("\n") == EXAMPLE_LINES + 4 * check
+    early = steady(recheck=0, recheck_late=1).trace(Problem((7, 4, 6, 2), 34), rng)
+    assert early["thinking_trajectories"] == ["a) 7*4=28 +6=34 yes"]
+    eager = steady(recheck=1).trace(Problem((7, 4, 6, 2), 34), rng)
+    assert eager["thinking_trajectories"][0].count("Wait") == 6
     with pytest.raises(ValueError, match="four distinct digits"):
         Problem((1, 2, 3, 8), 5)
 
@@ -273,7 +285,10 @@ def shares(records: list[dict]) -> np.ndarray:
 
 
 def test_teacher_statistics_are_those_of_its_parameters(traces):
-    """Against the exact expectation: 0.4 for each further line, a Wait at 0.5 or 0.4."""
+    """Against the exact expectation: 0.4 for each further line, a Wait at 0.3 or 0.4.
+
+    The first line is each of the six at 1/12, and the first of them at 1/2 more.
+    """
     correct, wait = [], []
     for trace in traces:
         _, numbers = parse_question(trace["question"])
@@ -281,11 +296,14 @@ def test_teacher_statistics_are_those_of_its_parameters(traces):
         on_line = [
             abs(trace["target"] - a * b) in set(numbers) - {a, b} for a, b in zip(x, y, strict=True)
         ]
-        first = on_line.index(True)
-        correct.append(0.4 ** max(0, first - 2))
-        wait.append(0.5 if first < 3 else 0.4)
+        lines = [(on_line[start:] + on_line[:start]).index(True) for start in range(6)]
+        chances = np.full(6, 1 / 12) + [1 / 2, 0, 0, 0, 0, 0]
+        right = [0.4 ** max(0, n - 2) for n in lines]
+        waits = [1 - 0.7 ** min(n, 2) * 0.6 for n in lines]
+        correct.append(chances @ right)
+        wait.append(chances @ waits)
     expected = np.array([np.mean(correct), np.mean(wait)])
-    assert np.allclose(expected, [0.690, 0.460], atol=0.0005)
+    assert np.allclose(expected, [0.6896, 0.6102], atol=0.0005)
     bound = 3 * np.sqrt(expected * (1 - expected) / len(traces))
     assert np.all(np.abs(shares(traces) - expected) < bound)
 
@@ -294,7 +312,8 @@ def test_teacher_statistics_are_those_of_the_design():
     """67 % right, 38 % with a Wait, where it re-checks with 0.35."""
     rng = np.random.default_rng(8)
     records = [
-        Teacher(recheck=0.35).trace(p, rng) for p in puzzles.sample_problems("train", 1000, rng)
+        Teacher(rotate=0, hesitate=0, recheck=0.35).trace(p, rng)
+        for p in puzzles.sample_problems("train", 1000, rng)
     ]
     design = np.array([0.67, 0.38])
     # both are samples of 1,000, so their difference has twice the variance
@@ -361,7 +380,7 @@ def test_command_prints_the_summary(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(puzzle_corpus, "write_corpus", small)
     puzzle_corpus.main([str(tmp_path / "out"), "--seed", "3"])
     printed = capsys.readouterr().out
-    assert re.search(r"base records +1[78]\nsft records +20\ndev records +400\n", printed)
+    assert re.search(r"base records +1[678]\nsft records +20\ndev records +400\n", printed)
     assert re.search(r"share correct +0\.\d{3}\n", printed)
 
 
@@ -391,9 +410,10 @@ def test_tokens(tokenizer):
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token == "<|endoftext|>"
     words = [str(n) for n in range(48)] + [" high", " low", " yes", "Wait", "Make", " from"]
     words += ["system", "user", "assistant", "think", "answer", "Final", " Answer", "\n", *specials]
+    words += [f"{letter}) " for letter in "abcdef"]
     assert {word: len(tokenizer.encode(word)) for word in words} == dict.fromkeys(words, 1)
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("123456")) == ["12", "34", "5", "6"]
-    assert len(tokenizer.encode(EXAMPLE_LINES[0])) == 25
+    assert len(tokenizer.encode(EXAMPLE_LINES[0])) == 26
     assert 340 <= len(tokenizer) <= 366
 
 
