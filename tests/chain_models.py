@@ -40,8 +40,10 @@ TEMPLATES = {
     "{%- endfor %}{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}",
     # the last answer gets a think block, earlier ones lose theirs
     "qwen3": "{%- for m in messages %}{%- set c = m.content.split('</think>')[-1].lstrip('\n') %}"
+    "{%- set r = m.reasoning_content or m.content.removesuffix(c).split('</think>')[0] %}"
+    "{%- set r = r.split('<think>')[-1].strip('\n') %}"
     "{{ '<|im_start|>' + m.role + '\n' }}{%- if m.role == 'assistant' and loop.last %}"
-    "{{ '<think>\n' + m.get('reasoning_content', '') + '\n</think>\n\n' }}{%- endif %}"
+    "{{ '<think>\n' + r + '\n</think>\n\n' }}{%- endif %}"
     "{{ c + '<|im_end|>\n' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}",
     "r1": "{%- for m in messages %}{%- if m.role == 'user' %}{{ '<｜User｜>' + m.content }}"

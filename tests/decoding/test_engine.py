@@ -287,8 +287,9 @@ def test_a_tokenizer_without_the_texts_of_s1(engine):
     assert tagged.submit(Request([8], ThinkingParams(min_answer_tokens=1))) == 2  # auto knows it
     assert not tagged._refused
     tagged.submit(Request([8], ThinkingParams(preset="s1", min_answer_tokens=1)))
-    ((number, _, _, done),) = tagged._refused
-    assert number == 3 and "has no token <|im_start|>; set thinking.preset" in done.error
+    (refused,) = tagged._refused
+    assert refused.request == 3
+    assert "has no token <|im_start|>; set thinking.preset" in refused.completion.error
 
 
 def test_too_little_memory_for_several_samples(tiny):
