@@ -173,10 +173,17 @@ def check(schema: type[Body], body: Mapping[str, Any]) -> Body:
 
 
 def ignored(schema: type[BaseModel], body: Mapping[str, Any]) -> list[str]:
-    """Fields that have no effect."""
-    groups = {path.partition(".")[0] for path in thinking_fields.KNOWN}
+    """Fields that have no effect; dots separate an object's fields."""
+    paths = set(thinking_fields.KNOWN)
+    groups = {path.partition(".")[0] for path in paths}
     known = {*schema.model_fields, *groups, *NOT_SUPPORTED, *HARMLESS}
-    return [name for name in body if name not in known]
+    nested = [
+        f"{name}.{field}"
+        for name, value in body.items()
+        if name in groups and isinstance(value, Mapping)
+        for field in value
+    ]
+    return [name for name in body if name not in known] + [p for p in nested if p not in paths]
 
 
 def check_model(name: str | None, names: tuple[str, ...]) -> str:

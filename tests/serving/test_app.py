@@ -287,10 +287,10 @@ def test_other_statuses(server):
     big = b'{"messages": "' + b"x" * (5 << 20) + b'"}'
     json_type = {"content-type": "application/json"}
     assert server.post(CHAT, content=big, headers=json_type).status_code == 413
-    ignored = server.post(
-        CHAT, {"messages": QUESTION, "max_tokens": 4, "frobnicate": 1, "user": "u"}
-    )
-    assert ignored.headers["x-ignored-fields"] == "frobnicate"
+    body = {"messages": QUESTION, "max_tokens": 4, "frobnicate": 1, "user": "u"}
+    template = {"enable_thinking": True, "language": "en"}  # the first is a setting of thinking
+    ignored = server.post(CHAT, body | {"chat_template_kwargs": template})
+    assert ignored.headers["x-ignored-fields"] == "frobnicate,chat_template_kwargs.language"
     named = server.post(CHAT, {}, headers={"x-request-id": "abc-1"})
     assert named.headers["x-request-id"] == "abc-1"
 
