@@ -17,7 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.grading_cases import GradingCase, near_misses, spellings
+from benchmarks.grading_cases import GradingCase, spellings
+from benchmarks.grading_near_misses import near_misses
 from jaxs1.data.sources import Source
 from jaxs1.storage import read_jsonl
 from jaxs1.tasks.graders import GRADERS

@@ -6,7 +6,8 @@ import random
 import pytest
 
 from benchmarks.grading import HERE, right
-from benchmarks.grading_cases import near_misses, spellings
+from benchmarks.grading_cases import spellings
+from benchmarks.grading_near_misses import near_misses
 from jaxs1.tasks.expressions import LONGEST, number, same_expression
 from tests.tasks.golds import GOLDS
 
