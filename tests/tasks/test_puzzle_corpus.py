@@ -282,8 +282,7 @@ def test_teacher_statistics_are_those_of_the_design():
         Teacher(rotate=0, hesitate=0, recheck=0.35).trace(p, rng)
         for p in puzzles.sample_problems("train", 1000, rng)
     ]
-    design = np.array([0.67, 0.38])
-    # both are samples of 1,000, so their difference has twice the variance
+    design = np.array([0.67, 0.38])  # a sample too: the difference has twice the variance
     bound = 3 * np.sqrt(2 * design * (1 - design) / 1000)
     assert np.all(np.abs(shares(records) - design) < bound)
 
@@ -295,8 +294,8 @@ def test_no_trace_is_longer_than_a_page(corpus, tokenizer):
 
 
 def test_pages_are_nearly_full(corpus, tokenizer):
-    pages = tokenizer([r["text"] for r in read(corpus / "base.jsonl")])["input_ids"]
-    lengths = [len(ids) for ids in pages]
+    pages = [r["text"] for r in read(corpus / "base.jsonl")]
+    lengths = [len(ids) for ids in tokenizer(pages)["input_ids"]]
     assert max(lengths) <= puzzle_corpus.PAGE
     assert np.mean(lengths) > 0.9 * puzzle_corpus.PAGE
 
