@@ -85,8 +85,8 @@ class DemoRun:
         isa: Largest instruction set that XLA could use
         cpu: Model of the CPU
         recipe: Digest of the recipe
-        seconds: Time from start to end [s]
-        cpu_seconds: CPU time of all processes [s]
+        seconds: Time from start to end [s]; None if the run was interrupted
+        cpu_seconds: CPU time of all processes [s]; None if the run was interrupted
         results: Results on the test questions
     """
 
@@ -94,8 +94,8 @@ class DemoRun:
     isa: str
     cpu: str
     recipe: str
-    seconds: float
-    cpu_seconds: float
+    seconds: float | None
+    cpu_seconds: float | None
     results: Results
 
     @property
@@ -171,6 +171,7 @@ def _record(seed: int, isa: str, work: Path) -> None:
         limit = f"--xla_cpu_max_isa={ISAS[isa][1]}"
         environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {limit}".strip()
     folder = work / recipe_digest() / _file(seed, isa).stem
+    resumed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     command = ["-m", "jaxs1.demo", "--output", str(folder), "--seed", str(seed)]
     print(f"seed {seed}, {isa}: log in {folder}/log", flush=True)
@@ -184,14 +185,15 @@ def _record(seed: int, isa: str, work: Path) -> None:
         )
     if done.returncode:
         raise UserError(f"{folder}/log: the demo failed with status {done.returncode}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - start
+    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     run = DemoRun(
         seed=seed,
         isa=isa,
         cpu=cpu,
         recipe=recipe_digest(),
-        seconds=round(time.monotonic() - start),
-        cpu_seconds=round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime),
+        seconds=None if resumed else round(seconds),
+        cpu_seconds=None if resumed else round(cpu_seconds),
         results=read_results(str(folder / "evaluation")),
     )
     tree = vars(run) | {"results": run.results.as_json()}
@@ -231,7 +233,7 @@ def table(runs: Sequence[DemoRun]) -> str:
             p_value = f"{found.p_value:.0e}" if found.p_value < 0.001 else f"{found.p_value:.3f}"
             interval = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
             compared = [f"{100 * found.difference:+.1f}", interval, p_value]
-        times = [f"{run.seconds:.0f}", f"{run.cpu_seconds:.0f}"]
+        times = ["-" if x is None else f"{x:.0f}" for x in (run.seconds, run.cpu_seconds)]
         rows.append([str(run.seed), run.isa, *cells, *compared, *times])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
