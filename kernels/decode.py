@@ -33,8 +33,8 @@ from kernels.shapes import BATCHES, PAGE
 
 #: Widths of a head that are compiled, tested and in published models.
 HEAD_DIMS = (64, 128)
-#: Widths are multiples of this: 16 bytes of int8, which a thread loads at a time.
-MULTIPLE = 16
+#: Bytes that a thread loads at a time.
+LOAD = 16
 
 
 def check(
@@ -47,6 +47,7 @@ def check(
     head_dim: int,
     page: int = PAGE,
     dtype: str = "bfloat16",
+    int8: bool = False,
     compute_capability: int | None = None,
 ) -> None:
     """Check that the compiled kernels support these shapes, of one device's shard of a model.
@@ -60,6 +61,7 @@ def check(
         head_dim: H
         page: tokens of a page S
         dtype: dtype of weights, activations and pages
+        int8: whether the matrices are `Int8` instead
         compute_capability: compute capability, e.g. 90; default: that of the default device
 
     Raises:
@@ -73,8 +75,9 @@ def check(
     if head_dim not in HEAD_DIMS:
         raise ValueError(f"head_dim={head_dim}: the Triton kernels take {HEAD_DIMS}")
     for name, value in (("width", width), ("mlp", mlp)):
-        if value % MULTIPLE:
-            raise ValueError(f"{name}={value}: must be a multiple of {MULTIPLE} (16-byte loads)")
+        multiple = LOAD if int8 else LOAD // 2
+        if value % multiple:
+            raise ValueError(f"{name}={value}: must be a multiple of {multiple} (16-byte loads)")
 
 
 def layer(
@@ -177,11 +180,12 @@ def logits(
         xla_call.check_capability(capability)
         for name, array in (("hidden states", x_BD), ("head", parts(w)[0])):
             wanted = jnp.int8 if array is not x_BD and isinstance(w, Int8) else jnp.bfloat16
-            wide = array.shape[1] % MULTIPLE == 0 and array.size < 2**31  # int32 offsets
+            multiple = LOAD // jnp.dtype(wanted).itemsize
+            wide = array.shape[1] % multiple == 0 and array.size < 2**31  # int32 offsets
             if array.dtype != wanted or not wide:
                 raise ValueError(
                     f"{name}: {array.dtype}{list(array.shape)}: the Triton kernel takes bfloat16 "
-                    f"(or int8 with a scale), a last axis that is a multiple of {MULTIPLE}, and "
+                    f"(or int8 with a scale), a last axis that is a multiple of {multiple}, and "
                     "less than 2^31 elements"
                 )
         run = xla_call.Compiled(capability)
@@ -229,6 +233,7 @@ def _compiled(
         head_dim=k_pages.shape[3],
         page=k_pages.shape[2],
         dtype=" and ".join(sorted(dtypes)),
+        int8=any(isinstance(x, Int8) for x in leaves),
         compute_capability=capability,
     )
     return xla_call.Compiled(capability)

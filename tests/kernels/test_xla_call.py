@@ -112,6 +112,7 @@ def test_a_kernel_of_another_triton_is_refused(descriptors, monkeypatch):
         ({"head_dim": 80}, r"head_dim=80: the Triton kernels take \(64, 128\)"),
         ({"width": 900}, "width=900: must be a multiple of 8"),
         ({"mlp": 4}, "mlp=4: must be a multiple of 8"),
+        ({"width": 904, "int8": True}, "width=904: must be a multiple of 16"),
         ({"heads": 15}, "heads=15: must be a multiple of kv_heads=2"),
         ({"heads": 34}, "heads=34: must be a multiple of kv_heads=2, at most 16 times"),
         ({"page": 48}, "page=48: must be a divisor of 256"),
