@@ -12,12 +12,12 @@ PAGES = {"README.md": "index.md"} | {
 
 
 def on_files(files, config):
-    """Add the pages of the root, and the pictures and notebooks that any page links to."""
+    """Add the pages of the root, and the files of benchmarks/ and examples/ that a page links to."""
     for name, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / name).read_text()))
     pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
     text = "".join(page.read_text() for page in pages)
-    for name in set(re.findall(r"(benchmarks/[\w/.-]+\.png|examples/\w+\.ipynb)", text)):
+    for name in set(re.findall(r"\]\((?:\.\./)?((?:benchmarks|examples)/[\w/.-]+)\)", text)):
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     return files
 
