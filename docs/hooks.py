@@ -12,7 +12,7 @@ PAGES = {"README.md": "index.md"} | {
 
 
 def on_files(files, config):
-    """Add the pages of the root, and the files of benchmarks/ and examples/ that a page links to."""
+    """Add the pages of the root, and files of benchmarks/ and examples/ that a page links to."""
     for name, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / name).read_text()))
     pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
