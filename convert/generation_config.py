@@ -10,10 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from jaxs1.data.model_settings import GENERATION_CONFIG
 from jaxs1.model.architecture import read_config
 from jaxs1.model.hf_config import token_ids
-
-GENERATION_CONFIG = "generation_config.json"
 
 
 def read_generation_config(folder: Path | None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict
 
 from convert.adapter import CONFIG as ADAPTER_CONFIG
 from convert.adapter import Adapter, MergedWeights, peft_config
-from convert.generation_config import GENERATION_CONFIG, with_stop_tokens
+from convert.generation_config import with_stop_tokens
 from convert.in_memory import InMemoryWeights, on_host
 from convert.interface import Weights
 from convert.to_hf import to_hf
@@ -33,7 +33,7 @@ from jaxs1.config import UserError, find_recipe, parse, run_command, to_yaml
 from jaxs1.data import chat
 from jaxs1.data.batches import Batches, BatchStats, fit_to_block, summary
 from jaxs1.data.end_of_turn import end_of_turn
-from jaxs1.data.model_settings import with_preset
+from jaxs1.data.model_settings import GENERATION_CONFIG, with_preset
 from jaxs1.data.records import load_records
 from jaxs1.data.tokenizer import check_vocabulary, load_tokenizer, padding_id, vocabulary_size
 from jaxs1.devices import compute_capability, peak_flops

@@ -58,17 +58,23 @@ def test_loading_reads_every_piece_once(src, monkeypatch):
     )
 
 
+def opened(src, form, folder, linear, tensor):
+    """Weights in a form, and the model that decodes with them on some devices."""
+    if form == "orbax":
+        from_hf(src, folder / "orbax")
+        src = folder / "orbax"
+    weights = open_weights(src)
+    rules = make_sharding_rules(MeshConfig(fsdp=1, tensor=tensor), jax.devices()[:tensor])
+    model = transformer.abstract(weights.architecture, FLOAT32, rules, linear=linear)
+    return weights, model
+
+
 @pytest.mark.parametrize("linear", ["xla", "bf16x3"])
 @pytest.mark.parametrize("form", ["hf", "orbax"])
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_layers_loaded_for_decoding_are_those_of_the_stack(linear, form, tensor, src, tmp_path):
-    if form == "orbax":
-        from_hf(src, tmp_path / "orbax")
-        src = tmp_path / "orbax"
-    weights = open_weights(src)
+    weights, model = opened(src, form, tmp_path, linear, tensor)
     stacked = flatten_dict(load(weights, one_device(), jnp.float32), sep=".")
-    rules = make_sharding_rules(MeshConfig(fsdp=1, tensor=tensor), jax.devices()[:tensor])
-    model = transformer.abstract(weights.architecture, FLOAT32, rules, linear=linear)
     params = load_decode_params(weights, model)
     assert len(params["layers"]) == weights.architecture.num_layers
     for i, layer in enumerate(params["layers"]):
@@ -82,7 +88,7 @@ def test_layers_loaded_for_decoding_are_those_of_the_stack(linear, form, tensor,
     expected = {"xla": head, "bf16x3": head.T}[linear]
     assert np.asarray(params["lm_head"]).tobytes() == expected.tobytes()
     # unstacking those of a training run gives the same
-    again = unstack(model, load(weights, rules, jnp.float32))
+    again = unstack(model, load(weights, model.rules, jnp.float32))
     same = jax.tree.map(lambda a, b: a.sharding == b.sharding and bits_of(a) == bits_of(b),
                         params, again)  # fmt: skip
     assert jax.tree.all(same)
@@ -177,13 +183,8 @@ def test_int8_weights_are_quantized_while_loading(recipe, form, tensor, tmp_path
         for name, x in random_tensors(config, "bfloat16").items()
     }
     src = write_hf(tmp_path / "src", config, tensors)
-    if form == "orbax":
-        from_hf(src, tmp_path / "orbax")
-        src = tmp_path / "orbax"
-    weights = open_weights(src)
+    weights, model = opened(src, form, tmp_path, "int8", tensor)
     stacked = flatten_dict(load(weights, one_device(), jnp.float32), sep=".")
-    rules = make_sharding_rules(MeshConfig(fsdp=1, tensor=tensor), jax.devices()[:tensor])
-    model = transformer.abstract(weights.architecture, FLOAT32, rules, linear="int8")
     params = load_decode_params(weights, model)
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), params) == jax.tree.map(
         lambda x: (x.shape, x.dtype, x.sharding), abstract_params(model)
