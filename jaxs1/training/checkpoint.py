@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import logging
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,16 +56,27 @@ def latest_step(run: Path) -> int:
     return max((int(name) for name in steps if name.isdecimal()), default=0)
 
 
+@functools.cache  # once a process
 def quiet_orbax() -> None:
     """Silence warnings of intended behaviour, and errors of threads that Orbax raises as well."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    shown = sys.unraisablehook
+    # tasks that fail beside the one whose error Orbax raises
+    logging.getLogger("asyncio").addFilter(lambda x: not (x.exc_info and _known(x.exc_info[1])))
+    sys.unraisablehook = _unless_known(sys.unraisablehook)
+    threading.excepthook = _unless_known(threading.excepthook)
 
+
+def _unless_known(shown: Callable[[Any], Any]) -> Callable[[Any], None]:
     def hook(event: Any) -> None:
-        if str(event.exc_value) != "Event loop is closed":  # by TensorStore, after a failed write
+        if not _known(event.exc_value):
             shown(event)
 
-    sys.unraisablehook = hook
+    return hook
+
+
+def _known(error: BaseException | None) -> bool:
+    """Whether TensorStore failed to write, or its loop was closed after that."""
+    return str(error) == "Event loop is closed" or "os_error_code=" in str(error)
 
 
 class Checkpoints:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from contextlib import closing
 
 import jax
@@ -15,6 +17,7 @@ from jaxs1.data.config import DataConfig
 from jaxs1.training.checkpoint import Checkpoints, latest_step
 from jaxs1.training.config import CheckpointConfig, OptimizerConfig, TrainConfig
 from jaxs1.training.step import TrainState
+from tests.conftest import ROOT
 
 CONFIG = TrainConfig(
     model="m",
@@ -131,3 +134,37 @@ def test_harmless_settings_may_change(tmp_path):
         CONFIG, output="moved", resume="auto", checkpoint=CheckpointConfig(every=1)
     )
     assert_equal_bits(restore(tmp_path, 7, make_state(0, seed=1), other), state)
+
+
+PRINTED = """
+import asyncio, sys, threading
+from jaxs1.training.checkpoint import quiet_orbax
+
+async def fail(text):
+    raise ValueError(text)
+
+async def main(text):
+    asyncio.create_task(fail(text))  # fails, and nobody asks
+    await asyncio.sleep(0.01)
+
+def in_a_thread(text):
+    raise ValueError(text)
+
+quiet_orbax()
+asyncio.run(main(sys.argv[1]))
+thread = threading.Thread(target=in_a_thread, args=sys.argv[1:])
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"), [("Failed to write [os_error_code='27']", 0), ("another", 2)]
+)
+def test_only_failed_writes_of_other_threads_are_silent(text, lines):
+    """Orbax raises one of them; of tasks and threads the rest would be printed as well."""
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTED, text], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stderr.count(f"ValueError: {text}") == lines
+    assert bool(done.stderr) == bool(lines)
