@@ -1,11 +1,21 @@
-"""Shared by all tests: eight simulated CPU devices, large data sets, commands in new processes."""
+"""Shared by all tests: eight simulated CPU devices, large data sets, commands in new processes.
+
+Compiled programs are kept on disk: all tests, the commands that they start, and the next run share
+them.
+"""
 
 import os
+import tempfile
 
 # before jax is imported; tests of one device name it
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    os.path.join(tempfile.gettempdir(), f"jaxs1-test-programs-{os.getuid()}"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import subprocess
 import sys

@@ -51,15 +51,9 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """One CPU device, and what one process compiled is not compiled again."""
-    return {
-        **os.environ,
-        "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    }
+def environment():
+    """One CPU device."""
+    return {**os.environ, "XLA_FLAGS": ""}
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import pytest
 import torch
 import transformers
@@ -14,7 +13,6 @@ from jaxs1.config import parse
 from jaxs1.train import train
 from jaxs1.training.config import TrainConfig
 from tests.chain_models import write_chain, write_tokenizer
-from tests.decoding.engines import PROGRAMS
 
 #: family -> model type, preset, text behind the prompt and the start of thinking, its last token.
 FAMILIES = {
@@ -22,7 +20,6 @@ FAMILIES = {
     "qwen3": ("qwen3", "think_tags", " one</think>\n\n two<|im_end|>", "\n"),
     "r1": ("qwen2", "think_tags", " one</think>\n\n two<｜end▁of▁sentence｜>", "\n"),
 }
-jax.config.update("jax_compilation_cache_dir", PROGRAMS)  # of the tests of decoding
 QUESTION = [{"role": "user", "content": "one"}]
 LIMIT = 20
 

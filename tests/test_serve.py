@@ -14,7 +14,6 @@ import urllib.request
 import pytest
 
 from tests.conftest import ROOT
-from tests.decoding.engines import PROGRAMS
 from tests.serving.local import CHAT, QUESTION, joined, parse_events, write_tiny
 
 pytest.importorskip("uvicorn")
@@ -28,10 +27,7 @@ class Process:
     """A server in a process of its own, on a free port."""
 
     def __init__(self, folder, *options):
-        environment = {
-            **os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": PROGRAMS,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-        }  # fmt: skip
+        environment = {**os.environ, "XLA_FLAGS": ""}
         command = [sys.executable, "-m", "jaxs1.serve", "--model", str(folder), "--port", "0"]
         self.process = subprocess.Popen(
             [*command, "--dtype", "float32", *LIMITS, *options],

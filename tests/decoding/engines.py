@@ -1,16 +1,11 @@
-"""Tiny model folders with a real tokenizer, and engines on them.
-
-Compiled programs are kept on disk: the engines of all tests, and of the next run, share them.
-"""
+"""Tiny model folders with a real tokenizer, and engines on them."""
 
 import dataclasses
 import functools
 import json
-import os
 import tempfile
 from pathlib import Path
 
-import jax
 import torch
 
 from jaxs1.data.model_settings import with_preset
@@ -24,9 +19,6 @@ TEXTS = [
     "Wait, the answer is in the question. Hmm, think again!\nFinal Answer: 42\n\n",
     "Alternatively, let us add 12 and 30.\nWait, that is the same. So the answer is 42.\n",
 ]
-PROGRAMS = os.path.join(tempfile.gettempdir(), f"jaxs1-test-programs-{os.getuid()}")
-jax.config.update("jax_compilation_cache_dir", PROGRAMS)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 torch.set_num_threads(1)  # threads cost more than they give to so small a model
 #: Ids of the model; the tokenizer has fewer.
 VOCAB = 336

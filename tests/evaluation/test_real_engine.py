@@ -64,12 +64,7 @@ def start(model, math500, output):
     return subprocess.Popen(
         [sys.executable, "-m", "jaxs1.evaluate", *arguments],
         cwd=ROOT,
-        env={
-            **os.environ,
-            "XLA_FLAGS": "",
-            "JAX_COMPILATION_CACHE_DIR": str(model / "compiled"),  # three runs, one compilation
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        },
+        env={**os.environ, "XLA_FLAGS": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
