@@ -128,6 +128,19 @@ def test_a_base_model_stops_at_the_end_of_a_turn_once_it_is_trained(family, row,
 
 
 @pytest.mark.slow
+def test_an_r1_distill_stops_once_it_is_trained(tmp_path):
+    """Its turns end with the tokenizer's EOS, which neither file declares here."""
+    base, run = tmp_path / "base", tmp_path / "runs/run"
+    chain("r1", base)
+    train_one_step(base, run, [S1K])
+    prompt, ours = our_tokens("r1", run / "hf")
+    assert ours == ids_of(base, FAMILIES["r1"][2])
+    assert len(their_tokens(base, prompt)) == LIMIT  # untrained, it does not stop
+    assert their_tokens(run / "hf", prompt) == ours
+    assert declared(run / "hf") == [{ours[-1]}] * 2
+
+
+@pytest.mark.slow
 def test_merged_adapters_stop_too(tmp_path):
     base, run = tmp_path / "base", tmp_path / "runs/run"
     chain("qwen2.5", base, base=True)  # neither file has an eos_token_id

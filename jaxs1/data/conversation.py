@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from jaxs1.config import UserError
 from jaxs1.data import template
-from jaxs1.data.delimiters import OPEN, THINK, with_thinking
+from jaxs1.data.delimiters import CLOSE, OPEN, THINK, with_thinking
 from jaxs1.data.template import THINKING_FIELDS, Message
 from jaxs1.data.text import Leaf, leaves
 
@@ -106,7 +106,8 @@ class Conversation:
         """The complete text, the turns to learn from, and the number of those that are left out.
 
         Templates write earlier turns without their thinking, or differently from what decoding
-        continues; such turns are context only.
+        continues; such turns are context only. Where a template drops that of the last turn as well
+        (R1's does), this turn is written as decoding writes it.
 
         Raises:
             UserError: the template rejects the messages, drops a part of them, or does not begin
@@ -115,6 +116,9 @@ class Conversation:
         text = self._render(self.rendered, thinks=self.thinks)
         missing = self._missing(text, thinks=self.thinks)
         last = len(self.messages) - 1
+        dropped = [part for part in missing if part.is_thinking and part.message == last]
+        if dropped and (decoded := self._as_decoded()):
+            text, missing = decoded, [part for part in missing if part not in dropped]
         for part in missing:
             if not part.is_thinking or part.message == last:
                 raise self._vanishes(part)
@@ -189,6 +193,21 @@ class Conversation:
             )
         except UserError:
             return ""
+
+    def _as_decoded(self) -> str | None:
+        """The text whose last turn is what decoding writes behind its prompt.
+
+        None if the template writes something else than the start of thinking in front of it.
+        """
+        *earlier, last = self.rendered
+        prompt = self._prompt(earlier, thinks=True).removesuffix(self.start)
+        marker = _MARKER.format(0)
+        answered = self._render([*earlier, last | {"content": marker}], thinks=True)
+        before, _, tail = answered.partition(marker)
+        thinking, close, answer = last["content"].removeprefix("<think>").partition(CLOSE)
+        if before != prompt or not close:
+            return None
+        return prompt + with_thinking(self.preset, thinking, answer.strip(), self.start) + tail
 
     def _turn(self, text: str, i: int) -> Turn | None:
         """Where a turn is in the training text, if it begins there as decoding begins it."""

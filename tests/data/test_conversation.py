@@ -56,10 +56,6 @@ def test_a_trace_begins_as_decoding_does(name, preset):
     tokenizer = tokenizer_with(name)
     messages = [user("1+1?"), assistant("as s1")]
     right = "s1" if name in S1 else "think_tags"
-    if name == "r1 strips":  # no thinking can be written
-        with pytest.raises(UserError, match=r"file:7: .*leaves out|preset=think_tags"):
-            rows(messages, tokenizer, preset, trace=TRACE)
-        return
     if preset == "s1" != right:
         for call in (
             lambda: rows(messages, tokenizer, preset, trace=TRACE),
@@ -76,6 +72,17 @@ def test_a_trace_begins_as_decoding_does(name, preset):
         preset == "s1" or (preset == "auto" and right == "s1")
     )
     assert "Answer: 2" in loss and "1+1?" not in loss
+
+
+def test_a_template_for_prompts_only_does_not_drop_what_is_learnt():
+    """R1's: the last turn is written as decoding writes it, earlier ones without thinking."""
+    tokenizer = tokenizer_with("r1 strips")
+    last = assistant("<think>x</think>42 ")
+    whole, loss = texts(rows([user("a?"), assistant("So"), user("b?"), last], tokenizer), tokenizer)
+    assert whole == "<s><User>a?<Bot>So</s><User>b?<Bot><think>\nx\n</think>\n\n42</s>"
+    assert loss == "x\n</think>\n\n42</s>"
+    with pytest.raises(UserError, match=r"tool_calls: the chat template does not write it"):
+        rows([user("a?"), last | {"tool_calls": CALL}], tokenizer)
 
 
 THINKING = "First one."
@@ -123,7 +130,7 @@ def test_every_shape_begins_as_decoding_does_or_is_refused():
     assert all(re.match(r"file:7: messages\[\d\]|data.preset=", line) for line in refusals)
     for name in TEMPLATES:  # the refusals are few where the template can write the conversation
         own = [shape for n, preset, shape in accepted if (n, preset) == (name, "auto")]
-        assert len(own) >= {"r1 strips": 0, "r1": 1, "qwq": 5, "v3.1": 2}.get(name, 9), (name, own)
+        assert len(own) >= {"r1 strips": 5, "r1": 6, "qwq": 6}.get(name, 10), (name, own)
 
 
 class Words:
