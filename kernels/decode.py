@@ -1,6 +1,6 @@
 """One layer and the logits of a decoding step, made of the kernels.
 
-    kernels.decode.layer(weights, x_BD, position_B, k_pages, v_pages, table_BM, eps=, theta=)
+    kernels.decode.layer(weights, x_BD, position_B, k_pages, v_pages, table_BM, eps=, rotation=)
     kernels.decode.logits(x_BD, scale_D, w, eps=, tied=)
 
 Called from inside `jax.jit`, and under `shard_map` with heads, MLP and vocabulary split over a mesh
@@ -13,7 +13,7 @@ axis. `layer_interpreted` and `logits_interpreted` are the same on a CPU in floa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -89,7 +89,7 @@ def layer(
     table_BM: Array,
     *,
     eps: float,
-    theta: float,
+    rotation: Callable[[Array], tuple[Array, Array]],
     axis_name: str | None = None,
     compute_capability: int | None = None,
     run: Run | None = None,
@@ -110,7 +110,7 @@ def layer(
         v_pages: values, in the same layout
         table_BM: page table: pages of each sequence in order, int32
         eps: epsilon of the norms
-        theta: base of the rotary embedding
+        rotation: positions [B] to cosine and sine of the rotary embedding, float32 [B, H/2]
         axis_name: mesh axis that heads and MLP are sharded over; partial results are summed
         compute_capability: compute capability, e.g. 90; default: that of the default device
         run: runs the kernels; default: the GPU
@@ -137,7 +137,7 @@ def layer(
         squares,
         (q.get("bias"), k.get("bias"), v.get("bias")),
         (attn.get("q_norm", {}).get("scale"), attn.get("k_norm", {}).get("scale")),
-        rotation(position_B, H, theta),
+        rotation(position_B),
         position_B,
         (k_pages, v_pages),
         table_BM,
@@ -198,11 +198,8 @@ layer_interpreted = partial(layer, run=on_jax)
 logits_interpreted = partial(logits, run=on_jax)
 
 
-def rotation(position_B: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
-    """Cosine and sine [B, H / 2] of the rotary embedding, float32.
-
-    As in jaxs1/model/ops.py. All layers use the same; XLA computes it once.
-    """
+def plain_rotation(position_B: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
+    """Cosine and sine [B, H / 2] of an unscaled rotary embedding of base `theta`, float32."""
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle = position_B.astype(jnp.float32)[:, None] * frequency
     return jnp.cos(angle), jnp.sin(angle)

@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -189,7 +190,8 @@ def launches(shape: Shape, batch: int, context: int) -> list[tuple[Launch, list[
     scale = weights["attn_norm"]["scale"]
 
     def everything(weights: Any, rest: Any, scale: Any, w: Any) -> Any:
-        x_BD, *_ = decode.layer(weights, *rest, eps=shape.eps, theta=shape.theta, run=record)
+        rotation = partial(decode.plain_rotation, **shape.rope)
+        x_BD, *_ = decode.layer(weights, *rest, eps=shape.eps, rotation=rotation, run=record)
         return decode.logits(x_BD, scale, w, eps=shape.eps, tied=shape.tied, run=record)
 
     jax.eval_shape(everything, weights, rest, scale, w)

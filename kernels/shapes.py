@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 #: Tokens in a page of the cache.
 PAGE = 64
@@ -57,6 +58,11 @@ class Shape:
     eps: float = 1e-6
     weight_bytes: int = 2
 
+    @property
+    def rope(self) -> dict[str, Any]:
+        """Arguments of `kernels.decode.plain_rotation`."""
+        return {"head_dim": self.head_dim, "theta": self.theta}
+
     def split(self, devices: int) -> Shape:
         """One device's shard under tensor parallelism; ValueError if it does not divide evenly."""
         parts = {}
@@ -70,6 +76,8 @@ class Shape:
 
 _qwen2 = functools.partial(Shape, bias=True)
 _qwen3 = functools.partial(Shape, qk_norm=True)
+_llama3 = functools.partial(Shape, theta=5e5, eps=1e-5)
+_smollm2 = functools.partial(Shape, eps=1e-5, tied=True)
 
 #: L, D, F, N, K, H, V of every published dense model, the same as configs/models/.
 MODELS = {
@@ -86,6 +94,13 @@ MODELS = {
     "qwen3-8b": _qwen3(36, 4096, 12288, 32, 8, 128, 151936, tied=False),
     "qwen3-14b": _qwen3(40, 5120, 17408, 40, 8, 128, 151936, tied=False),
     "qwen3-32b": _qwen3(64, 5120, 25600, 64, 8, 128, 151936, tied=False),
+    "llama3.2-1b": _llama3(16, 2048, 8192, 32, 8, 64, 128256, tied=True),
+    "llama3.2-3b": _llama3(28, 3072, 8192, 24, 8, 128, 128256, tied=True),
+    "llama3.1-8b": _llama3(32, 4096, 14336, 32, 8, 128, 128256, tied=False),
+    "llama3.1-70b": _llama3(80, 8192, 28672, 64, 8, 128, 128256, tied=False),
+    "smollm2-135m": _smollm2(30, 576, 1536, 9, 3, 64, 49152, theta=1e5),
+    "smollm2-360m": _smollm2(32, 960, 2560, 15, 5, 64, 49152, theta=1e5),
+    "smollm2-1.7b": _smollm2(24, 2048, 8192, 32, 32, 64, 49152, theta=1.3e5),
 }
 
 

@@ -24,11 +24,13 @@ KINDS = {
     "qwen2-untied-4-4": ("qwen2", 4, 4, 16, False),
     "qwen3-tied-8-2": ("qwen3", 8, 2, 16, True),
     "qwen3-untied-6-3": ("qwen3", 6, 3, 16, False),
+    "llama-tied-9-3": ("llama", 9, 3, 16, True),
+    "mistral-untied-8-2": ("mistral", 8, 2, 16, False),
 }
 FLOAT32 = ComputeConfig(dtype="float32", remat="none", attention="xla")
 
 
-def hf_model(kind, *, vocab=96, width=None, layers=3, seed=0):
+def hf_model(kind, *, vocab=96, width=None, layers=3, seed=0, **more):
     """A transformers model with random weights, biases and norms, in float32."""
     model_type, heads, kv_heads, head_dim, tied = KINDS[kind]
     config = transformers.AutoConfig.for_model(
@@ -43,6 +45,8 @@ def hf_model(kind, *, vocab=96, width=None, layers=3, seed=0):
         max_position_embeddings=512,
         tie_word_embeddings=tied,
         use_sliding_window=False,
+        sliding_window=None,
+        **more,
     )
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxs1.config import UserError, one_line
-from jaxs1.model.hf_config import Fields, check_supported, rope_theta
+from jaxs1.model.hf_config import Fields, check_supported, rope
+from jaxs1.model.rope import Rope
 
 #: Far more than any published model has; a mistyped number must not become a long list of tensors.
 MAX_LAYERS = 1000
@@ -23,10 +24,7 @@ MAX_LAYERS = 1000
 
 @dataclass(frozen=True)
 class Architecture:
-    """A dense Qwen2, Qwen2.5 or Qwen3 decoder.
-
-    Qwen2 has biases on q, k and v; Qwen3 has none and normalises each head of q and k instead.
-    """
+    """A dense decoder of one of the families in `hf_config.FAMILIES`."""
 
     vocab_size: int
     hidden_size: int
@@ -36,7 +34,7 @@ class Architecture:
     num_kv_heads: int
     head_dim: int
     max_position_embeddings: int
-    rope_theta: float
+    rope: Rope
     rms_norm_eps: float
     tie_word_embeddings: bool
     qkv_bias: bool
@@ -56,9 +54,9 @@ class Architecture:
                 type or feature, or widths that are not divisible, each named with its value.
         """
         fields = Fields(config, source)
-        check_supported(fields)
+        family = check_supported(fields)
         heads, width = fields.count("num_attention_heads"), fields.count("hidden_size")
-        if "num_key_value_heads" not in config:
+        if "num_key_value_heads" not in config and family.kv_heads:
             raise UserError(f"{source}: num_key_value_heads is missing; add it to config.json")
         architecture = cls(
             vocab_size=fields.count("vocab_size"),
@@ -67,13 +65,13 @@ class Architecture:
             num_layers=fields.count("num_hidden_layers", maximum=MAX_LAYERS),
             num_heads=heads,
             num_kv_heads=fields.count("num_key_value_heads", heads),
-            head_dim=fields.count("head_dim", _default_head_dim(fields)),
+            head_dim=fields.count("head_dim", family.head_dim or _head_dim(fields)),
             max_position_embeddings=fields.count("max_position_embeddings"),
-            rope_theta=rope_theta(fields),
+            rope=rope(fields, family),
             rms_norm_eps=fields.number("rms_norm_eps", most=1),
             tie_word_embeddings=fields.flag("tie_word_embeddings"),
-            qkv_bias=config["model_type"] == "qwen2",
-            qk_norm=config["model_type"] == "qwen3",
+            qkv_bias=family.qkv_bias,
+            qk_norm=family.qk_norm,
             initializer_range=fields.number("initializer_range", 0.02),
         )
         architecture._check(source)
@@ -114,10 +112,8 @@ class Architecture:
         return 6.0 * matrices * num_tokens + attention * num_token_pairs
 
 
-def _default_head_dim(fields: Fields) -> int:
-    """The width of a head where config.json has none, as in transformers."""
-    if fields.config["model_type"] == "qwen3":
-        return 128
+def _head_dim(fields: Fields) -> int:
+    """The width of a head where neither config.json nor the family has one."""
     width, heads = fields.count("hidden_size"), fields.count("num_attention_heads")
     if fields.config.get("head_dim") is None and width % heads:
         fields.refuse("hidden_size", f"must be a multiple of num_attention_heads={heads}")

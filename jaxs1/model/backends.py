@@ -129,7 +129,7 @@ class Triton:
         function = partial(
             self.kernels()[0],
             eps=a.rms_norm_eps,
-            theta=a.rope_theta,
+            rotation=partial(a.rope.table, head_dim=a.head_dim),
             axis_name="tensor" if rules.mesh.size > 1 else None,
             compute_capability=compute_capability(rules.mesh.devices.flat[0]),
         )
@@ -245,7 +245,7 @@ def _cached_layer(
 ) -> Layer:
     """A layer of the training model whose `attend` reads and appends to the cache."""
     a = model.architecture
-    rope = ops.rope_table(positions_BT, a.head_dim, a.rope_theta)
+    rope = a.rope.table(positions_BT[..., None], a.head_dim)
     graph, shapes = nnx.split(model.layers)
 
     def layer(

@@ -6,11 +6,12 @@ range is refused with the name that it has in the file.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from jaxs1.config import UserError
+from jaxs1.model.rope import Linear, Llama3, Rope, Scaling, Yarn, yarn_attention_factor
 
 #: Largest size of an axis: positions and token ids are int32.
 MAX_COUNT = 2**31 - 1
@@ -18,8 +19,10 @@ MAX_COUNT = 2**31 - 1
 #: Fields that quantized models have: transformers', compressed-tensors', MLX's.
 _QUANTIZATION = ("quantization_config", "compression_config", "quantization")
 
-#: (field, the only value that is supported, remedy).
-_FIXED: tuple[tuple[str, Any, str], ...] = (
+#: A field, the only value that is supported, and a remedy.
+_Fixed = tuple[str, Any, str]
+
+_FIXED: tuple[_Fixed, ...] = (
     ("hidden_act", "silu", "other activations are not supported"),
     (
         "use_sliding_window",
@@ -31,6 +34,36 @@ _FIXED: tuple[tuple[str, Any, str], ...] = (
     ("is_causal", True, "models that attend in both directions are not supported"),
     ("partial_rotary_factor", 1, "rotary embeddings of a part of each head are not supported"),
 )
+_NO_BIAS: _Fixed = ("attention_bias", False, "of the families, only qwen2 has attention biases")
+_NO_MLP_BIAS: _Fixed = ("mlp_bias", False, "biases of the MLP are not supported")
+
+
+class Family(NamedTuple):
+    """What the models of one `model_type` have in common, with the defaults of transformers.
+
+    Args:
+        qkv_bias: whether q, k and v have biases
+        qk_norm: whether each head of q and k is normalised
+        head_dim: width of a head; None: hidden_size / num_attention_heads
+        rope_theta: base of the rotary embedding; None: must be given
+        kv_heads: whether num_key_value_heads must be given, else it is num_attention_heads
+        fixed: fields with only one supported value
+    """
+
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    head_dim: int | None = None
+    rope_theta: float | None = None
+    kv_heads: bool = True
+    fixed: tuple[_Fixed, ...] = ()
+
+
+FAMILIES = {
+    "qwen2": Family(qkv_bias=True),
+    "qwen3": Family(qk_norm=True, head_dim=128, fixed=(_NO_BIAS,)),
+    "llama": Family(rope_theta=1e4, kv_heads=False, fixed=(_NO_BIAS, _NO_MLP_BIAS)),
+    "mistral": Family(rope_theta=1e4, fixed=(_NO_BIAS, _NO_MLP_BIAS)),
+}
 
 
 @dataclass(frozen=True)
@@ -107,13 +140,14 @@ class Fields:
         return value
 
 
-def check_supported(fields: Fields) -> None:
-    """Refuse model types and features that would be computed wrongly; raises `UserError`."""
+def check_supported(fields: Fields) -> Family:
+    """The family; refuses types and features that would be computed wrongly with a `UserError`."""
     config = fields.config
-    if config.get("model_type") not in ("qwen2", "qwen3"):
-        fields.refuse(
-            "model_type", "must be qwen2 or qwen3 (dense); other architectures are not supported"
-        )
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        fields.refuse("model_type", f"must be one of {known} (dense); others are not supported")
+    family = FAMILIES[model_type]
     for name in _QUANTIZATION:
         if config.get(name) not in (None, {}):
             method = config[name].get("quant_method") if isinstance(config[name], dict) else None
@@ -122,29 +156,37 @@ def check_supported(fields: Fields) -> None:
                 f"quantized models {f'({method:.20}) ' if isinstance(method, str) else ''}are not "
                 "supported; give the original model in bfloat16, float16 or float32",
             )
-    for name, supported, remedy in _FIXED:
+    for name, supported, remedy in (*_FIXED, *family.fixed):
         value = config.get(name)
         if value is not None and (
             value != supported or isinstance(value, bool) is not isinstance(supported, bool)
         ):
             fields.refuse(name, f"must be {str(supported).lower()}; {remedy}")
-    if fields.flag("attention_bias") and config["model_type"] == "qwen3":
-        fields.refuse("attention_bias", "must be false; Qwen3 models have no attention bias")
     if config.get("layer_types") is not None:
         types = config["layer_types"]
         if not isinstance(types, list) or any(kind != "full_attention" for kind in types):
             fields.refuse("layer_types", "must be a list of full_attention; others are unsupported")
+    if model_type == "mistral":
+        _check_window(fields)
     _check_dual_chunks(fields)
-    _check_rope(fields)
     token_ids(config, "eos_token_id", fields.source)
+    return family
 
 
-def rope_theta(fields: Fields) -> float:
-    """Base of the rotary frequencies: transformers 5 moved it into `rope_parameters`."""
-    for name in ("rope_scaling", "rope_parameters"):
-        if fields.object(name).get("rope_theta") is not None:
-            return fields.number(name, key="rope_theta", least=1)
-    return fields.number("rope_theta", least=1)
+def _check_window(fields: Fields) -> None:
+    """Mistral's window, 4,096 where the file has none, equals causal attention within itself."""
+    name = "sliding_window"
+    window = fields.config.get(name, 4096)
+    if window is None:
+        return
+    if type(window) is not int or window < 1:
+        fields.refuse(name, "must be null or a positive integer")
+    if window < fields.count("max_position_embeddings"):
+        fields.refuse(
+            name,
+            f"windows are not supported (a missing one is 4096); contexts up to {window} do not "
+            f"need it: set it to null, and max_position_embeddings to at most {window}",
+        )
 
 
 def _check_dual_chunks(fields: Fields) -> None:
@@ -163,40 +205,86 @@ def _check_dual_chunks(fields: Fields) -> None:
     )
 
 
-def _check_rope(fields: Fields) -> None:
+def rope(fields: Fields, family: Family) -> Rope:
+    """The rotary embedding; transformers 5 moved all of it into `rope_parameters`."""
     scaling, parameters = fields.object("rope_scaling"), fields.object("rope_parameters")
     if scaling and parameters:
         fields.refuse("rope_scaling", "contradicts rope_parameters; remove one of them")
     name = "rope_scaling" if scaling else "rope_parameters"
-    rope = scaling or parameters
-    if any(isinstance(value, dict) for value in rope.values()):
+    given = scaling or parameters
+    if any(isinstance(value, dict) for value in given.values()):
         fields.refuse(name, "rotary embeddings that differ between layers are not supported")
-    if rope.get("partial_rotary_factor") not in (None, 1):
+    if given.get("partial_rotary_factor") not in (None, 1):
         fields.refuse(name, "partial_rotary_factor must be 1")
-    kind = rope.get("rope_type") or rope.get("type")
-    if kind not in (None, "default"):
-        raise UserError(
-            f"{fields.source}: {name}: rope type {kind!r:.20} is not supported, and removing it "
-            f"changes the model: {_bound(fields, kind, rope)}"
-        )
+    if given.get("rope_theta") is not None:
+        theta = fields.number(name, key="rope_theta", least=1.01)
+    else:
+        theta = fields.number("rope_theta", family.rope_theta, least=1.01)
+    kind = given.get("rope_type") or given.get("type") or "default"
+    if not isinstance(kind, str) or kind not in _SCALINGS:
+        known = ", ".join(_SCALINGS)
+        fields.refuse(name, f"rope type {kind!r:.20} is not supported; the supported are {known}")
+    return Rope(theta, _SCALINGS[kind](fields, name))
 
 
-def _bound(fields: Fields, kind: Any, rope: dict[str, Any]) -> str:
-    """The contexts for which a model is right without its scaling of the rotary embedding."""
-    key = "original_max_position_embeddings"
-    original = rope.get(key) or fields.config.get(key)
-    name = key if original else "max_position_embeddings"
-    length = original or fields.config.get(name)
-    if not isinstance(kind, str) or kind not in ("yarn", "dynamic") or type(length) is not int:
-        return "its frequencies differ in every context; give a model without"
-    if not math.isfinite(length) or not 0 < length <= MAX_COUNT:
-        return f"{name} must be a positive integer"
-    if kind == "dynamic":
-        return f"only contexts up to {name}={length} are right without it"
-    return (
-        f"only weights that were trained without it (Qwen's own are) are right without, in contexts"
-        f" up to {name}={length}; set max_position_embeddings to that too"
+def _unscaled(fields: Fields, name: str) -> None:
+    """Dynamic scaling too, within max_position_embeddings, which no context of ours exceeds."""
+
+
+def _linear(fields: Fields, name: str) -> Linear:
+    return Linear(fields.number(name, key="factor", least=1))
+
+
+def _llama3(fields: Fields, name: str) -> Llama3:
+    scaling = Llama3(
+        fields.number(name, key="factor", least=1),
+        fields.number(name, key="low_freq_factor"),
+        fields.number(name, key="high_freq_factor"),
+        _original(fields, name),
     )
+    if scaling.low_freq_factor >= scaling.high_freq_factor:
+        fields.refuse(name, "low_freq_factor must be below high_freq_factor")
+    return scaling
+
+
+def _yarn(fields: Fields, name: str) -> Yarn:
+    given = fields.object(name)
+
+    def number(key: str, default: float) -> float:
+        return default if given.get(key) is None else fields.number(name, key=key)
+
+    original = _original(fields, name)
+    factor = number("factor", fields.count("max_position_embeddings") / original)
+    mscale, of_all = number("mscale", 0), number("mscale_all_dim", 0)
+    recommended = yarn_attention_factor(factor)
+    if mscale and of_all:
+        recommended = yarn_attention_factor(factor, mscale) / yarn_attention_factor(factor, of_all)
+    truncate = given.get("truncate", True)
+    if type(truncate) is not bool:
+        fields.refuse(name, "truncate must be true or false")
+    beta_fast, beta_slow = number("beta_fast", 32), number("beta_slow", 1)
+    attention_factor = number("attention_factor", recommended)
+    return Yarn(factor, original, attention_factor, beta_fast, beta_slow, truncate)
+
+
+def _original(fields: Fields, name: str) -> int:
+    """The context of pretraining."""
+    key = "original_max_position_embeddings"
+    value = fields.config.get(key) or fields.object(name).get(key)
+    if value is None:
+        return fields.count("max_position_embeddings")
+    if type(value) is not int or not 1 <= value <= MAX_COUNT:
+        fields.refuse(name, f"{key} must be a positive integer")
+    return value
+
+
+_SCALINGS: dict[str, Callable[[Fields, str], Scaling | None]] = {
+    "default": _unscaled,
+    "dynamic": _unscaled,
+    "linear": _linear,
+    "llama3": _llama3,
+    "yarn": _yarn,
+}
 
 
 def token_ids(config: dict[str, Any], name: str, source: str) -> tuple[int, ...]:

@@ -35,13 +35,6 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return (normed * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def rope_table(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of the rotary embedding (Su et al. 2021), float32 [B, T, 1, H/2]."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions_BT.astype(jnp.float32)[..., None, None] * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
 def rope(x_BTNH: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotate the two halves of every head by its position, in float32."""
     cos, sin = table

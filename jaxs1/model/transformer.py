@@ -32,7 +32,7 @@ NO_LORA = LoraConfig(rank=0)
 
 #: Nested dictionary of arrays, or of what describes them.
 Params = dict[str, Any]
-#: Cosine and sine, from `ops.rope_table`.
+#: Cosine and sine, [B, T, 1, H/2], from `rope.Rope.table`.
 Rope = tuple[jax.Array, jax.Array]
 #: (q_BTNH, k_BTKH, v_BTKH) -> out_BTNH. Hides segments and caches from the layers.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -279,7 +279,7 @@ class Transformer(nnx.Module):
         a = self.architecture
         x = self.build.embed(self.embedding[...], tokens_BT)
         x = self.rules.constrain(x, "rows", "sequence", None)
-        rope = ops.rope_table(positions_BT, a.head_dim, a.rope_theta)
+        rope = a.rope.table(positions_BT[..., None], a.head_dim)
         attend = partial(self._attend, segments_BT=segments_BT)
         graph, stacked = nnx.split(self.layers)
 

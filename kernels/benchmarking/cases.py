@@ -180,7 +180,7 @@ def _attention_inputs(shape: Shape, batch: int, context: int, random: Random) ->
     order = np.random.default_rng(0).permutation(batch * M) + 1
     table = jnp.asarray(order.reshape(batch, M), jnp.int32)
     position = jnp.full((batch,), context - 1, jnp.int32)
-    rotation = decode.rotation(position, H, shape.theta)
+    rotation = decode.plain_rotation(position, H, shape.theta)
     return (sums, squares, rotation, position, table), pages
 
 

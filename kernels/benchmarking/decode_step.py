@@ -57,7 +57,8 @@ def decode_steps(
     Returns:
         The last tokens [B], and the pages.
     """
-    layer = partial(decode.layer, eps=shape.eps, theta=shape.theta, run=run)
+    rotation = partial(decode.plain_rotation, **shape.rope)
+    layer = partial(decode.layer, eps=shape.eps, rotation=rotation, run=run)
     head = params["embedding"] if shape.tied else params["lm_head"]
     batch = table_BM.shape[0]
 

@@ -17,7 +17,11 @@ from kernels.resources import abstract_layer
 from kernels.shapes import MODELS
 
 SHAPE = MODELS["qwen2.5-0.5b"]
-CONSTANTS = {"eps": 1e-6, "theta": 1e6, "compute_capability": 90}
+CONSTANTS = {
+    "eps": 1e-6,
+    "rotation": functools.partial(decode.plain_rotation, **SHAPE.rope),
+    "compute_capability": 90,
+}
 GOOD = {"batch": 1, "width": 896, "mlp": 4864, "heads": 14, "kv_heads": 2, "head_dim": 64}
 
 

@@ -4,13 +4,11 @@ import json
 import math
 
 import pytest
-import torch
 import transformers
 
 from jaxs1.config import UserError
 from jaxs1.model.architecture import Architecture, read_config
 from tests.conftest import ROOT
-from tests.tiny_models import hf_model
 
 CONFIG = json.loads((ROOT / "configs/models/qwen3-0.6b.json").read_text())
 QWEN2 = json.loads((ROOT / "configs/models/qwen2.5-0.5b.json").read_text())
@@ -106,48 +104,32 @@ def test_heads_that_do_not_divide_the_width():
 
 
 @pytest.mark.parametrize(
-    ("scaling", "words"),
-    [
-        (
-            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
-            ["original_max_position_embeddings=32768", "trained without it"],
-        ),
-        ({"type": "yarn", "factor": 4.0}, ["max_position_embeddings=40960", "trained without it"]),
-        ({"rope_type": "dynamic", "factor": 2.0}, ["contexts up to max_position_embeddings=40960"]),
-        ({"rope_type": "linear", "factor": 2.0}, ["differ in every context"]),
-        ({"rope_type": "llama3", "factor": 8.0}, ["differ in every context"]),
-        ({"type": "mrope", "mrope_section": [16, 24, 24]}, ["differ in every context"]),
-        ({"type": ["yarn"]}, ["differ in every context"]),
-        ({"type": "yarn", "original_max_position_embeddings": "x"}, ["yarn", "not supported"]),
-    ],
-)
-def test_rope_scaling_names_the_contexts_that_are_right_without_it(scaling, words):
-    for name in ("rope_scaling", "rope_parameters"):
-        message = refusal(CONFIG | {name: scaling}, name, *words)
-        assert "changes the model" in message
+    ("window", "positions", "accepted"),
+    [(None, 32768, True), (4096, 4096, True), (4096, 32768, False), (..., 32768, False),
+     (..., 4096, True), (0, 32768, False), ("x", 32768, False)],
+)  # fmt: skip
+def test_mistrals_window(window, positions, accepted):
+    """A missing one is 4096 in transformers."""
+    config = CONFIG | {"model_type": "mistral", "max_position_embeddings": positions}
+    config |= {} if window is ... else {"sliding_window": window}
+    if window is ...:
+        config.pop("sliding_window", None)
+    if accepted:
+        assert Architecture.from_hf(config, "config.json").max_position_embeddings == positions
+    else:
+        refusal(config, "sliding_window")
 
 
-def test_what_is_said_about_rope_scaling_holds_in_transformers():
-    """Dynamic scaling changes nothing up to its bound; YaRN changes every context."""
-    ids = torch.randint(0, 96, (1, 512), generator=torch.manual_seed(0))
-
-    def logits(length, **scaling):
-        model = hf_model("qwen2-untied-4-4")
-        config = model.config
-        config.max_position_embeddings = 256
-        config.rope_parameters = {"rope_theta": 10000.0, "rope_type": "default"} | scaling
-        scaled = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-        scaled.load_state_dict(model.state_dict())
-        with torch.no_grad():
-            return scaled.eval()(ids[:, :length]).logits
-
-    original = {"original_max_position_embeddings": 256, "factor": 2.0}
-    for length, same in ((8, True), (256, True), (512, False)):
-        dynamic = logits(length, rope_type="dynamic", **original)
-        assert torch.equal(dynamic, logits(length)) == same
-    for length in (8, 256):
-        yarn = logits(length, rope_type="yarn", **original)
-        assert not torch.allclose(yarn, logits(length), atol=1e-2)
+def test_llamas_defaults_are_those_of_transformers():
+    names = ("num_key_value_heads", "rope_theta", "head_dim")
+    config = {k: v for k, v in CONFIG.items() if k not in names} | {"model_type": "llama"}
+    a = Architecture.from_hf(config, "config.json")
+    other = transformers.AutoConfig.for_model(**config)
+    assert a.num_kv_heads == other.num_key_value_heads
+    assert (a.rope.theta, a.rope.scaling) == (other.rope_parameters["rope_theta"], None)
+    assert a.head_dim == other.head_dim
+    refusal(config | {"mlp_bias": True}, "mlp_bias=True")
+    refusal(config | {"attention_bias": True}, "attention_bias=True")
 
 
 @pytest.mark.parametrize(

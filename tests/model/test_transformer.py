@@ -19,7 +19,7 @@ def hidden_states(model, tokens, positions, segments):
     """Embedding, every layer's output, and the final norm's: what transformers returns, by hand."""
     a = model.architecture
     states = [jnp.take(model.embedding[...], tokens, axis=0)]
-    rope = ops.rope_table(positions, a.head_dim, a.rope_theta)
+    rope = a.rope.table(positions[..., None], a.head_dim)
     graph, stacked = nnx.split(model.layers)
     for i in range(a.num_layers):
         layer = nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], stacked))

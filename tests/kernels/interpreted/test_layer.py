@@ -1,5 +1,7 @@
 """Whole layers through interpreted kernels = numpy in float64, token by token."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,8 @@ from tests.kernels.interpreted import plain
 from tests.kernels.interpreted.layers import cache, quantized, weights
 from tests.numerics import assert_close
 
-CONSTANTS = {"eps": 1e-6, "theta": 1e4}
+EPS, THETA = 1e-6, 1e4
+CONSTANTS = {"eps": EPS, "rotation": partial(decode.plain_rotation, head_dim=32, theta=THETA)}
 WHAT = "kernel = plain formula"
 
 
@@ -40,7 +43,7 @@ def check_layer(
     )
     rows = []
     for b, position in enumerate(positions):
-        row, k, v = plain.layer(w, x[b], *past[b], position, **CONSTANTS)
+        row, k, v = plain.layer(w, x[b], *past[b], position, eps=EPS, theta=THETA)
         rows.append(row)
         k_pages[:, table[b, position // 64], position % 64] = k
         v_pages[:, table[b, position // 64], position % 64] = v
@@ -154,12 +157,15 @@ def test_split_over_two_devices():
 
 
 def test_equals_the_model_token_by_token(tmp_path):
-    """Our own model's whole forward pass, Qwen2 with 7 heads a key and Qwen3, tied and untied."""
+    """Our own model's whole forward pass: Qwen2 with 7 heads a key, Qwen3, and Llama with YaRN."""
     from jaxs1.model import transformer
     from tests.tiny_models import hf_model, ours
 
-    for kind, layers in (("qwen2-tied-14-2", 2), ("qwen3-untied-6-3", 1)):
-        model = ours(hf_model(kind, layers=layers), tmp_path / kind)
+    yarn = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}
+    kinds = {"qwen2-tied-14-2": 2, "qwen3-untied-6-3": 1, "llama-tied-9-3": 1}
+    for kind, layers in kinds.items():
+        more = {"rope_parameters": yarn} if kind.startswith("llama") else {}
+        model = ours(hf_model(kind, layers=layers, **more), tmp_path / kind)
         a = model.architecture
         params = transformer.parameters(model)
         tokens = np.random.default_rng(0).integers(0, 96, (2, 3))
@@ -173,7 +179,8 @@ def test_equals_the_model_token_by_token(tmp_path):
         @jax.jit
         def step(tokens, position, pages, a=a, params=params, trees=trees, table=table):
             x, after = params["embedding"][tokens], []
-            constants = {"eps": a.rms_norm_eps, "theta": a.rope_theta}
+            rotation = partial(a.rope.table, head_dim=a.head_dim)
+            constants = {"eps": a.rms_norm_eps, "rotation": rotation}
             for weights_of_layer, (k, v) in zip(trees, pages, strict=True):
                 x, k, v = decode.layer_interpreted(
                     weights_of_layer, x, position, k, v, table, **constants
