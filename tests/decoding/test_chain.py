@@ -68,7 +68,7 @@ def train_and_decode(name, record, thinking, tmp_path, **more):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("qwen2.5", "qwen2-untied-4-4"), ("qwen3", "qwen3-untied-6-3"), ("r1", "qwen2-untied-4-4"),
-     ("qwq", "qwen2-untied-4-4")],
+     ("r1", "mistral-untied-8-2"), ("qwq", "qwen2-untied-4-4")],
 )  # fmt: skip
 def test_a_trace_is_written_again(name, kind, tmp_path):
     """s1K's row: thinking, its end and the answer; transformers continues the prompt alike."""
