@@ -20,6 +20,7 @@ MAY_IMPORT = {
     },
     "commands": {
         "planning",
+        "rl",
         "curation",
         "serving",
         "evaluation",
@@ -32,6 +33,7 @@ MAY_IMPORT = {
         "config",
     },
     "planning": {"decoding", "training", "model", "data", "config"},
+    "rl": {"evaluation", "tasks", "decoding", "training", "model", "data", "config"},
     "serving": {"decoding", "data", "config"},
     "curation": {"tasks", "decoding", "convert", "data", "config"},
     "evaluation": {"tasks", "decoding", "data", "config"},
