@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from jaxs1.config import UserError
+from jaxs1.decoding.params import ThinkingParams
+from jaxs1.decoding.scheduler import Limits
+from jaxs1.model.config import ComputeConfig, LoraConfig, MeshConfig
+from jaxs1.tasks.benchmarks import QuestionsConfig
+from jaxs1.training.config import (
+    CheckpointConfig,
+    DistributedConfig,
+    LogConfig,
+    OptimizerConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -140,3 +150,122 @@ class HeldOutConfig:
             )
         if self.limit is not None and self.limit < 1:
             raise UserError(f"held_out.limit={self.limit}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class GrpoConfig:
+    """Reinforcement learning (GRPO) of a model that thinks within budgets.
+
+    Args:
+        model: Initial weights: Hugging Face folder, hub id or checkpoint
+        tokenizer: Hugging Face folder or hub id of the tokenizer; null uses that of `model`
+        output: Run directory for settings, metrics, samples, checkpoints and the export in hf/
+        task: Task: aime24, aime25, math500, gpqa, gsm8k, puzzles, or a FILE.jsonl of your own
+        steps: Number of roll-outs, each followed by objective.updates optimizer steps
+        prompts: Questions per roll-out
+        group: Samples per question
+        temperature: Sampling temperature of the roll-outs
+        rows: Rows per micro-batch into which sequences are packed
+        row_length: Length of a row [tokens]; null takes the longest possible sequence, rounded up
+            to a multiple of 128
+        tensor: Devices that share one copy of the model during roll-outs
+        samples: Completions per roll-out to store in samples.jsonl
+        export_dtype: Data type of the exported weights
+        seed: Random seed for questions, budgets and sampling
+        resume: Treatment of an existing run in `output`: auto continues from its newest checkpoint,
+            never refuses to start
+        data: Questions of the task
+        budgets: Thinking budgets
+        thinking: Thinking parameters of all roll-outs, except for the budget
+        objective: Loss
+        held_out: Evaluation on other questions during training
+        optimizer: Optimizer; its steps are those of all roll-outs
+        limits: Limits of decoding
+        lora: LoRA adapters
+        mesh: Device mesh of training
+        compute: Model computation
+        checkpoint: Checkpoints
+        log: Logging
+        distributed: Multi-process training
+    """
+
+    model: str = ""
+    tokenizer: str | None = None
+    output: str = "runs/grpo"
+    task: str = ""
+    steps: int = 100
+    prompts: int = 16
+    group: int = 8
+    temperature: float = 1.0
+    rows: int = 8
+    row_length: int | None = None
+    tensor: int = 1
+    samples: int = 10
+    export_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    seed: int = 0
+    resume: Literal["auto", "never"] = "never"
+    data: QuestionsConfig = field(default_factory=QuestionsConfig)
+    budgets: BudgetsConfig = field(default_factory=BudgetsConfig)
+    thinking: ThinkingParams = field(default_factory=ThinkingParams)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    limits: Limits = field(default_factory=Limits)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+
+    def __post_init__(self) -> None:
+        """Check everything that depends on neither the model nor the devices."""
+        for name, example in (("model", "--model DIR"), ("task", "--task FILE.jsonl")):
+            if not getattr(self, name):
+                raise UserError(f"{name}='': must be given; e.g. {example}")
+        for name in ("steps", "prompts", "rows", "tensor", "row_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value}: must be at least 1")
+        if self.group < 2:
+            raise UserError(
+                f"group={self.group}: a sample is compared with others of its question; give 2 or "
+                "more, e.g. 8"
+            )
+        if not self.temperature > 0:
+            raise UserError(
+                f"temperature={self.temperature}: all samples of a question would be equal; give "
+                "a number above 0, e.g. 1"
+            )
+        if self.samples < 0:
+            raise UserError(f"samples={self.samples}: must be 0 or more")
+        self._check_thinking()
+
+    def _check_thinking(self) -> None:
+        thinking = self.thinking
+        if thinking.max != -1:
+            raise UserError(
+                f"thinking.max={thinking.max}: every group has a budget of its own; give "
+                "--budgets.values, and leave this out"
+            )
+        if thinking.mode != "strict":
+            raise UserError(
+                f"thinking.mode={thinking.mode}: roll-outs need budgets that hold; leave it out"
+            )
+        if thinking.max_answer_tokens < 1:
+            raise UserError(
+                f"thinking.max_answer_tokens={thinking.max_answer_tokens}: an answer of a roll-out "
+                "must have a limit; give e.g. --thinking.max_answer_tokens 512"
+            )
+        smallest = min((*self.budgets.values, *(self.budgets.start or ())))
+        if smallest < thinking.min:
+            raise UserError(
+                f"budgets.values={list(self.budgets.values)}: no budget may be below "
+                f"thinking.min={thinking.min}; raise it or lower thinking.min"
+            )
+        if smallest == 0 and not thinking.answer_prefix:
+            raise UserError(
+                "budgets.values: a budget of 0 leaves no thinking, and without "
+                "thinking.answer_prefix nothing says that an answer is due; give one, e.g. "
+                "'\\nFinal Answer:'"
+            )

@@ -39,13 +39,14 @@ class Oracle:
     """Feed `choose` until `over`; then `tokens`, `kinds`, `forced`, `log` tell what happened.
 
     `choices` has what was chosen where each token is, -1 where the choice was lost, and `gated`
-    whether something was forbidden then.
+    whether something was forbidden then. `asks`: whether the next choice will not be lost.
     """
 
     def __init__(self, case):
         self.case = case
         self.tokens, self.kinds, self.forced, self.log = [], [], [], []
         self.choices, self.gated = [], []
+        self._losing = False
         self.surplus = []  # tokens that were generated and thrown away
         self.seen = []  # what the next choice depends on: tokens, or thrown-away ones as well
         self.ended_by, self.finish = None, None
@@ -73,14 +74,16 @@ class Oracle:
     def _pick(self, banned=()):
         """One choice of the model's."""
         self.banned = set(banned)
+        self.asks = not self._losing
         self._choice = yield
         self._gated = bool(banned)
         return self._choice
 
     def _lose(self):
         """A choice that is lost, because text is being written."""
+        self._losing = True
         yield from self._pick()
-        self._choice = -1
+        self._losing, self._choice = False, -1
 
     def _put(self, token, kind, forced):
         self.tokens.append(token)
