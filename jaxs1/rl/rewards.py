@@ -38,7 +38,8 @@ def grade(completion: Completion, question: Question, grader: Grader, tokenizer:
         raise UserError(f"question {question.number + 1}: {completion.error}")
     prefix = tokenizer.decode(answer_prefix_ids(completion))
     try:
-        prediction = grader.extract(prefix + completion.answer)
+        # behind an answer prefix of the controller, nothing could pass for an answer
+        prediction = grader.extract(prefix + completion.answer) if completion.answer else None
         right = grader.is_right(prediction, question.gold)
     except UserError:
         raise
