@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import signal
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from jaxs1.model import ops, transformer
 from jaxs1.model.sharding import check_divisible, make_sharding_rules
 from jaxs1.model.transformer import Transformer
 from jaxs1.rl import held_out, report
-from jaxs1.rl.config import GrpoConfig
+from jaxs1.rl.config import GrpoConfig, HeldOutConfig
 from jaxs1.rl.learner import Learner, Requests, RollOut
 from jaxs1.rl.objective import make_scorer, policy_loss
 from jaxs1.rl.rollout import RolloutEngine
@@ -46,6 +47,8 @@ from jaxs1.storage import JsonlWriter, read_jsonl
 from jaxs1.tasks.benchmarks import Questions, QuestionsConfig, load_questions
 from jaxs1.training import distributed
 from jaxs1.training.checkpoint import Checkpoints, quiet_orbax
+from jaxs1.training.config import CheckpointConfig
+from jaxs1.training.distributed import print_main
 from jaxs1.training.loss import Distribution
 from jaxs1.training.memory import estimate_memory, refuse_if_too_large
 from jaxs1.training.metrics_logger import MetricsLogger, open_log
@@ -105,8 +108,8 @@ def grpo(config: GrpoConfig) -> int:
         state, stopped = _run_steps(job, learner, state, checkpoints, run)
     if stopped:
         name = signal.Signals(stopped).name
-        print(f"stopped by {name}; checkpoint at step {int(state.step)} of {config.steps}")
-        print("to continue, repeat the command with --resume auto")
+        print_main(f"stopped by {name}; checkpoint at step {int(state.step)} of {config.steps}")
+        print_main("to continue, repeat the command with --resume auto")
         return 128 + stopped
     export(job, state, run)
     return 0
@@ -118,8 +121,6 @@ def prepare(config: GrpoConfig) -> Job:
     Raises:
         UserError: a setting that does not fit the model, the questions or the devices.
     """
-    if jax.process_count() > 1:
-        raise UserError("distributed: grpo runs in one process so far; start it once, on one host")
     weights = open_weights(config.model)
     tokenizer = load_tokenizer(config.tokenizer or str(weights.aux_files))
     architecture = weights.architecture
@@ -214,19 +215,19 @@ def _describe(job: Job, start: int) -> None:
     config, a = job.config, job.model.architecture
     mesh = ", ".join(f"{k} {v}" for k, v in job.model.rules.mesh.shape.items())
     compute = job.model.compute
-    print(f"model     {a.num_parameters:,} parameters ({config.model})")
-    print(
+    print_main(f"model     {a.num_parameters:,} parameters ({config.model})")
+    print_main(
         f"devices   {jax.device_count()} x {jax.devices()[0].device_kind}: {mesh}; "
         f"attention {compute.attention}, {compute.dtype}"
     )
-    print(f"questions {len(job.questions.items):,} of {job.questions.name}")
-    print(
+    print_main(f"questions {len(job.questions.items):,} of {job.questions.name}")
+    print_main(
         f"steps     {config.steps:,} of {config.prompts} questions x {config.group} samples, "
         f"budgets {', '.join(map(str, config.budgets.values))}; sequences of up to "
         f"{job.sizes.context:,} tokens, packed into rows of {job.sizes.row:,}"
     )
     if start:
-        print(f"resuming  after step {start:,}")
+        print_main(f"resuming  after step {start:,}")
 
 
 def _learner(job: Job, optimizer: Any, state: TrainState) -> Learner:
@@ -278,25 +279,20 @@ class _Logs:
         self.samples = stack.enter_context(open_log(run / "samples.jsonl", first))
         # a run that begins anew evaluates anew before its first step
         self.held_out: JsonlWriter = stack.enter_context(open_log(self.path, first or -1))
+        self.live = report.LiveGroups()
 
-    def evaluate(self, step: int, learner: Learner, state: TrainState) -> dict[str, float]:
-        """Evaluate on held-out questions, unless there are none; metrics by name."""
-        questions, requests = self.job.held_out, self.job.requests
-        if questions is None:
-            return {}
-        budgets = self.job.config.held_out.budgets
-        points = learner.with_weights(
-            state,
-            lambda: held_out.evaluate(learner.engine, questions, budgets, requests.greedy),
-        )
+    def write_held_out(self, step: int, points: Sequence[held_out.Point]) -> dict[str, float]:
+        """Store and print an evaluation; its metrics."""
         self.held_out.write(held_out.as_row(step, points))
         rows = (row for _, row in read_jsonl(self.path, appended=True))
         before = next((held_out.points_of(r) for r in rows if r["step"] == 0 < step), None)
         print(f"held out  step {step}: {held_out.line(points, before)}", flush=True)
         return held_out.summary(points, before)
 
-    def write_samples(self, step: int, rollout: RollOut) -> None:
-        """Store the first completions, one of each group before a second of any."""
+    def write_step(
+        self, step: int, rollout: RollOut, values: dict[str, float], *, compiled: bool
+    ) -> None:
+        """Store and print a step; of its samples the first of each group before a second of any."""
         items = self.job.questions.items
         rows = [
             report.sample_row(step, group, items[group.question].text, graded[i])
@@ -304,6 +300,22 @@ class _Logs:
             for group, graded in zip(rollout.groups, rollout.graded_PG, strict=True)
         ]
         self.samples.write(*rows[: self.job.config.samples])
+        self.metrics.step(step, values, compiled=compiled, shown=report.SHOWN)
+        self.live.add(rollout.groups, rollout.live_P)
+        if step == report.WARN_AFTER:
+            for line in self.live.warnings():
+                print(line, flush=True)
+
+
+def _evaluate(job: Job, learner: Learner, state: TrainState) -> list[held_out.Point]:
+    """Answer the held-out questions; no points if there are none."""
+    questions, requests = job.held_out, job.requests
+    if questions is None:
+        return []
+    budgets = job.config.held_out.budgets
+    return learner.with_weights(
+        state, lambda: held_out.evaluate(learner.engine, questions, budgets, requests.greedy)
+    )
 
 
 def _run_steps(
@@ -313,38 +325,36 @@ def _run_steps(
     config, first = job.config, int(state.step)
     schedule = make_schedule(config.optimizer, config.steps * config.objective.updates)
     shapes: set[tuple[int, ...]] = set()
-    live = report.LiveGroups()
+    agreed_max = distributed.AgreedMax()
     with distributed.stop_requests() as stop, ExitStack() as stack:
-        logs = _Logs(job, run, first, stack)
-        if not first:
-            logs.evaluate(0, learner, state)
+        logs = _Logs(job, run, first, stack) if distributed.is_main_process() else None
+        if not first and (points := _evaluate(job, learner, state)) and logs:
+            logs.write_held_out(0, points)
         for number in range(first, config.steps):
-            logs.metrics.lap()
+            start = time.monotonic()
             rollout = learner.roll_out(number, state)
             state, values, shape = learner.update(number, state, rollout)
             _check_finite(number + 1, values)
-            seconds = logs.metrics.lap()
             values["learning_rate"] = float(schedule(number * config.objective.updates))
-            values |= learner.seconds | {"seconds": seconds}
+            values |= learner.seconds | {"seconds": time.monotonic() - start}
             values["tokens_per_s"] = _written(rollout) / learner.seconds["rollout_s"]
-            every, ends = config.held_out.every, number + 1 == config.steps
-            if every and ((number + 1) % every == 0 or ends):
-                values |= logs.evaluate(number + 1, learner, state)
-            logs.write_samples(number + 1, rollout)
-            compiled = number == first or not shapes.issuperset([shape])
+            ends = number + 1 == config.steps
+            points = _evaluate(job, learner, state) if _due(number, config.held_out, ends) else []
+            if logs:
+                values |= logs.write_held_out(number + 1, points) if points else {}
+                compiled = number == first or shape not in shapes
+                logs.write_step(number + 1, rollout, values, compiled=compiled)
             shapes.add(shape)
-            logs.metrics.step(number + 1, values, compiled=compiled, shown=report.SHOWN)
-            live.add(rollout.groups, rollout.live_P)
-            if number + 1 == report.WARN_AFTER:
-                for line in live.warnings():
-                    print(line, flush=True)
-            stopped = stop[0] if stop else 0
-            due = config.checkpoint.every and (number + 1) % config.checkpoint.every == 0
-            if due or stopped or ends:
+            stopped = agreed_max(stop[0] if stop else 0)
+            if _due(number, config.checkpoint, ends) or stopped:
                 checkpoints.save(state, config)
             if stopped:
                 return state, stopped
     return state, 0
+
+
+def _due(number: int, config: HeldOutConfig | CheckpointConfig, ends: bool) -> bool:
+    return ends or (config.every > 0 and (number + 1) % config.every == 0)
 
 
 def _written(rollout: RollOut) -> int:

@@ -214,6 +214,46 @@ def test_variants_run(more, bandit, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_are_one(bandit, tmp_path):
+    """Each rolls out half of the questions; equal rewards, losses up to rounding, one log."""
+    more = {"steps": 2, "checkpoint.every": 0, **held_out(bandit), "objective.old": "trainer"}
+    alone = start(arguments(bandit, tmp_path / "one", **more))
+    _, err = alone.communicate(timeout=500)
+    assert alone.returncode == 0, err
+    port = int(np.random.default_rng().integers(20000, 60000))
+    more |= {"mesh.fsdp": 2, "distributed.num_processes": 2}
+    more |= {"distributed.coordinator": f"localhost:{port}"}
+    run = tmp_path / "two"
+    pair = [start(arguments(bandit, run, **more, distributed__process_id=i)) for i in range(2)]
+    outputs = [process.communicate(timeout=500) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], outputs
+    assert "step 2/2" in outputs[0][0] and "step" not in outputs[1][0]
+    for name in ("held_out.jsonl", "samples.jsonl"):
+        assert without_times(run / name) == without_times(tmp_path / "one" / name), name
+    found = [rows(folder / "metrics.jsonl") for folder in (run, tmp_path / "one")]
+    for many, one in zip(*found, strict=True):
+        assert many["reward"] == one["reward"] and many["sequences"] == one["sequences"]
+        tolerance = TOLERANCE["processes = one process, losses"]
+        assert many["loss"] == pytest.approx(one["loss"], rel=tolerance, abs=1e-7)
+        assert many["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_equal_rewards_change_nothing(bandit, tmp_path):
+    """No answer is ever right: all groups are dead, and the export is the model."""
+    rows_ = [{"question": f"Which? {i}", "answer": "77"} for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_))
+    run = tmp_path / "dead"
+    process = start(arguments(bandit, run, task=tmp_path / "rows.jsonl", steps=2))
+    _, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    found = rows(run / "metrics.jsonl")
+    assert [row["dead_wrong"] for row in found] == [1, 1] and "loss" not in found[0]
+    for mine, before in zip(params_of(run), params_of(bandit / "model"), strict=True):
+        np.testing.assert_array_equal(mine, before)
+
+
+@pytest.mark.slow
 def test_many_devices_roll_out_and_learn_as_one(bandit, finished, tmp_path):
     """Training on fsdp 2 x context 2 x tensor 2, roll-outs on four copies of two devices."""
     run = tmp_path / "many"

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from jaxs1.decoding.params import Request
 from jaxs1.evaluation.metrics import compare, wilson
-from jaxs1.rl.rewards import grade
+from jaxs1.rl.rewards import Graded, grade
 from jaxs1.rl.rollout import RolloutEngine
-from jaxs1.tasks.benchmarks import Questions
+from jaxs1.tasks.benchmarks import Question, Questions
+from jaxs1.training import distributed
 
 
 class Point(NamedTuple):
@@ -32,7 +33,7 @@ def evaluate(
     budgets: Sequence[int],
     request: Callable[[str, int], Request],
 ) -> list[Point]:
-    """Answer and grade all questions at all budgets, in one batch.
+    """Answer and grade all questions at all budgets; every process some of them.
 
     Args:
         engine: loaded with the weights
@@ -40,13 +41,17 @@ def evaluate(
         budgets: thinking budgets [tokens]
         request: the request of a question's text and a budget
     """
-    jobs = [(budget, question) for budget in budgets for question in questions.items]
-    done = engine.complete([request(question.text, budget) for budget, question in jobs])
     tokenizer = engine.engine.tokenizer
-    graded = [
-        grade(completions[0], question, questions.grader, tokenizer)
-        for completions, (_, question) in zip(done, jobs, strict=True)
-    ]
+
+    def answer(jobs: Sequence[tuple[int, Question]]) -> list[Graded]:
+        done = engine.complete([request(question.text, budget) for budget, question in jobs])
+        return [
+            grade(completions[0], question, questions.grader, tokenizer)
+            for completions, (_, question) in zip(done, jobs, strict=True)
+        ]
+
+    jobs = [(budget, question) for budget in budgets for question in questions.items]
+    graded = distributed.share(jobs, answer)
     points = []
     for i, budget in enumerate(budgets):
         part = graded[i * len(questions.items) : (i + 1) * len(questions.items)]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxs1.data.tokenizer import padding_id
 from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams
@@ -24,6 +25,7 @@ from jaxs1.rl.report import rollout_metrics, token_metrics
 from jaxs1.rl.rewards import Graded, grade
 from jaxs1.rl.rollout import RolloutEngine
 from jaxs1.tasks.benchmarks import Questions
+from jaxs1.training import distributed
 from jaxs1.training.step import StepMetrics, TrainState, TrainStep, put_batch, put_scalar
 
 
@@ -132,7 +134,7 @@ class Learner:
             self.engine.release()
 
     def roll_out(self, number: int, state: TrainState) -> RollOut:
-        """Sample and grade the completions of a step.
+        """Sample and grade the completions of a step; every process some of the groups.
 
         Raises:
             UserError: a question that does not run, or whose grader fails
@@ -145,24 +147,26 @@ class Learner:
             prompts=config.prompts,
             budgets=config.budgets,
         )
-        requests = [
-            self.requests.sampled(items[g.question].text, g.budget, config.group, g.seed)
-            for g in groups
-        ]
+        graded = self.with_weights(state, lambda: distributed.share(groups, self._graded))
+        rewards = np.asarray([[g.reward for g in group] for group in graded])
+        return RollOut(groups, graded, *advantages(rewards, config.objective.normalize))
 
-        def complete() -> Any:
-            with self._timed("rollout"):
-                return self.engine.complete(requests)
-
-        done = self.with_weights(state, complete)
-        tokenizer, grader = self.requests.tokenizer, self.questions.grader
+    def _graded(self, groups: Sequence[Group]) -> list[list[Graded]]:
+        """The completions of some groups, with their rewards."""
+        items, requests = self.questions.items, self.requests
+        with self._timed("rollout"):
+            done = self.engine.complete(
+                [
+                    requests.sampled(items[g.question].text, g.budget, self.config.group, g.seed)
+                    for g in groups
+                ]
+            )
+        tokenizer, grader = requests.tokenizer, self.questions.grader
         with self._timed("grading"):
-            graded = [
+            return [
                 [grade(c, items[group.question], grader, tokenizer) for c in completions]
                 for group, completions in zip(groups, done, strict=True)
             ]
-        rewards = np.asarray([[g.reward for g in group] for group in graded])
-        return RollOut(groups, graded, *advantages(rewards, config.objective.normalize))
 
     def update(
         self, number: int, state: TrainState, rollout: RollOut
@@ -223,7 +227,9 @@ class Learner:
 
     def _scores(self, batch: PolicyBatch, weights: tuple[Any, Any]) -> np.ndarray:
         assert self.scorer is not None
-        scores = self.scorer(*weights, put_batch(batch, self.model.rules))
+        scores: Any = self.scorer(*weights, put_batch(batch, self.model.rules))
+        if jax.process_count() > 1:
+            scores = multihost_utils.process_allgather(scores, tiled=True)
         return np.where(batch.columns.weights > 0, np.asarray(scores), np.float32(0))
 
 

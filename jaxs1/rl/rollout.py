@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxs1.config import UserError
 from jaxs1.decoding.base_engine import BaseEngine
 from jaxs1.decoding.buckets import Buckets, ladder
 from jaxs1.decoding.data_parallel import DataParallelEngine
@@ -23,7 +24,7 @@ from jaxs1.rl.weights import make_converter, of_replica
 
 
 class RolloutEngine:
-    """Engines on the devices of training; they have weights and a cache only while they roll out.
+    """Engines on this process's devices; they have weights and a cache only while they roll out.
 
     Args:
         model: abstract, as trained
@@ -54,6 +55,13 @@ class RolloutEngine:
         everywhere = make_sharding_rules(mesh, devices)
         self._convert = make_converter(model, self._decoder(model, everywhere))
         groups = [devices[i : i + tensor] for i in range(0, len(devices), tensor)]
+        here = jax.process_index()
+        groups = [g for g in groups if all(d.process_index == here for d in g)]
+        if len(groups) * tensor < jax.local_device_count():
+            raise UserError(
+                f"tensor={tensor}: must divide the {jax.local_device_count()} devices of a "
+                "process, which rolls out on its own; lower it, or start fewer processes"
+            )
         self._decoders = [
             self._decoder(model, make_sharding_rules(MeshConfig(fsdp=1, tensor=tensor), group))
             for group in groups
@@ -80,7 +88,10 @@ class RolloutEngine:
         return transformer.abstract(model.architecture, self._compute, rules)
 
     def load(self, params: Any, frozen: Any) -> None:
-        """Take the trainer's weights, which must not be donated until `release`."""
+        """Take the trainer's weights, which must not be donated until `release`.
+
+        All processes take part; after it each rolls out on its own.
+        """
         converted = self._convert(params, frozen)
         for engine, decoder in zip(self._engines, self._decoders, strict=True):
             engine.load_params(of_replica(decoder, converted, decoder.rules))
