@@ -9,6 +9,7 @@ from tests.conftest import ROOT
 MAY_IMPORT = {
     "api": {
         "commands",
+        "rl",
         "evaluation",
         "tasks",
         "decoding",
