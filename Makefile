@@ -9,10 +9,15 @@ INSTALLED := $(VENV)/installed-$(VERSION)
 # JAX's compiler for NVIDIA GPUs, which needs no GPU; apart from $(VENV), so that only tests see it
 COMPILER := $(VENV)/nvidia-compiler
 
-.PHONY: demo test test-fast coverage lint docs dist install clean aot gpu-check
+.PHONY: demo demo-rl test test-fast coverage lint docs dist install clean aot gpu-check
 
 demo: $(INSTALLED)  ## train, export and check a tiny model (a few minutes on 2 cores)
 	$(BIN)/python -m jaxs1.demo
+
+demo-rl: $(INSTALLED)  ## after the demo: reinforcement learning, and the curves before and after
+	$(BIN)/python -m jaxs1.grpo --config configs/demo_grpo.yaml --resume auto
+	$(BIN)/python -m jaxs1.evaluate --config configs/demo_evaluate.yaml --model demo/grpo/hf \
+	    --name "after GRPO" --output demo/evaluation_grpo --compare demo/evaluation
 
 test: $(INSTALLED)  ## all tests; no GPU, no network
 	PYTHONPATH=$(abspath $(COMPILER)) $(BIN)/python -m pytest

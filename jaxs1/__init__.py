@@ -6,8 +6,8 @@
     print(llm.chat("How many primes are below 100?", thinking=ThinkingParams(max=2000)).answer)
 
 `import jaxs1` is cheap: a name of `__all__` is imported from its module when it is first used.
-`jaxs1.train`, `jaxs1.evaluate` and `jaxs1.curate` are functions. The modules of the same names are
-reached by `from jaxs1.train import ...` and `python -m jaxs1.train`.
+`jaxs1.train`, `jaxs1.grpo`, `jaxs1.evaluate` and `jaxs1.curate` are functions. The modules of the
+same names are reached by `from jaxs1.train import ...` and `python -m jaxs1.train`.
 """
 
 import sys
@@ -32,11 +32,16 @@ if TYPE_CHECKING:
     from jaxs1.evaluate import EvaluateConfig as EvaluateConfig
     from jaxs1.evaluate import evaluate as evaluate
     from jaxs1.evaluation.methods import SweepConfig as SweepConfig
+    from jaxs1.grpo import grpo as grpo
     from jaxs1.llm import LLM as LLM
     from jaxs1.llm import load_model as load_model
     from jaxs1.model.config import ComputeConfig as ComputeConfig
     from jaxs1.model.config import LoraConfig as LoraConfig
     from jaxs1.model.config import MeshConfig as MeshConfig
+    from jaxs1.rl.config import BudgetsConfig as BudgetsConfig
+    from jaxs1.rl.config import GrpoConfig as GrpoConfig
+    from jaxs1.rl.config import HeldOutConfig as HeldOutConfig
+    from jaxs1.rl.config import ObjectiveConfig as ObjectiveConfig
     from jaxs1.tasks.benchmarks import QuestionsConfig as QuestionsConfig
     from jaxs1.train import train as train
     from jaxs1.training.config import CheckpointConfig as CheckpointConfig
@@ -66,6 +71,11 @@ _EXPORTS = {
     "CheckpointConfig": "jaxs1.training.config",
     "LogConfig": "jaxs1.training.config",
     "DistributedConfig": "jaxs1.training.config",
+    "grpo": "jaxs1.grpo",
+    "GrpoConfig": "jaxs1.rl.config",
+    "BudgetsConfig": "jaxs1.rl.config",
+    "ObjectiveConfig": "jaxs1.rl.config",
+    "HeldOutConfig": "jaxs1.rl.config",
     "evaluate": "jaxs1.evaluate",
     "EvaluateConfig": "jaxs1.evaluate",
     "QuestionsConfig": "jaxs1.tasks.benchmarks",

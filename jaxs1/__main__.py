@@ -15,6 +15,7 @@ from jaxs1 import __version__
 COMMANDS = {
     "generate": ("jaxs1.generate", "complete prompts within a thinking budget"),
     "train": ("jaxs1.train", "fine-tune a model, or train one from scratch"),
+    "grpo": ("jaxs1.grpo", "reinforcement learning on questions, within thinking budgets"),
     "evaluate": ("jaxs1.evaluate", "measure accuracy on a benchmark at several thinking budgets"),
     "serve": ("jaxs1.serve", "serve a model with OpenAI's API, within thinking budgets"),
     "curate": ("jaxs1.curate", "select training data from a pool of questions"),

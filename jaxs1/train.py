@@ -7,7 +7,6 @@ All validation happens before anything runs on a device.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import signal
 from collections.abc import Sequence
@@ -18,32 +17,29 @@ from typing import Any
 
 import jax
 import optax
-from flax import nnx
-from flax.traverse_util import flatten_dict
 
-from convert.adapter import CONFIG as ADAPTER_CONFIG
-from convert.adapter import Adapter, MergedWeights, peft_config
 from convert.generation_config import with_stop_tokens
-from convert.in_memory import InMemoryWeights, on_host
-from convert.interface import Weights
-from convert.to_hf import to_hf
-from convert.transfer import copy_aux_files
-from convert.weights import load_params, open_weights
-from jaxs1.config import UserError, find_recipe, parse, run_command, to_yaml
+from convert.weights import open_weights
+from jaxs1.config import UserError, find_recipe, parse, run_command
 from jaxs1.data import chat
 from jaxs1.data.batches import Batches, BatchStats, fit_to_block, summary
 from jaxs1.data.end_of_turn import end_of_turn
-from jaxs1.data.model_settings import GENERATION_CONFIG, with_preset
+from jaxs1.data.model_settings import with_preset
 from jaxs1.data.records import load_records
 from jaxs1.data.tokenizer import check_vocabulary, load_tokenizer, padding_id, vocabulary_size
 from jaxs1.devices import compute_capability, peak_flops
 from jaxs1.model import ops, transformer
 from jaxs1.model.architecture import Architecture, read_config
 from jaxs1.model.sharding import ShardingRules, check_divisible, make_sharding_rules
-from jaxs1.model.transformer import Transformer
-from jaxs1.storage import check_output, explained, write_text
+from jaxs1.run_files import (
+    ModelRun,
+    export,
+    initial_params,
+    last_step,
+    write_run_files,
+)
 from jaxs1.training import distributed
-from jaxs1.training.checkpoint import Checkpoints, latest_step, quiet_orbax
+from jaxs1.training.checkpoint import Checkpoints, quiet_orbax
 from jaxs1.training.config import TrainConfig
 from jaxs1.training.distributed import print_main
 from jaxs1.training.memory import check_fits
@@ -60,26 +56,16 @@ from jaxs1.training.step import (
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(ModelRun):
     """Everything a run needs, read and validated before anything runs on a device.
 
     Args:
         config: settings of the run
-        weights: initial weights; None if they are random
-        tokenizer: Hugging Face tokenizer
-        hf_config: config.json of the export, with the tokens at which it stops
-        generation_config: generation_config.json of the export
-        model: abstract, without parameters
         batches: training data
         steps: number of optimizer steps
     """
 
     config: TrainConfig
-    weights: Weights | None
-    tokenizer: Any
-    hf_config: dict[str, Any]
-    generation_config: dict[str, Any]
-    model: Transformer
     batches: Batches
     steps: int
 
@@ -102,22 +88,13 @@ def train(config: TrainConfig) -> int:
         UserError: invalid settings or data, before the first step; a non-finite loss.
     """
     run = Path(config.output)
-    start = distributed.broadcast_from_main(latest_step(run))
-    if start and config.resume == "never":
-        raise UserError(
-            f"output={run}: already holds a run, up to step {start}; continue it with "
-            "--resume auto, or give another --output"
-        )
-    if distributed.is_main_process():
-        check_output(run, folder=True)
+    start = last_step(run, config.resume)
     job = prepare(config)
     _describe(job, start)
-    if distributed.is_main_process():
-        with explained(run, setting="output"):
-            _write_run_files(job, run)
+    write_run_files(job, run)
     optimizer = make_optimizer(config.optimizer, job.steps)
     with closing(Checkpoints(run, config.checkpoint)) as checkpoints:
-        state = init_state(job.model, optimizer, *_initial_params(job))
+        state = init_state(job.model, optimizer, *initial_params(job))
         if start:
             state = checkpoints.restore(start, state, config)
         step = make_train_step(job.model, optimizer, loss_chunk=config.compute.loss_chunk)
@@ -127,45 +104,8 @@ def train(config: TrainConfig) -> int:
         print_main(f"stopped by {name}; checkpoint at step {int(state.step)} of {job.steps}")
         print_main("to continue, repeat the command with --resume auto")
         return 128 + stopped
-    if state.frozen is None:
-        _export(job, state.params, run)
-    else:
-        _export_adapter(job, state.params, run)
-    distributed.broadcast_from_main(0)  # no process leaves before the export is complete
+    export(job, state, run)
     return 0
-
-
-def _export(job: Job, params: Any, run: Path) -> None:
-    """Write RUN/hf. All processes take part; the main one writes."""
-    folder = run / "hf"
-    if not distributed.broadcast_from_main(folder.exists()):
-        live = InMemoryWeights(params, job.hf_config, run / "model")
-        if distributed.is_main_process():
-            to_hf(live, folder, job.config.export_dtype)
-        else:
-            live.take_part()
-    print_main(f"exported to {folder}: transformers' from_pretrained loads it")
-
-
-def _export_adapter(job: Job, params: Any, run: Path) -> None:
-    """Write the adapter to RUN/peft and, merged into its base weights, to RUN/hf."""
-    folder, merged = run / "peft", run / "hf"
-    arrays = {path: on_host(x) for path, x in flatten_dict(params, sep=".").items()}
-    if not distributed.is_main_process():
-        return
-    assert job.weights is not None  # TrainConfig requires `model` for adapters
-    adapter = Adapter.from_arrays(_peft_config(job), arrays)
-    if not folder.exists():
-        adapter.write(folder)
-    if not merged.exists():
-        weights = MergedWeights(job.weights, adapter, run / "model", job.hf_config)
-        to_hf(weights, merged, job.config.export_dtype)
-    print_main(f"exported to {folder}: PEFT's PeftModel.from_pretrained loads it")
-    print_main(f"      and to {merged}, merged: transformers' from_pretrained loads it")
-
-
-def _peft_config(job: Job) -> dict[str, Any]:
-    return peft_config(job.config.lora, str(job.config.model))
 
 
 def prepare(config: TrainConfig) -> Job:
@@ -277,46 +217,6 @@ def _describe(job: Job, start: int) -> None:
     print_main(f"steps     {job.steps:,} of {config.batch_size} sequences packed into {packed}")
     if start:
         print_main(f"resuming  after step {start:,}")
-
-
-def _write_run_files(job: Job, run: Path) -> None:
-    """Write config.yaml, and to model/ a Hugging Face folder without weights.
-
-    A run that trains adapters also gets PEFT's adapter_config.json, which names the base weights.
-    """
-    folder = run / "model"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(run / "config.yaml", to_yaml(job.config))
-    if job.weights is not None and job.weights.aux_files is not None:
-        copy_aux_files(job.weights.aux_files, folder)
-    if job.config.tokenizer is not None:
-        if Path(job.config.tokenizer).is_dir():
-            copy_aux_files(Path(job.config.tokenizer), folder)
-        else:
-            job.tokenizer.save_pretrained(folder)
-    write_text(folder / "config.json", json.dumps(job.hf_config, indent=2) + "\n")
-    write_text(folder / GENERATION_CONFIG, json.dumps(job.generation_config, indent=2) + "\n")
-    if job.config.lora.rank:
-        write_text(folder / ADAPTER_CONFIG, json.dumps(_peft_config(job), indent=2) + "\n")
-
-
-def _initial_params(job: Job) -> tuple[Any, Any]:
-    """Trained and frozen parameters, on their devices.
-
-    Weights are loaded, or random from the recipe's seed if there are none; adapters are always
-    random.
-    """
-    model, kind = job.model, transformer.trained(job.model)
-
-    def random() -> Any:
-        rngs, lora = nnx.Rngs(job.config.seed), job.config.lora
-        fresh = Transformer(model.architecture, model.compute, model.rules, rngs=rngs, lora=lora)
-        return transformer.parameters(fresh, kind)
-
-    if job.weights is not None and kind is nnx.Param:
-        return load_params(job.weights, model), None
-    frozen = load_params(job.weights, model) if job.weights is not None else None
-    return jax.jit(random, out_shardings=transformer.shardings(model, kind))(), frozen
 
 
 def _run_steps(

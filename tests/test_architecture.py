@@ -9,6 +9,7 @@ from tests.conftest import ROOT
 MAY_IMPORT = {
     "api": {
         "commands",
+        "rl",
         "evaluation",
         "tasks",
         "decoding",
@@ -20,6 +21,7 @@ MAY_IMPORT = {
     },
     "commands": {
         "planning",
+        "rl",
         "curation",
         "serving",
         "evaluation",
@@ -32,6 +34,7 @@ MAY_IMPORT = {
         "config",
     },
     "planning": {"decoding", "training", "model", "data", "config"},
+    "rl": {"evaluation", "tasks", "decoding", "training", "model", "data", "config"},
     "serving": {"decoding", "data", "config"},
     "curation": {"tasks", "decoding", "convert", "data", "config"},
     "evaluation": {"tasks", "decoding", "data", "config"},

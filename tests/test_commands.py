@@ -17,6 +17,10 @@ COMMANDS = {
         "jaxs1.train",
         "--architecture tiny --tokenizer {model} --data.path {rows} --output {out}",
     ),
+    "grpo": (
+        "jaxs1.grpo",
+        "--model {model} --task {rows} --thinking.max_answer_tokens 8 --output {out}",
+    ),
     "curate": (
         "jaxs1.curate",
         "--input {rows} --features.tokenizer {model} --output {out} --stages.decontamination false",

@@ -41,10 +41,12 @@ class Buckets:
     flags: tuple[SamplingFlags, ...] | None = None
 
     def flags_for(self, needed: SamplingFlags) -> SamplingFlags:
-        """The first program that supports what a batch needs."""
+        """The first program that supports what a batch needs, and its log-probabilities if any."""
         if self.flags is None:
             return needed
-        return next(f for f in self.flags if all(x >= y for x, y in zip(f, needed, strict=True)))
+        without = needed._replace(logprobs=False)
+        found = next(f for f in self.flags if all(x >= y for x, y in zip(f, without, strict=True)))
+        return found._replace(logprobs=found.logprobs or needed.logprobs)
 
     def prefill_shapes(self, tokens: int) -> Iterator[tuple[int, int]]:
         """Rows and width of all prefill batches of at most `tokens` tokens."""

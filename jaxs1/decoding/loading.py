@@ -200,7 +200,7 @@ def _build(
         load_decode_params(weights, model),
         tokenizer,
         config.limits,
-        num_pages=1 + _cache_pages(a, dtype, config.limits, rules),
+        num_pages=1 + cache_pages(a, dtype, config.limits, rules),
         cache_dtype=jnp.dtype(dtype),
         impl=impl,
     )
@@ -245,7 +245,7 @@ def _sharding_rules(parallel: ParallelConfig) -> list[ShardingRules]:
     return [make_sharding_rules(mesh, group) for group in groups]
 
 
-def _cache_pages(a: Architecture, dtype: Any, limits: Limits, rules: ShardingRules) -> int:
+def cache_pages(a: Architecture, dtype: Any, limits: Limits, rules: ShardingRules) -> int:
     """Pages of the cache: as configured, or as many as fit and can be used."""
     if limits.kv_cache_tokens is not None:
         return pages_for(limits.kv_cache_tokens)

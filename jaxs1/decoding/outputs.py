@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -49,6 +50,14 @@ class Completion:
         index: index among the request's n completions
         tokens: all token ids after the prompt, delimiters included
         forced: for each of `tokens`, whether the controller inserted it
+        choices: for each of `tokens`, the id that the model chose; another one where the controller
+            replaced it, budget.NONE (-1) where the controller wrote without asking. This and the
+            next three are empty without `Request.logprobs`
+        logprobs: log-probability of each choice under the distribution that it was drawn from
+            (temperature, filters, forbidden ends); of greedy decoding at temperature 1; 0 without a
+            choice
+        gated: for each of `tokens`, whether the model was not allowed to end its thinking
+        kinds: for each of `tokens`, its `budget.TokenKind`
         note: human-readable remark if a setting could not be honoured as requested
         error: human-readable reason if there is no completion
     """
@@ -67,12 +76,22 @@ class Completion:
     index: int = 0
     tokens: list[int] = field(default_factory=list)
     forced: list[bool] = field(default_factory=list)
+    choices: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    gated: list[bool] = field(default_factory=list)
+    kinds: list[int] = field(default_factory=list)
     note: str | None = None
     error: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The completion as one JSON object; `forced` as the positions of forced tokens."""
+        """The completion as one JSON object; `forced` as the positions of forced tokens.
+
+        What is empty without `Request.logprobs` is left out then.
+        """
         record = dataclasses.asdict(self)
+        if not self.logprobs:
+            for name in ("choices", "logprobs", "gated", "kinds"):
+                del record[name]
         record["interventions"] = [entry._asdict() for entry in self.interventions]
         record["forced"] = [i for i, forced in enumerate(self.forced) if forced]
         return record
@@ -87,12 +106,18 @@ class TokenLog:
         forced: for each token, whether the controller inserted it
         kinds: for each token, its `budget.TokenKind`
         surplus: number of tokens that were discarded; not among `tokens`
+        choices: as in `Completion`, like the next two
+        logprobs: log-probability of each choice
+        gated: whether the model was not allowed to end its thinking
     """
 
     tokens: list[int] = field(default_factory=list)
     forced: list[bool] = field(default_factory=list)
     kinds: list[int] = field(default_factory=list)
     surplus: int = 0
+    choices: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    gated: list[bool] = field(default_factory=list)
 
     def extend(self, new: TokenLog) -> None:
         """Append newer tokens."""
@@ -100,6 +125,9 @@ class TokenLog:
         self.forced += new.forced
         self.kinds += new.kinds
         self.surplus += new.surplus
+        self.choices += new.choices
+        self.logprobs += new.logprobs
+        self.gated += new.gated
 
     @property
     def is_thinking(self) -> bool:
@@ -189,6 +217,10 @@ def complete(
         index=index,
         tokens=log.tokens,
         forced=log.forced,
+        choices=log.choices,
+        logprobs=log.logprobs,
+        gated=log.gated,
+        kinds=log.kinds if request.logprobs else [],
         note=note,
     )
 
@@ -218,6 +250,15 @@ def interventions(
         # a close that the model began is logged where the controller takes over
         before = kind if forced else TokenKind.PAD
     return log
+
+
+def answer_prefix_ids(completion: Completion) -> list[int]:
+    """The last answer prefix that the controller wrote; empty if there is none."""
+    starts = [entry.position for entry in completion.interventions if entry.kind == "answer_prefix"]
+    if not starts:
+        return []
+    behind = zip(completion.tokens[starts[-1] :], completion.forced[starts[-1] :], strict=True)
+    return [token for token, _ in itertools.takewhile(lambda x: x[1], behind)]
 
 
 def failed(request: Request, index: int, error: str) -> Completion:

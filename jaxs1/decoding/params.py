@@ -188,6 +188,7 @@ class Request:
         max_tokens: maximum tokens after the prompt, thinking, close and answer; -1: no limit. A
             quarter of them, at most thinking.min_answer_tokens, is reserved for the answer
         cache_salt: requests with different salts share no cached prefix
+        logprobs: whether completions have the model's choices and their log-probabilities
     """
 
     prompt_ids: Sequence[int]
@@ -197,6 +198,7 @@ class Request:
     seed: int = 0
     max_tokens: int = -1
     cache_salt: str = ""
+    logprobs: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers."""

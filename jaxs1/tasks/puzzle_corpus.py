@@ -42,6 +42,7 @@ from jaxs1.tasks.puzzles import (
 )
 
 EVALUATION_QUESTIONS = 400  # in each of dev.jsonl and test.jsonl
+TRAINING_QUESTIONS = 4000  # in train.jsonl
 BASE_MIXTURE = {"worksheet": 0.5, "compare": 0.2, "calculate": 0.15, "spot": 0.1, "express": 0.05}
 #: Share of worksheets whose six lines are drawn at random, with repetitions: there the letter alone
 #: determines the pair. Where the pair can be had by counting lines, it is lost after a Wait.
@@ -195,11 +196,13 @@ def write_corpus(
     sft_examples: int = 1000,
     teacher: Teacher | None = None,
 ) -> dict[str, Any]:
-    """Write base.jsonl, sft.jsonl, dev.jsonl, test.jsonl and tokenizer/; return a summary.
+    """Write base.jsonl, sft.jsonl, train.jsonl, dev.jsonl, test.jsonl and tokenizer/; a summary.
 
-    `seed` draws the base corpus and the traces; the dev and test questions are the same for every
-    seed, so that seeds can be compared. With the default, base.jsonl holds about 1.43M tokens, in
-    pages of `PAGE` that are nearly full. In the summary `base_tokens` counts the separators,
+    `seed` draws the base corpus, the traces and train.jsonl, which has further questions of the
+    training split, without traces, for reinforcement learning; the dev and test questions are the
+    same for every seed, so that seeds can be compared. With the default, base.jsonl holds about
+    1.43M tokens, in pages of `PAGE` that are nearly full. In the summary `base_tokens` counts the
+    separators,
     `trace_tokens` the complete chat and `thinking_tokens` only the lines.
 
     Raises:
@@ -217,6 +220,10 @@ def _write_files(
     traces = [teacher.trace(p, sft_rng) for p in sample_problems("train", sft_examples, sft_rng)]
     texts = [f"{t['question']}\n{t['thinking_trajectories'][0]}\n{t['attempt']}" for t in traces]
     files: dict[str, list[dict[str, Any]]] = {"base": [], "sft": traces}  # pages need the tokenizer
+    shown = {trace["question"] for trace in traces}
+    further = sample_problems("train", len(all_problems("train")), np.random.default_rng([seed, 2]))
+    unseen = [problem for problem in further if problem.question not in shown]
+    files["train"] = [problem.record() for problem in unseen[:TRAINING_QUESTIONS]]
     for split in ("dev", "test"):
         problems = sample_problems(split, EVALUATION_QUESTIONS, np.random.default_rng(0))
         files[split] = [problem.record() for problem in problems]

@@ -30,7 +30,7 @@ import orbax.checkpoint as ocp
 
 from jaxs1.config import UserError
 from jaxs1.storage import changed_settings, explain
-from jaxs1.training.config import CheckpointConfig, TrainConfig
+from jaxs1.training.config import CheckpointConfig
 from jaxs1.training.step import TrainState, put_scalar
 
 #: Settings that may change when a run is resumed; all others would change the result.
@@ -43,6 +43,7 @@ FREE_TO_CHANGE = (
     "checkpoint",
     "log",
     "distributed",
+    "held_out",
 )
 
 #: Arrays are written in chunks of at most this many bytes, stacked ones layer by layer, so a reader
@@ -104,8 +105,12 @@ class Checkpoints:
             ),
         )
 
-    def save(self, state: TrainState, config: TrainConfig) -> None:
+    def save(self, state: TrainState, config: Any) -> None:
         """Start writing a checkpoint; returns as soon as the state may be overwritten.
+
+        Args:
+            state: state after a step
+            config: settings of the run, a dataclass
 
         Raises:
             UserError: the disk has no room for it; the one before could not be written.
@@ -125,7 +130,7 @@ class Checkpoints:
                 ),
             )
 
-    def restore(self, step: int, like: TrainState, config: TrainConfig) -> TrainState:
+    def restore(self, step: int, like: TrainState, config: Any) -> TrainState:
         """Restore the state at a step.
 
         Args:
@@ -213,11 +218,12 @@ def _restore_args(tree: Any) -> Any:
     )
 
 
-def _require_same(saved: dict[str, Any], config: TrainConfig, run: Path) -> None:
+def _require_same(saved: dict[str, Any], config: Any, run: Path) -> None:
     """Refuse to resume with other settings; `saved` may use the names of earlier versions."""
-    # runs of versions without this setting
-    saved = saved | {"data": {"preset": "auto", **saved.get("data", {})}}
-    changed = changed_settings(saved, dataclasses.asdict(config))
+    current = dataclasses.asdict(config)
+    if "preset" in current["data"]:  # runs of versions without this setting
+        saved = saved | {"data": {"preset": "auto", **saved.get("data", {})}}
+    changed = changed_settings(saved, current)
     words = [
         f"{name} ({old} then, {new} now)"
         for name, (old, new) in changed.items()

@@ -12,14 +12,15 @@ everything but arrays.
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -28,6 +29,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxs1.config import UserError, one_line
 from jaxs1.training.config import DistributedConfig
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 #: Environment variables in which launchers store how many processes they started.
 COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
@@ -80,6 +84,32 @@ def broadcast_from_main(number: int) -> int:
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def share(items: Sequence[T], work: Callable[[Sequence[T]], list[R]]) -> list[R]:
+    """Let every process work on some of the items; all of them get all results, in order.
+
+    Args:
+        items: the same in all processes
+        work: items to their results, which must be picklable
+    """
+    count, index = jax.process_count(), jax.process_index()
+    if count == 1:
+        return work(items)
+    results: list[Any] = [None] * len(items)
+    for process, part in enumerate(_gather(work(items[index::count]))):
+        results[process::count] = part
+    return results
+
+
+def _gather(value: Any) -> list[Any]:
+    """The values of all processes, exchanged as arrays of bytes."""
+    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(data.size))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: data.size] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
 class AgreedMax:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,7 +31,7 @@ class MetricsLogger:
         self, run: Path, config: LogConfig, *, first: int, total: int, settings: dict[str, Any]
     ):
         self.config, self.total = config, total
-        self.file = _open_log(run / "metrics.jsonl", first)
+        self.file = open_log(run / "metrics.jsonl", first)
         self.tensorboard = self.wandb = None
         if config.tensorboard:
             from tensorboardX import SummaryWriter
@@ -57,13 +58,21 @@ class MetricsLogger:
         self.started = self.last = time.monotonic()
         self.first = first
 
-    def step(self, step: int, values: dict[str, float], *, compiled: bool) -> None:
+    def step(
+        self,
+        step: int,
+        values: dict[str, float],
+        *,
+        compiled: bool,
+        shown: Sequence[str] | None = None,
+    ) -> None:
         """Log a finished step.
 
         Args:
             step: number of the step, from 1
             values: metrics, in the order in which they are printed
             compiled: whether the step compiled a new shape, so its time is not representative
+            shown: names of the metrics to print; None prints all
         """
         self.file.write({"step": step, **values, "compiled": compiled})
         for name, value in values.items():
@@ -71,7 +80,8 @@ class MetricsLogger:
                 self.tensorboard.add_scalar(name, value, step)
         if self.wandb is not None:
             self.wandb.log(values, step=step)
-        text = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+        printed = values if shown is None else {n: values[n] for n in shown if n in values}
+        text = "  ".join(f"{name} {_short(value)}" for name, value in printed.items())
         self.bar.update(self.task, completed=step, description=text)
         is_last = step == self.total
         if not self.console.is_terminal and (step % self.config.every == 0 or is_last):
@@ -103,8 +113,8 @@ class MetricsLogger:
             self.wandb.finish(exit_code=1 if error else 0)
 
 
-def _open_log(path: Path, first: int) -> JsonlWriter:
-    """Open the log without the lines that an interrupted attempt wrote after step `first`."""
+def open_log(path: Path, first: int) -> JsonlWriter:
+    """Open a log without the lines that an interrupted attempt wrote after step `first`."""
     log, end = JsonlWriter(path), 0
     for line in complete_lines(path):
         if parse_row(line.content, line.where).get("step", 0) > first:

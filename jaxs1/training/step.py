@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,9 @@ from jaxs1.data.packing import Batch
 from jaxs1.model import transformer
 from jaxs1.model.sharding import ShardingRules
 from jaxs1.model.transformer import Transformer
-from jaxs1.training.loss import batch_loss
+from jaxs1.training.loss import NO_METRICS, TokenMetrics, batch_loss, empty_metrics
+
+T = TypeVar("T")
 
 
 class TrainState(NamedTuple):
@@ -42,13 +44,25 @@ class StepMetrics(NamedTuple):
     Args:
         loss: float32 [], mean loss of the step
         grad_norm: float32 [], global norm of the gradient before clipping
+        tokens: metrics of the tokens that are not masked, of losses that have any
     """
 
     loss: jax.Array
     grad_norm: jax.Array
+    tokens: TokenMetrics = NO_METRICS
 
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+#: A step; the batch is a NamedTuple of arrays [A, B, T], such as `Batch`.
+TrainStep = Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]
+#: (model with parameters, micro-batch [B, T], chunk=...) -> loss and metrics: `supervised_loss`.
+Loss = Callable[..., tuple[jax.Array, TokenMetrics]]
+
+
+def supervised_loss(
+    model: Transformer, batch: Batch, *, chunk: int
+) -> tuple[jax.Array, TokenMetrics]:
+    """`batch_loss`, which has no metrics of tokens."""
+    return batch_loss(model, batch, chunk=chunk), NO_METRICS
 
 
 def state_shardings(model: Transformer, optimizer: optax.GradientTransformation) -> TrainState:
@@ -114,14 +128,20 @@ def batch_sharding(rules: ShardingRules) -> NamedSharding:
     return rules.sharding((None, "rows", "sequence"))
 
 
-def put_batch(batch: Batch, rules: ShardingRules) -> Batch:
+def put_batch(batch: T, rules: ShardingRules) -> T:
     """Move a batch to the devices; with several processes each provides its own part."""
     sharding = batch_sharding(rules)
-    return Batch(*(jax.make_array_from_callback(x.shape, sharding, x.__getitem__) for x in batch))
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), batch
+    )
 
 
 def make_train_step(
-    model: Transformer, optimizer: optax.GradientTransformation, *, loss_chunk: int
+    model: Transformer,
+    optimizer: optax.GradientTransformation,
+    *,
+    loss_chunk: int,
+    loss: Loss = supervised_loss,
 ) -> TrainStep:
     """Make the jitted step. It donates the state: its buffers become the new state's.
 
@@ -129,36 +149,41 @@ def make_train_step(
         model: abstract; its parameters come from the state
         optimizer: from `make_optimizer`
         loss_chunk: see `loss.batch_loss`
+        loss: loss of a micro-batch
     """
     shardings = state_shardings(model, optimizer)
     replicated = shardings.step
 
-    def micro_loss(params: Any, frozen: Any, micro: Batch) -> jax.Array:
+    def micro_loss(params: Any, frozen: Any, micro: Any) -> tuple[jax.Array, TokenMetrics]:
         weights = [params] if frozen is None else [frozen, params]
-        return batch_loss(transformer.with_parameters(model, *weights), micro, chunk=loss_chunk)
+        return loss(transformer.with_parameters(model, *weights), micro, chunk=loss_chunk)
 
-    gradient = jax.value_and_grad(micro_loss)
+    gradient = jax.value_and_grad(micro_loss, has_aux=True)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
+        first = jax.tree.map(lambda x: x[0], batch)
         if batch.tokens.shape[0] == 1:
-            loss, grads = gradient(state.params, state.frozen, Batch(*(x[0] for x in batch)))
+            (value, tokens), grads = gradient(state.params, state.frozen, first)
         else:
 
-            def add(total: Any, micro: Batch) -> tuple[Any, None]:
-                loss_and_grads = gradient(state.params, state.frozen, micro)
-                return jax.tree.map(jnp.add, total, loss_and_grads), None
+            def add(total: Any, micro: Any) -> tuple[Any, None]:
+                value, tokens, grads = total
+                (new, seen), more = gradient(state.params, state.frozen, micro)
+                return (value + new, tokens.merge(seen), jax.tree.map(jnp.add, grads, more)), None
 
+            _, seen = jax.eval_shape(micro_loss, state.params, state.frozen, first)
             zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), state.params)
-            (loss, grads), _ = lax.scan(add, (jnp.zeros((), jnp.float32), zeros), batch)
+            start = (jnp.zeros((), jnp.float32), empty_metrics(seen), zeros)
+            (value, tokens, grads), _ = lax.scan(add, start, batch)
         grads = lax.with_sharding_constraint(grads, shardings.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         after = TrainState(state.step + 1, params, opt_state, state.frozen)
-        return after, StepMetrics(loss, optax.tree.norm(grads))
+        return after, StepMetrics(value, optax.tree.norm(grads), tokens)
 
     return jax.jit(
         train_step,
         donate_argnums=0,
         in_shardings=(shardings, batch_sharding(model.rules)),
-        out_shardings=(shardings, StepMetrics(replicated, replicated)),
+        out_shardings=(shardings, StepMetrics(replicated, replicated, replicated)),
     )

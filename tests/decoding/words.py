@@ -23,7 +23,7 @@ class Words:
             text = text[len(word) if known else 1 :]
         return {"input_ids": ids}
 
-    def decode(self, ids):
+    def decode(self, ids, **_):
         return "".join(self.words[i] for i in ids)
 
     def batch_decode(self, rows):

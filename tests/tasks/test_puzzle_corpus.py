@@ -93,7 +93,9 @@ def test_splits_are_disjoint_pinned_and_complete():
 def test_written_questions_stay_in_their_split(corpus):
     """No held-out set stands in the base corpus or in a trace; no question comes twice."""
     splits = {name: set(sets) for name, sets in puzzles.split_sets().items()}
-    for name, split, count in (("sft", "train", 1000), ("dev", "dev", 400), ("test", "test", 400)):
+    counts = {"sft": 1000, "train": 4000, "dev": 400, "test": 400}
+    for name, count in counts.items():
+        split = "train" if name == "sft" else name
         records = read(corpus / f"{name}.jsonl")
         assert len({r["question"] for r in records}) == len(records) == count
         for record in records:
@@ -102,6 +104,10 @@ def test_written_questions_stay_in_their_split(corpus):
             assert Problem.from_record(record).question == record["question"]
         if name != "sft":
             assert all(set(r) == {"question", "numbers", "target"} for r in records)
+    taught, further = (
+        {r["question"] for r in read(corpus / f"{n}.jsonl")} for n in ("sft", "train")
+    )
+    assert not taught & further
     text = (corpus / "base.jsonl").read_text()
     shown = {tuple(sorted(map(int, s.split(",")))) for s in re.findall(r"\d(?:,\d)+", text)}
     assert shown <= splits["train"]
@@ -346,7 +352,9 @@ def test_command_prints_the_summary(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(puzzle_corpus, "write_corpus", small)
     puzzle_corpus.main([str(tmp_path / "out"), "--seed", "3"])
     printed = capsys.readouterr().out
-    assert re.search(r"base records +1[678]\nsft records +20\ndev records +400\n", printed)
+    assert re.search(
+        r"base records +1[678]\nsft records +20\ntrain records +4,000\ndev records +400\n", printed
+    )
     assert re.search(r"share correct +0\.\d{3}\n", printed)
 
 

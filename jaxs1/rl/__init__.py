@@ -1,0 +1,1 @@
+"""Reinforcement learning: questions to roll-outs, rewards, advantages and the batches of a step."""
