@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxs1.decoding import budget, sampling
+from jaxs1.decoding import budget, sampling, scoring
 from jaxs1.decoding.budget import Phase, TokenKind
 from jaxs1.decoding.decode_state import DecodeState
 from jaxs1.decoding.sampling import SamplingFlags
@@ -168,6 +168,8 @@ def _next_tokens(
     settings = rows.sampling
     if flags.penalised:
         settings = sampling.see(settings, token_B, is_new_B, is_surplus_B, back_B)
+    if flags.adjusted:
+        settings = sampling.count(settings, token_B, is_new_B & ~is_surplus_B)
     rows = rows._replace(
         state=state,
         sampling=settings,
@@ -232,6 +234,11 @@ class CompiledFunctions:
             donate_argnums=1,
             out_shardings=(cache, replicated, replicated),
             compiler_options=BACKENDS[impl].compiler_options(),
+        )
+        self.score = jax.jit(
+            partial(scoring.score, model),
+            donate_argnums=1,
+            out_shardings=(cache, replicated),
         )
         self.copy_page = jax.jit(kv_cache.copy_page, donate_argnums=0, out_shardings=cache)
         self.insert = jax.jit(insert, out_shardings=replicated)

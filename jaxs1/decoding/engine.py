@@ -18,7 +18,14 @@ from jaxs1.decoding.buckets import Buckets, bucket, size_for
 from jaxs1.decoding.budget import EndedBy, Phase, TokenKind
 from jaxs1.decoding.controls import SequenceLimits, check_sizes, newline_table, with_reserve
 from jaxs1.decoding.decode_loop import NO_LIMIT, ChunkOutput, CompiledFunctions
-from jaxs1.decoding.decode_state import NewSequence, empty_rows, rows_of, sampling_flags, table
+from jaxs1.decoding.decode_state import (
+    NewSequence,
+    empty_rows,
+    no_adjustments,
+    rows_of,
+    sampling_flags,
+    table,
+)
 from jaxs1.decoding.outputs import Completion, StreamOutput, TokenLog, complete, failed
 from jaxs1.decoding.page_allocator import pages_for
 from jaxs1.decoding.params import Request, ThinkingParams
@@ -29,6 +36,7 @@ from jaxs1.decoding.scheduler import (
     Scheduler,
     Sequence,
 )
+from jaxs1.decoding.scoring import joined
 from jaxs1.decoding.tokenized_thinking import (
     TokenizedThinking,
     resolve_auto,
@@ -117,6 +125,19 @@ class Engine(BaseEngine):
             )
         return was_thinking
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether the state has the arrays of `sampling.Adjustments`."""
+        return self.decode_state.sampling.adjustments is not None
+
+    def allow_adjustments(self) -> None:
+        """Add these arrays; the programs for decode steps are compiled again."""
+        if not self.adjusts:
+            new = no_adjustments(self.limits.max_num_seqs, len(self.is_newline_V))
+            new = jax.device_put(new, self.model.rules.sharding(()))
+            settings = self.decode_state.sampling._replace(adjustments=new)
+            self.decode_state = self.decode_state._replace(sampling=settings)
+
     def load(self) -> Load:
         """See `BaseEngine`."""
         return self.scheduler.load()
@@ -157,10 +178,13 @@ class Engine(BaseEngine):
         self, request: Request, longest: int | None
     ) -> tuple[TokenizedThinking, list[int], str | None]:
         """Thinking parameters and prompt of a request in token ids, and a remark."""
-        self._check_ids(request.prompt_ids)
-        thinking, note = self._tokenize(request.thinking), None
+        self._check_ids("prompt", request.prompt_ids)
+        self._check_ids("sampling.logit_bias", request.sampling.logit_bias)
+        texts = (request.answer_start, request.tool_call)
+        thinking, note = self._tokenize(request.thinking, *texts), None
         if 0 <= request.max_tokens <= len(thinking.cut):
-            thinking = self._tokenize(dataclasses.replace(request.thinking, mode="off"))
+            off = dataclasses.replace(request.thinking, mode="off")
+            thinking = self._tokenize(off, *texts)
             note = (
                 f"max_tokens={request.max_tokens}: too few to end a thought and to answer; "
                 "thinking is off"
@@ -182,6 +206,7 @@ class Engine(BaseEngine):
         if not schedule.num_rows:
             return None
         needed = sampling_flags([s.request.sampling for _, s in self.scheduler.running])
+        flags = self.buckets.flags_for(needed)
         self.cache, self.decode_state, output = self.compiled.decode_steps(
             self.params,
             self.cache,
@@ -191,11 +216,18 @@ class Engine(BaseEngine):
             eager,
             rows=schedule.num_rows,
             pages=schedule.num_pages,
-            flags=self.buckets.flags_for(needed),
+            flags=flags._replace(adjusted=flags.adjusted and self.adjusts),
         )
         return output
 
     def _prefill(self, batch: PrefillBatch) -> None:
+        scored = [part for part in batch.parts if part[0].request.prompt_scores]
+        for part in scored:
+            self._score(part, batch.width)
+        if scored:
+            batch = batch._replace(parts=[part for part in batch.parts if part not in scored])
+        if not batch.parts:
+            return
         rows = size_for(self.buckets.rows, len(batch.parts))
         tokens_RT = np.zeros((rows, batch.width), np.int32)
         positions_RT = np.full((rows, batch.width), PAD_POSITION, np.int32)
@@ -209,7 +241,24 @@ class Engine(BaseEngine):
             self.params, self.cache, tokens_RT, positions_RT, table_RM
         )
 
+    def _score(self, part: tuple[Sequence, int, int], width: int) -> None:
+        """Prefill with scores, one prompt at a time and all pages, so few programs are compiled."""
+        s, start, end = part
+        tokens_1T, next_T = np.zeros((1, width), np.int32), np.zeros(width, np.int32)
+        positions_1T = np.full((1, width), PAD_POSITION, np.int32)
+        tokens_1T[0, : end - start], next_T[: end - start] = (
+            s.prompt[start:end], s.prompt[start + 1 : end + 1],
+        )  # fmt: skip
+        positions_1T[0, : end - start] = np.arange(start, end)
+        table_1M = table([s.pages], 1, self.buckets.pages[-1])
+        self.cache, scores = self.compiled.score(
+            self.params, self.cache, tokens_1T, positions_1T, table_1M, next_T
+        )
+        s.scores.append((end - start, scores))
+
     def _insert(self, inserts: list[tuple[int, Sequence]]) -> None:
+        if any(s.request.sampling.is_adjusted for _, s in inserts):
+            self.allow_adjustments()
         rows = _padded([row for row, _ in inserts], len(self.scheduler.rows))
         sequences = [
             NewSequence(
@@ -223,6 +272,7 @@ class Engine(BaseEngine):
             len(rows),
             max_pages=self.scheduler.max_pages,
             is_newline_V=self.is_newline_V,
+            adjusted=self.adjusts,
         )
         self.decode_state = self.compiled.insert(self.decode_state, new, rows)
 
@@ -247,18 +297,21 @@ class Engine(BaseEngine):
         return outputs
 
     def _complete(self, s: Sequence, ended_by: str, finish: int) -> Completion:
-        return complete(
+        completion = complete(
             s.request, s.sample, s.thinking, self.tokenizer, s.prompt, s.log,
             ended_by=ended_by, finish=finish, note=s.note or s.limits.note,
         )  # fmt: skip
+        if not s.request.prompt_scores:
+            return completion
+        return dataclasses.replace(completion, prompt_scores=joined((s.first or s).scores))
 
-    def _check_ids(self, ids: Any) -> None:
-        if not len(ids):
+    def _check_ids(self, name: str, ids: Any) -> None:
+        if name == "prompt" and not len(ids):
             raise UserError("prompt: is empty; give at least one token")
         size = len(self.tokenizer)
         if wrong := [i for i in ids if not 0 <= i < size]:
             raise UserError(
-                f"prompt: id {wrong[0]} is not in the tokenizer; give ids from 0 to {size - 1}"
+                f"{name}: id {wrong[0]} is not in the tokenizer; give ids from 0 to {size - 1}"
             )
 
 
@@ -272,8 +325,8 @@ def _log(output: ChunkOutput, row: int) -> TokenLog:
     return TokenLog(tokens, forced, kinds, surplus=int(is_surplus_N.sum()))
 
 
-def _tokenize(tokenizer: Any, params: ThinkingParams) -> TokenizedThinking:
-    thinking = tokenize_thinking(params, tokenizer)
+def _tokenize(tokenizer: Any, params: ThinkingParams, *texts: str) -> TokenizedThinking:
+    thinking = tokenize_thinking(params, tokenizer, *texts)
     check_sizes(thinking)
     return thinking
 

@@ -9,7 +9,11 @@ from typing import Any, NamedTuple
 
 from jaxs1.decoding.budget import Finish, TokenKind
 from jaxs1.decoding.params import Request, delimiters_of
+from jaxs1.decoding.scoring import TokenScores
 from jaxs1.decoding.tokenized_thinking import Ids, TokenizedThinking
+
+#: Kinds of tokens that the controller may write, apart from Waits.
+TEXTS = (TokenKind.CLOSE, TokenKind.ANSWER_PREFIX, TokenKind.ANSWER)
 
 
 class Intervention(NamedTuple):
@@ -17,7 +21,7 @@ class Intervention(NamedTuple):
 
     Args:
         position: position of its first forced token, counted from the first token after the prompt
-        kind: wait, close or answer_prefix
+        kind: wait, close, answer_prefix, or answer (a call, or the answer's beginning)
         string: index of the wait string; None for the other kinds
     """
 
@@ -51,6 +55,7 @@ class Completion:
         forced: for each of `tokens`, whether the controller inserted it
         note: human-readable remark if a setting could not be honoured as requested
         error: human-readable reason if there is no completion
+        prompt_scores: log-probabilities of the prompt's tokens but the first, if requested
     """
 
     prompt_ids: list[int]
@@ -69,11 +74,16 @@ class Completion:
     forced: list[bool] = field(default_factory=list)
     note: str | None = None
     error: str | None = None
+    prompt_scores: TokenScores | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The completion as one JSON object; `forced` as the positions of forced tokens."""
         record = dataclasses.asdict(self)
         record["interventions"] = [entry._asdict() for entry in self.interventions]
+        if self.prompt_scores is None:
+            del record["prompt_scores"]
+        else:
+            record["prompt_scores"] = self.prompt_scores._asdict()
         record["forced"] = [i for i, forced in enumerate(self.forced) if forced]
         return record
 
@@ -213,7 +223,7 @@ def interventions(
             wait_ends = position + wait_lengths[string]
             waits += 1
             log.append(Intervention(position, "wait", string))
-        elif kind in (TokenKind.CLOSE, TokenKind.ANSWER_PREFIX) and forced and before != kind:
+        elif kind in TEXTS and forced and before != kind:
             log.append(Intervention(position, TokenKind(kind).name.lower(), None))
         # a close that the model began is logged where the controller takes over
         before = kind if forced else TokenKind.PAD

@@ -1,10 +1,10 @@
-"""From logits to a token: greedy, temperature, top-k, top-p, min-p, repetition penalty.
+"""From logits to a token: greedy, temperature, top-k, top-p, min-p, penalties, biases.
 
 Every sequence has its own settings and its own random key, which is folded with the position: its
 tokens depend neither on its neighbours nor on when it was admitted. Nothing is sorted: thresholds
 are found by bisection, exactly, in as many passes as a number has bits.
 
-Letters: B sequences, V ids, C blocks of ids.
+Letters: B sequences, V ids, C blocks of ids, N biases.
 """
 
 from __future__ import annotations
@@ -30,11 +30,32 @@ class SamplingFlags(NamedTuple):
         sampled: some temperature is above 0
         filtered: some sequence uses top-k, top-p or min-p
         penalised: some sequence uses a repetition penalty
+        adjusted: some sequence uses a presence or frequency penalty, or a logit bias
     """
 
     sampled: bool
     filtered: bool
     penalised: bool
+    adjusted: bool = False
+
+
+class Adjustments(NamedTuple):
+    """Presence and frequency penalties and logit biases; a pytree of arrays.
+
+    Args:
+        presence: float32 [B], presence penalty
+        frequency: float32 [B], frequency penalty
+        count_BV: uint16, times that ids have occurred in the completion, a surplus apart; updated
+            only if anything is adjusted
+        biased_BN: int32, ids with a bias, padded with an id that is out of bounds
+        bias_BN: float32, their biases
+    """
+
+    presence: jax.Array
+    frequency: jax.Array
+    count_BV: jax.Array
+    biased_BN: jax.Array
+    bias_BN: jax.Array
 
 
 class SamplingState(NamedTuple):
@@ -50,6 +71,7 @@ class SamplingState(NamedTuple):
         seen_BV: uint8, ids in prompt or completion: SEEN, and SEEN_IN_SURPLUS where a surplus has
             them; updated only if anything is penalised
         key_B: uint32 [B, 2], random keys
+        adjustments: None where no sequence of the engine has ever needed any
     """
 
     temperature: jax.Array
@@ -60,6 +82,7 @@ class SamplingState(NamedTuple):
     penalty: jax.Array
     seen_BV: jax.Array
     key_B: jax.Array
+    adjustments: Adjustments | None = None
 
 
 def sample(
@@ -78,8 +101,12 @@ def sample(
         position_B: int32, tokens drawn or forced before; selects the random number
         flags: static, what to compile; must cover all that `sampling` needs
     """
+    if flags.adjusted:
+        logits_BV = add_biases(logits_BV, _of(sampling))
     if flags.penalised:
         logits_BV = penalise(logits_BV, sampling.seen_BV, sampling.penalty)
+    if flags.adjusted:
+        logits_BV = penalise_output(logits_BV, _of(sampling))
     likeliest_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     if not flags.sampled:
         return likeliest_B
@@ -98,6 +125,36 @@ def penalise(logits_BV: jax.Array, seen_BV: jax.Array, penalty_B: jax.Array) -> 
     penalty = penalty_B[:, None]
     punished = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
     return jnp.where(seen_BV != 0, punished, logits_BV)
+
+
+def add_biases(logits_BV: jax.Array, adjustments: Adjustments) -> jax.Array:
+    """Add the biases, as in OpenAI's API; before all penalties, as in vLLM."""
+    row_B1 = jnp.arange(logits_BV.shape[0])[:, None]
+    return logits_BV.at[row_B1, adjustments.biased_BN].add(adjustments.bias_BN, mode="drop")
+
+
+def penalise_output(logits_BV: jax.Array, adjustments: Adjustments) -> jax.Array:
+    """Make tokens of the completion less likely; the prompt's do not count, as in vLLM."""
+    count_BV = adjustments.count_BV.astype(jnp.float32)
+    logits_BV = logits_BV - adjustments.frequency[:, None] * count_BV
+    return logits_BV - adjustments.presence[:, None] * (count_BV > 0)
+
+
+def count(sampling: SamplingState, token_B: jax.Array, is_kept_B: jax.Array) -> SamplingState:
+    """Count new tokens, except for a surplus."""
+    adjustments = _of(sampling)
+    row_B, count_BV = jnp.arange(token_B.shape[0]), adjustments.count_BV
+    before_B = count_BV[row_B, token_B]
+    room_B = before_B < jnp.iinfo(jnp.uint16).max
+    after_B = before_B + (is_kept_B & room_B).astype(jnp.uint16)
+    count_BV = count_BV.at[row_B, token_B].set(after_B)
+    return sampling._replace(adjustments=adjustments._replace(count_BV=count_BV))
+
+
+def _of(sampling: SamplingState) -> Adjustments:
+    if sampling.adjustments is None:
+        raise ValueError("flags.adjusted: the state has no adjustments")
+    return sampling.adjustments
 
 
 def see(

@@ -24,6 +24,7 @@ def warm_up(engine: Engine) -> Iterator[str]:
         the name of each program, after it has run
     """
     assert not engine.busy
+    engine.allow_adjustments()
     buckets = engine.buckets
     for pages in buckets.pages:
         for rows, width in buckets.prefill_shapes(engine.limits.prefill_chunk_tokens):
@@ -56,7 +57,12 @@ def _small_programs(engine: Engine) -> None:
     for rows in sorted({bucket(n) for n in range(1, most + 1)}):
         nowhere = np.full(rows, most, np.int32)
         max_pages = engine.scheduler.max_pages
-        new = empty_rows(rows, max_pages=max_pages, is_newline_V=engine.is_newline_V)
+        new = empty_rows(
+            rows,
+            max_pages=max_pages,
+            is_newline_V=engine.is_newline_V,
+            adjusted=engine.adjusts,
+        )
         state = compiled.insert(engine.decode_state, new, nowhere)
         state = compiled.halt(state, nowhere)
         engine.decode_state = compiled.end_thinking(state, engine.is_newline_V, nowhere)

@@ -75,6 +75,7 @@ class Choice:
         skipped: ids that are dropped where the answer begins with them
         tools: names of the tools that the answer may call
         parallel_calls: whether it may call more than one
+        forced_call: name of the tool that it must call
     """
 
     index: int
@@ -87,6 +88,7 @@ class Choice:
     skipped: tuple[int, ...] = ()
     tools: tuple[str, ...] = ()
     parallel_calls: bool = True
+    forced_call: str | None = None
     usage: Usage = field(default_factory=Usage)
     thinking_ended_by: str = "open"
     finish_reason: str | None = None
@@ -100,7 +102,7 @@ class Choice:
             "reasoning": ChannelText(strip=self.strip),
             "content": ChannelText(self.stops, strip=self.strip),
         }
-        self._calls = ToolCalls(self.tools) if self.tools else None
+        self._calls = ToolCalls(self.tools, self.forced_call) if self.tools else None
         self.has_called = False
         self._kind: int = TokenKind.PAD
         self._answer: list[int] | None = [] if self.skipped else None

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from jaxs1.decoding.params import MAX_BIASES
 from jaxs1.serving import thinking_fields
 from jaxs1.serving.errors import ApiError, bad_request
 
@@ -24,6 +25,8 @@ HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "p
 Text = Annotated[str, Field(min_length=1, max_length=256)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class _Body(BaseModel):
@@ -47,6 +50,9 @@ class Sampled(_Body):
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Probability | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
     stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None = None
@@ -109,9 +115,6 @@ class ControlBody(_Body):
 
 #: Field -> values that mean nothing; any other value is refused, since it would not be honoured.
 NOT_SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
     "logprobs": (False, 0),
     "top_logprobs": (0,),
     "min_tokens": (0,),

@@ -35,6 +35,7 @@ from jaxs1.serving.protocol import (
     ignored,
 )
 from jaxs1.serving.thinking_fields import ThinkingRequest
+from jaxs1.serving.tool_choice import NO_TOOLS, ToolChoice, read_tools
 
 #: Maximum length of a prompt per token of the context [characters]; longer ones are not encoded.
 CHARACTERS_PER_TOKEN = 16
@@ -62,8 +63,7 @@ class Job:
         continuous_usage: whether each event has the usage so far
         request_id: name of the request that the client chose
         ignored: fields of the body that have no effect
-        tools: names of the tools that an answer may call
-        parallel_calls: whether it may call more than one
+        tools: tools that an answer may call
     """
 
     kind: str
@@ -78,8 +78,7 @@ class Job:
     continuous_usage: bool
     request_id: str | None
     ignored: list[str]
-    tools: tuple[str, ...] = ()
-    parallel_calls: bool = True
+    tools: ToolChoice = NO_TOOLS
 
     @property
     def sequences(self) -> int:
@@ -105,15 +104,12 @@ def chat_job(raw: Mapping[str, Any], config: ServeConfig, engine: BaseEngine) ->
         ApiError: what the client has to change
     """
     body = check(ChatBody, raw)
-    tools = _tools(body)
+    tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
     thinking = thinking_fields.read(raw, config)
-    ids = _rendered(body.messages, thinking, engine, tools)
+    ids = _rendered(body.messages, thinking, engine, tools.descriptions)
     limit = _same("max_tokens", body.max_tokens, "max_completion_tokens",
                   body.max_completion_tokens)  # fmt: skip
-    job = _job("chat", body, raw, [ids], limit, thinking, config, engine)
-    names = tuple(tool["function"]["name"] for tool in tools)
-    parallel = body.parallel_tool_calls is not False
-    return dataclasses.replace(job, tools=names, parallel_calls=parallel)
+    return _job("chat", body, raw, [ids], limit, thinking, config, engine, tools)
 
 
 def completion_job(raw: Mapping[str, Any], config: ServeConfig, engine: BaseEngine) -> Job:
@@ -140,8 +136,13 @@ def sampling_of(
     body: Sampled, default: SamplingParams, thinking: ThinkingRequest
 ) -> SamplingParams:
     """Sampling parameters: the body's, else the server's."""
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    names = (
+        *("temperature", "top_p", "top_k", "min_p"),
+        *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+    )
     changes = {name: getattr(body, name) for name in names if getattr(body, name) is not None}
+    if body.logit_bias is not None:
+        changes["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
     if changes.get("top_k") == -1:
         changes["top_k"] = 0
     if thinking.answer_temperature is not None:
@@ -160,6 +161,7 @@ def _job(
     thinking: ThinkingRequest,
     config: ServeConfig,
     engine: BaseEngine,
+    tools: ToolChoice = NO_TOOLS,
 ) -> Job:
     options = body.stream_options
     thinking = _with_preset(thinking, engine.tokenizer)
@@ -173,6 +175,8 @@ def _job(
             seed=seed,
             max_tokens=-1 if max_tokens is None else max_tokens,
             cache_salt=body.cache_salt or "",
+            answer_start=tools.answer_start,
+            tool_call=tools.call_token(engine.tokenizer),
         )
         for ids in prompts
     ]
@@ -189,6 +193,7 @@ def _job(
         continuous_usage=bool(options and options.continuous_usage_stats),
         request_id=body.request_id,
         ignored=ignored(type(body), raw),
+        tools=tools,
     )
 
 
@@ -272,19 +277,6 @@ def _same(name: str, value: int | None, other_name: str, other: int | None) -> i
             f"{name}={value} and {other_name}={other}: disagree; give one of them", other_name
         )
     return other if value is None else value
-
-
-def _tools(body: ChatBody) -> list[dict[str, Any]]:
-    """Descriptions of the tools that the answer may call."""
-    choice = body.tool_choice
-    if choice not in (None, "auto", "none"):
-        raise bad_request("tool_choice: only auto and none are supported", "tool_choice")
-    tools = [] if choice == "none" else body.tools or []
-    for i, tool in enumerate(tools):
-        function = tool.get("function")
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise bad_request(f"tools.{i}: must describe a function that has a name", f"tools.{i}")
-    return tools
 
 
 def _switches_on(raw: Mapping[str, Any]) -> bool:

@@ -50,8 +50,9 @@ class Reply:
                 strip=job.kind == "chat",
                 details=job.thinking.details,
                 skipped=job.skipped,
-                tools=job.tools,
-                parallel_calls=job.parallel_calls,
+                tools=job.tools.names,
+                parallel_calls=job.tools.parallel,
+                forced_call=job.tools.name,
             )
             for i, (request, limits) in enumerate(zip(job.requests, job.limits, strict=True))
             for sample in range(request.n)

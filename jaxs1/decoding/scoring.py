@@ -1,0 +1,94 @@
+"""Log-probabilities of given tokens: a prefill that looks at what the model expected.
+
+Letters in addition to those of `decode_loop`: S positions whose logits exist at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxs1.model import decode
+from jaxs1.model.kv_cache import KVCache
+from jaxs1.model.transformer import Transformer
+
+#: Positions whose logits exist at the same time: 64 x 152,000 ids are 39 MB.
+BLOCK = 64
+
+
+class TokenScores(NamedTuple):
+    """What a model expected in place of some tokens, each behind all those before it.
+
+    Args:
+        logprobs: natural logarithm of each token's probability, over all ids of the model
+        best_ids: most likely token in its place
+        best_logprobs: log-probability of that one
+    """
+
+    logprobs: Any
+    best_ids: Any
+    best_logprobs: Any
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether greedy decoding would have written these tokens."""
+        return all(x == y for x, y in zip(self.logprobs, self.best_logprobs, strict=True))
+
+    def since(self, first: int) -> TokenScores:
+        """The scores from a token on."""
+        return TokenScores(*(x[first:] for x in self))
+
+
+def score(
+    model: Transformer,
+    params: Any,
+    cache: KVCache,
+    tokens_1T: jax.Array,
+    positions_1T: jax.Array,
+    table_1M: jax.Array,
+    next_T: jax.Array,
+) -> tuple[KVCache, TokenScores]:
+    """Prefill a part of one prompt, and score the token that follows each position.
+
+    Args:
+        model: abstract
+        params: see `model.decode_params`
+        cache: keys and values of the preceding tokens
+        tokens_1T, positions_1T, table_1M: as in `decode_loop.prefill`
+        next_T: int32, the prompt's next token behind each position
+    """
+    x_1TD, cache = decode.forward(model, params, cache, tokens_1T, positions_1T, table_1M)
+
+    def block(part: tuple[jax.Array, jax.Array]) -> TokenScores:
+        x_SD, next_S = part
+        logprobs_SV = jax.nn.log_softmax(decode.logits(model, params, x_SD), axis=-1)
+        own_S = jnp.take_along_axis(logprobs_SV, next_S[:, None], axis=-1)[:, 0]
+        best_S = jnp.argmax(logprobs_SV, axis=-1).astype(jnp.int32)
+        return TokenScores(own_S, best_S, logprobs_SV.max(axis=-1))
+
+    length = next_T.shape[0]
+    size = min(BLOCK, length)
+    padding = -length % size
+    x_NSD = jnp.pad(x_1TD[0], ((0, padding), (0, 0))).reshape(-1, size, x_1TD.shape[-1])
+    next_NS = jnp.pad(next_T, (0, padding)).reshape(-1, size)
+    scores = lax.map(block, (x_NSD, next_NS))
+    return cache, TokenScores(*(x_NS.reshape(-1)[:length] for x_NS in scores))
+
+
+def joined(parts: Sequence[tuple[int, TokenScores]]) -> TokenScores:
+    """Scores on the host, in lists.
+
+    Args:
+        parts: scores on the device, each with the number of them that count
+    """
+    fetched = jax.device_get([scores for _, scores in parts])
+    counts = [count for count, _ in parts]
+    columns = zip(*([x[:n] for x in scores] for n, scores in zip(counts, fetched, strict=True)),
+                  strict=True)  # fmt: skip
+    arrays = [np.concatenate(column).tolist() for column in columns]
+    return TokenScores(*arrays) if arrays else TokenScores([], [], [])
