@@ -25,7 +25,7 @@ from typing import Any
 from jaxs1.config import UserError, parse, run_command
 from jaxs1.decoding.base_engine import BaseEngine
 from jaxs1.decoding.loading import EngineConfig, LoadedEngine, load_engine
-from jaxs1.decoding.outputs import Completion
+from jaxs1.decoding.outputs import Completion, answer_prefix_ids
 from jaxs1.decoding.params import (
     Request,
     SamplingParams,
@@ -291,11 +291,7 @@ def _graded(
 
 def _answer_prefix(completion: Completion, tokenizer: Any) -> str:
     """The answer prefix that the controller wrote; the grader may need it to find the answer."""
-    starts = [entry.position for entry in completion.interventions if entry.kind == "answer_prefix"]
-    if not starts:
-        return ""
-    behind = zip(completion.tokens[starts[-1] :], completion.forced[starts[-1] :], strict=True)
-    return tokenizer.decode([token for token, _ in itertools.takewhile(lambda x: x[1], behind)])
+    return tokenizer.decode(answer_prefix_ids(completion))
 
 
 if __name__ == "__main__":

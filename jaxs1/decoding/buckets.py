@@ -17,10 +17,10 @@ from jaxs1.decoding.sampling import SamplingFlags
 MIN_PREFILL = 16
 #: Ratio of two neighbouring sizes of a ladder.
 STEP = 4
-#: Programs of a ladder for sampling: plain, and with all filters, penalties and biases.
+#: Programs of a ladder for sampling: plain, and with all filters, penalties, biases and scores.
 LADDER_FLAGS = (
     SamplingFlags(sampled=True, filtered=False, penalised=False),
-    SamplingFlags(sampled=True, filtered=True, penalised=True, adjusted=True),
+    SamplingFlags(sampled=True, filtered=True, penalised=True, adjusted=True, scored=True),
 )
 
 
@@ -41,10 +41,12 @@ class Buckets:
     flags: tuple[SamplingFlags, ...] | None = None
 
     def flags_for(self, needed: SamplingFlags) -> SamplingFlags:
-        """The first program that supports what a batch needs."""
+        """The first program that supports what a batch needs, and its log-probabilities if any."""
         if self.flags is None:
             return needed
-        return next(f for f in self.flags if all(x >= y for x, y in zip(f, needed, strict=True)))
+        without = needed._replace(logprobs=False)
+        found = next(f for f in self.flags if all(x >= y for x, y in zip(f, without, strict=True)))
+        return found._replace(logprobs=found.logprobs or needed.logprobs)
 
     def prefill_shapes(self, tokens: int) -> Iterator[tuple[int, int]]:
         """Rows and width of all prefill batches of at most `tokens` tokens."""

@@ -23,6 +23,7 @@ from jaxs1.decoding import budget, sampling, scoring
 from jaxs1.decoding.budget import Phase, TokenKind
 from jaxs1.decoding.decode_state import DecodeState
 from jaxs1.decoding.sampling import SamplingFlags
+from jaxs1.decoding.scoring import TokenScores
 from jaxs1.model import decode, kv_cache
 from jaxs1.model.backends import BACKENDS
 from jaxs1.model.kv_cache import KVCache
@@ -40,12 +41,21 @@ class ChunkOutput(NamedTuple):
         token_NB: int32, token ids
         forced_NB: bool, whether the controller inserted the token
         kind_NB: int32, `budget.TokenKind` of each token
+        choice_NB: int32, id that the model chose, which the controller may have replaced;
+            budget.NONE where it had no choice. Like the next two None without `flags.logprobs`
+        logprob_NB: float32, log-probability of the choice, see `sampling.sample`; 0 without one
+        gated_NB: bool, whether the model was not allowed to end its thinking
+        scores_NB: scores of token_NB; None without `flags.scored`
     """
 
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count
     token_NB: jax.Array
     forced_NB: jax.Array
     kind_NB: jax.Array
+    choice_NB: jax.Array | None = None
+    logprob_NB: jax.Array | None = None
+    gated_NB: jax.Array | None = None
+    scores_NB: TokenScores | None = None
 
 
 class _Carry(NamedTuple):
@@ -102,8 +112,9 @@ def decode_steps(
 
     def step(carry: _Carry) -> _Carry:
         logits_BV, cache = _logits(model, params, carry.cache, carry.state, table_BM, impl)
-        logits_BV = logits_BV[:, : is_newline_V.shape[0]]
+        all_BV, logits_BV = logits_BV, logits_BV[:, : is_newline_V.shape[0]]
         state, new = _next_tokens(active.controls, is_newline_V, carry.state, logits_BV, flags)
+        new = (*new, scoring.scores_of(all_BV, new[0]) if flags.scored else None)
         i, *arrays = carry.output
         arrays = jax.tree.map(lambda all_NB, x_B: all_NB.at[i].set(x_B), tuple(arrays), new)
         return _Carry(cache, state, ChunkOutput(i + 1, *arrays))
@@ -115,11 +126,21 @@ def decode_steps(
 
     limit = jnp.minimum(limit, num_steps)
     running_at_start_B = active.state.phase != Phase.DONE
-    empty = jnp.zeros((num_steps, rows), jnp.int32)
-    start = _Carry(cache, active, ChunkOutput(jnp.int32(0), empty, empty.astype(bool), empty))
+    start = _Carry(cache, active, _empty_output(num_steps, rows, flags))
     cache, active, output = lax.while_loop(is_unfinished, step, start)
     decode_state = jax.tree.map(lambda x, new: x.at[:rows].set(new), decode_state, active)
     return cache, decode_state, output
+
+
+def _empty_output(num_steps: int, rows: int, flags: SamplingFlags) -> ChunkOutput:
+    empty = jnp.zeros((num_steps, rows), jnp.int32)
+    output = ChunkOutput(jnp.int32(0), empty, empty.astype(bool), empty)
+    number = empty.astype(jnp.float32)
+    if flags.logprobs:
+        output = output._replace(choice_NB=empty, logprob_NB=number, gated_NB=empty.astype(bool))
+    if flags.scored:
+        output = output._replace(scores_NB=TokenScores(number, empty, number))
+    return output
 
 
 def _logits(
@@ -151,15 +172,16 @@ def _next_tokens(
     rows: DecodeState,
     logits_BV: jax.Array,
     flags: SamplingFlags,
-) -> tuple[DecodeState, tuple[jax.Array, jax.Array, jax.Array]]:
-    """Sample, let the controller decide, advance; also tokens, forced and kinds of this step."""
+) -> tuple[DecodeState, tuple[Any, ...]]:
+    """Sample, let the controller decide, advance; also this step's row of a `ChunkOutput`."""
     row_B = jnp.arange(logits_BV.shape[0])
     ids_BE = budget.forbidden(controls, rows.state)
     logits_BV = logits_BV.at[row_B[:, None], ids_BE].set(-jnp.inf, mode="drop")
     answering_B = rows.state.phase == Phase.ANSWER
     # a token after a surplus must not repeat the surplus's random number
     drawn_B = rows.state.position + rows.state.surplus
-    sampled_B = sampling.sample(logits_BV, rows.sampling, answering_B, drawn_B, flags)
+    sampled_B, logprob_B = sampling.sample(logits_BV, rows.sampling, answering_B, drawn_B, flags)
+    choice = _choice(rows.state, ids_BE, sampled_B, logprob_B)
     state, token_B, forced_B = budget.step(controls, is_newline_V, rows.state, sampled_B)
     is_new_B = state.kind != TokenKind.PAD
     is_surplus_B = state.kind == TokenKind.SURPLUS
@@ -176,7 +198,21 @@ def _next_tokens(
         token=jnp.where(is_new_B, token_B, rows.token),
         position=rows.position + is_new_B - jnp.where(back_B, state.surplus, 0),
     )
-    return rows, (token_B, forced_B, state.kind)
+    return rows, (token_B, forced_B, state.kind, *choice)
+
+
+def _choice(
+    state: budget.State, ids_BE: jax.Array, sampled_B: jax.Array, logprob_B: jax.Array | None
+) -> tuple[jax.Array | None, ...]:
+    """The model's choice of this step, its log-probability, and whether ends were forbidden."""
+    if logprob_B is None:
+        return None, None, None
+    chooses_B = (state.phase == Phase.THINK) | (state.phase == Phase.ANSWER)
+    return (
+        jnp.where(chooses_B, sampled_B, budget.NONE),
+        jnp.where(chooses_B, logprob_B, 0),
+        (ids_BE != budget.NEVER).any(axis=1),
+    )
 
 
 def insert(decode_state: DecodeState, new: DecodeState, rows_R: jax.Array) -> DecodeState:

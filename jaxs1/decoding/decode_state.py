@@ -118,14 +118,18 @@ def table(pages: Sequence[list[int]], rows: int, max_pages: int) -> Any:
     return table_BM
 
 
-def sampling_flags(sampling: Sequence[SamplingParams]) -> SamplingFlags:
-    """What these settings need of the compiled loop."""
+def sampling_flags(
+    sampling: Sequence[SamplingParams], *, logprobs: bool = False, scored: bool = False
+) -> SamplingFlags:
+    """What these settings need of the compiled loop, and whether log-probabilities are wanted."""
     sampled = [s for s in sampling if not s.is_greedy]
     return SamplingFlags(
         sampled=bool(sampled),
         filtered=any(s.top_k or s.top_p < 1 or s.min_p for s in sampled),
         penalised=any(s.repetition_penalty != 1 for s in sampling),
         adjusted=any(s.is_adjusted for s in sampling),
+        logprobs=logprobs,
+        scored=scored,
     )
 
 

@@ -27,7 +27,7 @@ from jaxs1.decoding.decode_state import (
     table,
 )
 from jaxs1.decoding.outputs import Completion, StreamOutput, TokenLog, complete, failed
-from jaxs1.decoding.page_allocator import pages_for
+from jaxs1.decoding.page_allocator import PageAllocator, pages_for
 from jaxs1.decoding.params import Request, ThinkingParams
 from jaxs1.decoding.scheduler import (
     Limits,
@@ -75,7 +75,10 @@ class Engine(BaseEngine):
         self.context = min(longest, (num_pages - 1) * PAGE)
         self.scheduler = Scheduler(limits, context=self.context, num_pages=num_pages)
         self.compiled = CompiledFunctions(model, impl, limits.decode_steps)
-        self.cache = init_cache(model.architecture, num_pages, cache_dtype, model.rules)
+        self._init_cache = partial(
+            init_cache, model.architecture, num_pages, cache_dtype, model.rules
+        )
+        self.cache: Any = self._init_cache()
         replicated = model.rules.sharding(())
         self.is_newline_V = jax.device_put(newline_table(tokenizer), replicated)
         rows = empty_rows(
@@ -174,6 +177,17 @@ class Engine(BaseEngine):
     def buckets(self, buckets: Buckets) -> None:
         self.scheduler.buckets = buckets
 
+    def release(self) -> None:
+        """Drop weights and cache, so that other programs have their memory; only while idle."""
+        assert not self.busy
+        self.params = self.cache = None
+
+    def load_params(self, params: Any) -> None:
+        """Continue with other weights, and with an empty cache; only while idle."""
+        assert not self.busy
+        self.scheduler.pages = PageAllocator(self.scheduler.pages.size + 1)
+        self.params, self.cache = params, self._init_cache()
+
     def _resolve(
         self, request: Request, longest: int | None
     ) -> tuple[TokenizedThinking, list[int], str | None]:
@@ -205,7 +219,12 @@ class Engine(BaseEngine):
             self.decode_state = self.compiled.reorder(self.decode_state, order)
         if not schedule.num_rows:
             return None
-        needed = sampling_flags([s.request.sampling for _, s in self.scheduler.running])
+        requests = [s.request for _, s in self.scheduler.running]
+        needed = sampling_flags(
+            [r.sampling for r in requests],
+            logprobs=any(r.logprobs for r in requests),
+            scored=any(r.scores for r in requests),
+        )
         flags = self.buckets.flags_for(needed)
         self.cache, self.decode_state, output = self.compiled.decode_steps(
             self.params,
@@ -285,7 +304,7 @@ class Engine(BaseEngine):
         self.num_steps = int(output.count)
         outputs = []
         for row, s in self.scheduler.running:
-            new = _log(output, row)
+            new = _log(output, row, s.request)
             s.log.extend(new)
             completion, cause = None, _cause(s, EndedBy(ended_by[row]))
             if phase[row] == Phase.DONE:
@@ -315,14 +334,23 @@ class Engine(BaseEngine):
             )
 
 
-def _log(output: ChunkOutput, row: int) -> TokenLog:
+def _log(output: ChunkOutput, row: int, request: Request) -> TokenLog:
     """The new tokens of one row."""
     kind_N = output.kind_NB[: output.count, row]
     is_surplus_N = kind_N == TokenKind.SURPLUS
     is_kept_N = (kind_N != TokenKind.PAD) & ~is_surplus_N
-    arrays = (output.token_NB, output.forced_NB, output.kind_NB)
-    tokens, forced, kinds = (x_NB[: output.count, row][is_kept_N].tolist() for x_NB in arrays)
-    return TokenLog(tokens, forced, kinds, surplus=int(is_surplus_N.sum()))
+
+    def column(x_NB: Any) -> list[Any]:
+        return x_NB[: output.count, row][is_kept_N].tolist()
+
+    tokens, forced, kinds = map(column, (output.token_NB, output.forced_NB, output.kind_NB))
+    log = TokenLog(tokens, forced, kinds, surplus=int(is_surplus_N.sum()))
+    if request.logprobs:
+        columns = (output.choice_NB, output.logprob_NB, output.gated_NB)
+        log.choices, log.logprobs, log.gated = map(column, columns)
+    if request.scores and output.scores_NB is not None:
+        log.scores = list(zip(*map(column, output.scores_NB), strict=True))
+    return log
 
 
 def _tokenize(tokenizer: Any, params: ThinkingParams, *texts: str) -> TokenizedThinking:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from jaxs1.decoding.budget import Finish, TokenKind
 from jaxs1.decoding.params import Request, delimiters_of
-from jaxs1.decoding.scoring import TokenScores
+from jaxs1.decoding.scoring import TokenScores, of_tokens
 from jaxs1.decoding.tokenized_thinking import Ids, TokenizedThinking
 
 #: Kinds of tokens that the controller may write, apart from Waits.
@@ -53,9 +54,18 @@ class Completion:
         index: index among the request's n completions
         tokens: all token ids after the prompt, delimiters included
         forced: for each of `tokens`, whether the controller inserted it
+        choices: for each of `tokens`, the id that the model chose; another one where the controller
+            replaced it, budget.NONE (-1) where the controller wrote without asking. This and the
+            next three are empty without `Request.logprobs`
+        logprobs: log-probability of each choice under the distribution that it was drawn from
+            (temperature, filters, forbidden ends); of greedy decoding at temperature 1; 0 without a
+            choice
+        gated: for each of `tokens`, whether the model was not allowed to end its thinking
+        kinds: for each of `tokens`, its `budget.TokenKind`
         note: human-readable remark if a setting could not be honoured as requested
         error: human-readable reason if there is no completion
-        prompt_scores: log-probabilities of the prompt's tokens but the first, if requested
+        scores: log-probabilities of `tokens`, if requested
+        prompt_scores: those of the prompt's tokens but the first, if requested
     """
 
     prompt_ids: list[int]
@@ -72,18 +82,30 @@ class Completion:
     index: int = 0
     tokens: list[int] = field(default_factory=list)
     forced: list[bool] = field(default_factory=list)
+    choices: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    gated: list[bool] = field(default_factory=list)
+    kinds: list[int] = field(default_factory=list)
     note: str | None = None
     error: str | None = None
+    scores: TokenScores | None = None
     prompt_scores: TokenScores | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The completion as one JSON object; `forced` as the positions of forced tokens."""
+        """The completion as one JSON object; `forced` as the positions of forced tokens.
+
+        What is empty without `Request.logprobs` is left out then.
+        """
         record = dataclasses.asdict(self)
+        if not self.logprobs:
+            for name in ("choices", "logprobs", "gated", "kinds"):
+                del record[name]
         record["interventions"] = [entry._asdict() for entry in self.interventions]
-        if self.prompt_scores is None:
-            del record["prompt_scores"]
-        else:
-            record["prompt_scores"] = self.prompt_scores._asdict()
+        for name, scores in (("scores", self.scores), ("prompt_scores", self.prompt_scores)):
+            if scores is None:
+                del record[name]
+            else:
+                record[name] = scores._asdict()
         record["forced"] = [i for i, forced in enumerate(self.forced) if forced]
         return record
 
@@ -97,12 +119,20 @@ class TokenLog:
         forced: for each token, whether the controller inserted it
         kinds: for each token, its `budget.TokenKind`
         surplus: number of tokens that were discarded; not among `tokens`
+        choices: as in `Completion`, like the next two
+        logprobs: log-probability of each choice
+        gated: whether the model was not allowed to end its thinking
+        scores: for each token its `scoring.TokenScores`, with `Request.scores`
     """
 
     tokens: list[int] = field(default_factory=list)
     forced: list[bool] = field(default_factory=list)
     kinds: list[int] = field(default_factory=list)
     surplus: int = 0
+    choices: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    gated: list[bool] = field(default_factory=list)
+    scores: list[tuple[float, int, float]] = field(default_factory=list)
 
     def extend(self, new: TokenLog) -> None:
         """Append newer tokens."""
@@ -110,6 +140,10 @@ class TokenLog:
         self.forced += new.forced
         self.kinds += new.kinds
         self.surplus += new.surplus
+        self.choices += new.choices
+        self.logprobs += new.logprobs
+        self.gated += new.gated
+        self.scores += new.scores
 
     @property
     def is_thinking(self) -> bool:
@@ -199,7 +233,12 @@ def complete(
         index=index,
         tokens=log.tokens,
         forced=log.forced,
+        choices=log.choices,
+        logprobs=log.logprobs,
+        gated=log.gated,
+        kinds=log.kinds if request.logprobs else [],
         note=note,
+        scores=of_tokens(log.scores) if request.scores else None,
     )
 
 
@@ -228,6 +267,15 @@ def interventions(
         # a close that the model began is logged where the controller takes over
         before = kind if forced else TokenKind.PAD
     return log
+
+
+def answer_prefix_ids(completion: Completion) -> list[int]:
+    """The last answer prefix that the controller wrote; empty if there is none."""
+    starts = [entry.position for entry in completion.interventions if entry.kind == "answer_prefix"]
+    if not starts:
+        return []
+    behind = zip(completion.tokens[starts[-1] :], completion.forced[starts[-1] :], strict=True)
+    return [token for token, _ in itertools.takewhile(lambda x: x[1], behind)]
 
 
 def failed(request: Request, index: int, error: str) -> Completion:

@@ -217,7 +217,9 @@ class Request:
         answer_start: text with which the controller begins every answer; a part of the answer
         tool_call: text with which the model calls a tool; in a thought it ends the thinking, and
             the answer begins with it. Only thinking.mode=strict observes it. Empty: none
-        prompt_scores: whether the completion has the log-probabilities of the prompt's tokens
+        scores, prompt_scores: whether completions have the log-probabilities of their own tokens,
+            and of the prompt's, without regard to sampling (`scoring.TokenScores`)
+        logprobs: whether completions have the model's choices and their log-probabilities
     """
 
     prompt_ids: Sequence[int]
@@ -229,7 +231,9 @@ class Request:
     cache_salt: str = ""
     answer_start: str = ""
     tool_call: str = ""
+    scores: bool = False
     prompt_scores: bool = False
+    logprobs: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers."""

@@ -30,13 +30,17 @@ class SamplingFlags(NamedTuple):
         sampled: some temperature is above 0
         filtered: some sequence uses top-k, top-p or min-p
         penalised: some sequence uses a repetition penalty
+        logprobs: some request wants the log-probabilities of its choices
         adjusted: some sequence uses a presence or frequency penalty, or a logit bias
+        scored: some request wants `scoring.TokenScores` of its tokens
     """
 
     sampled: bool
     filtered: bool
     penalised: bool
+    logprobs: bool = False
     adjusted: bool = False
+    scored: bool = False
 
 
 class Adjustments(NamedTuple):
@@ -91,8 +95,8 @@ def sample(
     answering_B: jax.Array,
     position_B: jax.Array,
     flags: SamplingFlags,
-) -> jax.Array:
-    """The next token of every sequence, int32 [B].
+) -> tuple[jax.Array, jax.Array | None]:
+    """The next token of every sequence, and its log-probability where `flags` ask for it.
 
     Args:
         logits_BV: float32; -inf: forbidden
@@ -100,6 +104,10 @@ def sample(
         answering_B: bool, whether `answer_temperature` applies
         position_B: int32, tokens drawn or forced before; selects the random number
         flags: static, what to compile; must cover all that `sampling` needs
+
+    Returns:
+        token_B, int32; logprob_B, float32, under the distribution that the token was drawn from;
+        of a greedy sequence under that of temperature 1 without filters.
     """
     if flags.adjusted:
         logits_BV = add_biases(logits_BV, _of(sampling))
@@ -109,7 +117,7 @@ def sample(
         logits_BV = penalise_output(logits_BV, _of(sampling))
     likeliest_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     if not flags.sampled:
-        return likeliest_B
+        return likeliest_B, _logprob(logits_BV, likeliest_B) if flags.logprobs else None
     temperature_B = jnp.where(answering_B, sampling.answer_temperature, sampling.temperature)
     greedy_B = temperature_B == 0
     scaled_BV = logits_BV / jnp.where(greedy_B, 1, temperature_B)[:, None]
@@ -117,7 +125,15 @@ def sample(
         scaled_BV = keep_likely(scaled_BV, sampling.top_k, sampling.top_p, sampling.min_p)
     uniform_B = jax.vmap(_uniform)(sampling.key_B, position_B)
     drawn_B = draw_from(jax.nn.softmax(scaled_BV, axis=-1), uniform_B)
-    return jnp.where(greedy_B, likeliest_B, drawn_B)
+    token_B = jnp.where(greedy_B, likeliest_B, drawn_B)
+    if not flags.logprobs:
+        return token_B, None
+    return token_B, _logprob(jnp.where(greedy_B[:, None], logits_BV, scaled_BV), token_B)
+
+
+def _logprob(logits_BV: jax.Array, token_B: jax.Array) -> jax.Array:
+    chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
+    return chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)
 
 
 def penalise(logits_BV: jax.Array, seen_BV: jax.Array, penalty_B: jax.Array) -> jax.Array:

@@ -66,10 +66,7 @@ def score(
 
     def block(part: tuple[jax.Array, jax.Array]) -> TokenScores:
         x_SD, next_S = part
-        logprobs_SV = jax.nn.log_softmax(decode.logits(model, params, x_SD), axis=-1)
-        own_S = jnp.take_along_axis(logprobs_SV, next_S[:, None], axis=-1)[:, 0]
-        best_S = jnp.argmax(logprobs_SV, axis=-1).astype(jnp.int32)
-        return TokenScores(own_S, best_S, logprobs_SV.max(axis=-1))
+        return scores_of(decode.logits(model, params, x_SD), next_S)
 
     length = next_T.shape[0]
     size = min(BLOCK, length)
@@ -78,6 +75,20 @@ def score(
     next_NS = jnp.pad(next_T, (0, padding)).reshape(-1, size)
     scores = lax.map(block, (x_NSD, next_NS))
     return cache, TokenScores(*(x_NS.reshape(-1)[:length] for x_NS in scores))
+
+
+def scores_of(logits_BV: jax.Array, token_B: jax.Array) -> TokenScores:
+    """Scores of tokens, each an array [B]."""
+    logprobs_BV = jax.nn.log_softmax(logits_BV, axis=-1)
+    own_B = jnp.take_along_axis(logprobs_BV, token_B[:, None], axis=-1)[:, 0]
+    best_B = jnp.argmax(logprobs_BV, axis=-1).astype(jnp.int32)
+    return TokenScores(own_B, best_B, logprobs_BV.max(axis=-1))
+
+
+def of_tokens(rows: Sequence[tuple[float, int, float]]) -> TokenScores:
+    """Scores of tokens one by one, as columns."""
+    logprobs, best_ids, best_logprobs = map(list, zip(*rows, strict=True)) if rows else ([], [], [])
+    return TokenScores(logprobs, best_ids, best_logprobs)
 
 
 def joined(parts: Sequence[tuple[int, TokenScores]]) -> TokenScores:

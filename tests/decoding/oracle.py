@@ -38,11 +38,16 @@ class Case:
 
 
 class Oracle:
-    """Feed `choose` until `over`; then `tokens`, `kinds`, `forced`, `log` tell what happened."""
+    """Feed `choose` until `over`; then `tokens`, `kinds`, `forced`, `log` tell what happened.
+
+    `choices` has what was chosen where each token is, -1 where the choice was lost, and `gated`
+    whether something was forbidden then.
+    """
 
     def __init__(self, case):
         self.case = case
         self.tokens, self.kinds, self.forced, self.log = [], [], [], []
+        self.choices, self.gated = [], []
         self.surplus = []  # tokens that were generated and thrown away
         self.seen = []  # what the next choice depends on: tokens, or thrown-away ones as well
         self.ended_by, self.finish = None, None
@@ -68,15 +73,24 @@ class Oracle:
     # what every mode needs
 
     def _pick(self, banned=()):
-        """One choice of the model's; choices while text is written are lost."""
+        """One choice of the model's."""
         self.banned = set(banned)
-        return (yield)
+        self._choice = yield
+        self._gated = bool(banned)
+        return self._choice
+
+    def _lose(self):
+        """A choice that is lost, because text is being written."""
+        yield from self._pick()
+        self._choice = -1
 
     def _put(self, token, kind, forced):
         self.tokens.append(token)
         self.seen.append(token)
         self.kinds.append(kind)
         self.forced.append(forced)
+        self.choices.append(self._choice)
+        self.gated.append(self._gated)
 
     def _check_room(self):
         if len(self.tokens) >= self.case.max_new_tokens:
@@ -86,7 +100,7 @@ class Oracle:
     def _write(self, ids, kind, string=None, limit=None):
         """Write a text; the log gets it with its first token."""
         for i, token in enumerate(ids[:limit]):
-            yield from self._pick()
+            yield from self._lose()
             if i == 0:
                 self.log.append((len(self.tokens), kind, string))
             self._put(token, kind, True)
@@ -188,7 +202,7 @@ class Oracle:
         self._put(close[0], "close", True)
         self._check_room()
         for t in close[1:]:
-            yield from self._pick()
+            yield from self._lose()
             self._put(t, "close", True)
             self._check_room()
 
@@ -200,7 +214,7 @@ class Oracle:
         self._put(text[0], "wait", True)
         self._check_room()
         for t in text[1:]:
-            yield from self._pick()
+            yield from self._lose()
             self._put(t, "wait", True)
             self._check_room()
 
@@ -267,7 +281,7 @@ class Oracle:
                 self.log.append((len(self.tokens), "wait", r % len(case.waits)))
             for i, t in enumerate(text):
                 if i:
-                    yield from self._pick()
+                    yield from self._lose()
                 self._keep_or_not(t, "wait", True)
         return end, token
 

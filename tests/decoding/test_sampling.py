@@ -25,7 +25,8 @@ from jaxs1.decoding.sampling import (
 
 ROWS, VOCAB = 24, 1300
 ALL = SamplingFlags(sampled=True, filtered=True, penalised=True)
-draw_from_jit, sample_jit = jax.jit(draw_from), jax.jit(sample, static_argnames="flags")
+draw_from_jit = jax.jit(draw_from)
+sample_jit = jax.jit(lambda *arguments: sample(*arguments)[0], static_argnums=4)
 
 
 def random_logits(rng, rows=ROWS, vocab=VOCAB):

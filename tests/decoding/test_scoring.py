@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from jaxs1 import LLM, UserError
-from jaxs1.decoding.params import Request, ThinkingParams
+from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams
 from tests.decoding.engines import LIMITS, complete_all, open_tiny, tokenizer, write_model
 
 #: Natural logarithms, float32 on both sides.
@@ -65,6 +65,23 @@ def test_greedy_tokens_are_greedy(tiny):
     other = [*done.answer_ids[:-1], (done.answer_ids[-1] + 1) % len(tokenizer())]
     (worse,) = engine.score([([5, 9, 7], other)])
     assert not worse.is_greedy and worse.logprobs[:-1] == scores.logprobs[:-1]
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_scores_of_a_completion(tiny, temperature):
+    """Of every token, forced ones too, whatever the sampling; the same as when they are given."""
+    engine, model, _ = tiny
+    sampling = SamplingParams(temperature, top_k=30, frequency_penalty=0.5)
+    thinking = ThinkingParams(max=12, num_waits=1, min=6, max_answer_tokens=9)
+    requests = [
+        Request([5, 9, 7], thinking, sampling, seed=3, scores=scored) for scored in (True, False)
+    ]
+    (done,), (plain,) = complete_all(engine, requests)
+    assert done.tokens == plain.tokens and any(done.forced) and plain.scores is None
+    own, best = expected(model, done.prompt_ids, done.tokens)
+    np.testing.assert_allclose(done.scores.logprobs, own, atol=CLOSE, rtol=0)
+    assert done.scores.best_ids == best
+    assert done.as_json()["scores"]["best_ids"] == best and "scores" not in plain.as_json()
 
 
 def test_scores_next_to_other_requests_and_with_the_prefix_cache(tiny):
