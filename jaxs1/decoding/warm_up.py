@@ -30,6 +30,9 @@ def warm_up(engine: Engine) -> Iterator[str]:
         for rows, width in buckets.prefill_shapes(engine.limits.prefill_chunk_tokens):
             _prefill(engine, rows, width, pages)
             yield f"prefill of {rows} x {width} tokens, {pages} pages"
+    for width in buckets.widths:
+        _score(engine, width)
+        yield f"scores of {width} tokens"
     for pages in buckets.pages:
         for rows in buckets.rows:
             for flags in buckets.flags or LADDER_FLAGS:
@@ -49,6 +52,15 @@ def _prefill(engine: Engine, rows: int, width: int, pages: int) -> None:
     table_RM = np.full((rows, pages), NULL_PAGE, np.int32)
     engine.cache = engine.compiled.prefill(
         engine.params, engine.cache, tokens_RT, positions_RT, table_RM
+    )
+
+
+def _score(engine: Engine, width: int) -> None:
+    tokens_1T = np.zeros((1, width), np.int32)
+    positions_1T = np.full((1, width), PAD_POSITION, np.int32)
+    table_1M = np.full((1, engine.buckets.pages[-1]), NULL_PAGE, np.int32)
+    engine.cache, _ = engine.compiled.score(
+        engine.params, engine.cache, tokens_1T, positions_1T, table_1M, tokens_1T[0]
     )
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from jaxs1.decoding.params import MAX_BIASES
 from jaxs1.serving import thinking_fields
 from jaxs1.serving.errors import ApiError, bad_request
+from jaxs1.serving.logprobs import MAX_ALTERNATIVES
 
 #: Maximum depth of a body.
 MAX_DEPTH = 64
@@ -26,6 +27,7 @@ Text = Annotated[str, Field(min_length=1, max_length=256)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
+Alternatives = Annotated[int, Field(ge=0, le=MAX_ALTERNATIVES)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
@@ -74,6 +76,8 @@ class ChatBody(Sampled):
 
     messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Alternatives | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -81,6 +85,9 @@ class ChatBody(Sampled):
 
 class CompletionBody(Sampled):
     """Body of a completion."""
+
+    logprobs: Alternatives | None = None
+    echo: bool | None = None
 
     prompt: (
         str
@@ -117,6 +124,7 @@ class ControlBody(_Body):
 NOT_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "logprobs": (False, 0),
     "top_logprobs": (0,),
+    "prompt_logprobs": (),
     "min_tokens": (0,),
     "ignore_eos": (False,),
     "stop_token_ids": ([],),

@@ -64,6 +64,8 @@ class Job:
         request_id: name of the request that the client chose
         ignored: fields of the body that have no effect
         tools: tools that an answer may call
+        logprobs: number of alternatives to each token in the reply's log-probabilities; None: none
+        echo: texts of the prompts, which the reply begins with; None: it does not
     """
 
     kind: str
@@ -79,6 +81,8 @@ class Job:
     request_id: str | None
     ignored: list[str]
     tools: ToolChoice = NO_TOOLS
+    logprobs: int | None = None
+    echo: tuple[str, ...] | None = None
 
     @property
     def sequences(self) -> int:
@@ -109,7 +113,10 @@ def chat_job(raw: Mapping[str, Any], config: ServeConfig, engine: BaseEngine) ->
     ids = _rendered(body.messages, thinking, engine, tools.descriptions)
     limit = _same("max_tokens", body.max_tokens, "max_completion_tokens",
                   body.max_completion_tokens)  # fmt: skip
-    return _job("chat", body, raw, [ids], limit, thinking, config, engine, tools)
+    if body.top_logprobs and not body.logprobs:
+        raise bad_request("top_logprobs: needs logprobs=true; set it", "top_logprobs")
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    return _job("chat", body, raw, [ids], limit, thinking, config, engine, tools, logprobs)
 
 
 def completion_job(raw: Mapping[str, Any], config: ServeConfig, engine: BaseEngine) -> Job:
@@ -129,7 +136,14 @@ def completion_job(raw: Mapping[str, Any], config: ServeConfig, engine: BaseEngi
         engine.tokenizer(p, add_special_tokens=False)["input_ids"] if isinstance(p, str) else p
         for p in prompts
     ]
-    return _job("completion", body, raw, ids, body.max_tokens, thinking, config, engine)
+    job = _job("completion", body, raw, ids, body.max_tokens, thinking, config, engine,
+               logprobs=body.logprobs, prompt_scores=bool(body.echo))  # fmt: skip
+    if not body.echo:
+        return job
+    if job.stream or (job.stops and body.logprobs is not None):
+        raise bad_request("echo: cannot be combined with stream, or logprobs with stop", "echo")
+    texts = [p if isinstance(p, str) else engine.tokenizer.decode(p) for p in prompts]
+    return dataclasses.replace(job, echo=tuple(texts))
 
 
 def sampling_of(
@@ -162,6 +176,8 @@ def _job(
     config: ServeConfig,
     engine: BaseEngine,
     tools: ToolChoice = NO_TOOLS,
+    logprobs: int | None = None,
+    prompt_scores: bool = False,
 ) -> Job:
     options = body.stream_options
     thinking = _with_preset(thinking, engine.tokenizer)
@@ -177,6 +193,8 @@ def _job(
             cache_salt=body.cache_salt or "",
             answer_start=tools.answer_start,
             tool_call=tools.call_token(engine.tokenizer),
+            scores=logprobs is not None,
+            prompt_scores=prompt_scores and logprobs is not None,
         )
         for ids in prompts
     ]
@@ -194,6 +212,7 @@ def _job(
         request_id=body.request_id,
         ignored=ignored(type(body), raw),
         tools=tools,
+        logprobs=logprobs,
     )
 
 

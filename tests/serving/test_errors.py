@@ -22,7 +22,7 @@ BAD = {
     "n": ({"n": 1000}, "n"),
     "stops": ({"stop": ["x"] * 17}, "stop"),
     "two lengths": ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens"),
-    "logprobs": ({"logprobs": True}, "logprobs"),
+    "logprobs": ({"logprobs": 1}, "logprobs"),
     "penalty": ({"presence_penalty": 3}, "presence_penalty"),
     "bias": ({"logit_bias": {"5": 101}}, "logit_bias"),
     "biased id": ({"logit_bias": {"99999": 1}}, "sampling.logit_bias"),
