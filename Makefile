@@ -46,7 +46,7 @@ gpu-check: $(INSTALLED)  ## on an NVIDIA GPU: check and time decoding and traini
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[cuda]'
 	$(BIN)/python -m benchmarks.gpu_check
 
-clients: $(INSTALLED)  ## the server with openai, instructor, litellm, langchain, pydantic-ai, lm-eval, Node
+clients:  ## the server with openai, instructor, litellm, langchain, pydantic-ai, lm-eval, Node
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check --editable '.[torch,serve,clients]'
 	@if command -v npm > /dev/null; then \

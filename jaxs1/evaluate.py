@@ -47,7 +47,7 @@ from jaxs1.tasks.benchmarks import Question, Questions, QuestionsConfig, load_qu
 
 SECONDS_BETWEEN_LINES = 20
 #: Settings that older folders lack; stored only if they have an effect.
-ADDED = ("presence_penalty", "frequency_penalty", "logit_bias")
+ADDED = ("presence_penalty", "frequency_penalty", "logit_bias", "min_tokens")
 #: Fields of a completion that are stored in samples.jsonl; its settings are those of the folder
 #: and of the point.
 COMPLETION_FIELDS = (

@@ -24,12 +24,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxs1.decoding.matching import NONE, fits, matches, pick
+from jaxs1.decoding.matching import NEVER as NEVER
+from jaxs1.decoding.matching import NONE, completing, matches, pick
 
-#: Pads `forbidden`: out of bounds of any vocabulary (-1 would be its last id).
-NEVER = int(np.iinfo(np.int32).max)
 #: Rows of `Controls.text_BKT`; the wait strings follow.
 CLOSE_TEXT, CUT_TEXT, CALL_TEXT, WAIT_TEXT = range(4)
 
@@ -214,9 +212,13 @@ def forbidden(controls: Controls, state: State) -> jax.Array:
     waited = (state.kind == TokenKind.SURPLUS) & (state.round_used == 0)
     waited |= state.kind == TokenKind.WAIT
     gated = (state.phase == Phase.THINK) & (too_early | waited)
-    begun_BE = fits(controls.ends_BEL[..., :-1], state.recent_BH)
-    last_BE = controls.ends_BEL[..., -1]
-    return jnp.where(gated[:, None] & begun_BE & (last_BE != NONE), last_BE, NEVER)
+    return completing(controls.ends_BEL, state.recent_BH, gated)
+
+
+def forbidden_stops(controls: Controls, state: State, min_tokens_B: jax.Array) -> jax.Array:
+    """Ids that must not be sampled now, because the completion has too few tokens to end."""
+    too_early = (state.phase == Phase.ANSWER) & (state.position < min_tokens_B)
+    return completing(controls.stops_BSL, state.recent_BH, too_early)
 
 
 def step(

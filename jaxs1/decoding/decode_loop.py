@@ -177,6 +177,10 @@ def _next_tokens(
     row_B = jnp.arange(logits_BV.shape[0])
     ids_BE = budget.forbidden(controls, rows.state)
     logits_BV = logits_BV.at[row_B[:, None], ids_BE].set(-jnp.inf, mode="drop")
+    if flags.adjusted:
+        min_tokens_B = sampling.adjustments_of(rows.sampling).min_tokens
+        ids_BS = budget.forbidden_stops(controls, rows.state, min_tokens_B)
+        logits_BV = logits_BV.at[row_B[:, None], ids_BS].set(-jnp.inf, mode="drop")
     answering_B = rows.state.phase == Phase.ANSWER
     # a token after a surplus must not repeat the surplus's random number
     drawn_B = rows.state.position + rows.state.surplus

@@ -148,7 +148,8 @@ def _adjustments(params: Sequence[SamplingParams], vocabulary: int) -> Adjustmen
     presence: Any = np.asarray([p.presence_penalty for p in params], np.float32)
     frequency: Any = np.asarray([p.frequency_penalty for p in params], np.float32)
     count_BV: Any = np.zeros((rows, vocabulary), np.uint16)
-    return Adjustments(presence, frequency, count_BV, biased_BN, bias_BN)
+    min_tokens: Any = np.asarray([p.min_tokens for p in params], np.int32)
+    return Adjustments(presence, frequency, count_BV, biased_BN, bias_BN, min_tokens)
 
 
 def _sampling(sequences: Sequence[NewSequence], vocabulary: int, adjusted: bool) -> SamplingState:

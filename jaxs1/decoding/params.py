@@ -148,6 +148,7 @@ class SamplingParams:
         presence_penalty: subtracted from the logits of tokens that have occurred in the completion
         frequency_penalty: subtracted from them for every time that they have occurred
         logit_bias: token id to a number that is added to its logit; at most 300
+        min_tokens: tokens after the prompt, thinking included, before the model may end its answer
     """
 
     temperature: float = 0.0
@@ -159,10 +160,11 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = field(default_factory=dict, hash=False)
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
         """Check the range of every field."""
-        for name in ("temperature", "answer_temperature", "top_k"):
+        for name in ("temperature", "answer_temperature", "top_k", "min_tokens"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise UserError(f"sampling.{name}={value}: must be 0 or more; raise it")
@@ -193,7 +195,8 @@ class SamplingParams:
     @property
     def is_adjusted(self) -> bool:
         """Whether logits depend on the completion, or are biased."""
-        return bool(self.presence_penalty or self.frequency_penalty or self.logit_bias)
+        penalties = self.presence_penalty or self.frequency_penalty
+        return bool(penalties or self.logit_bias or self.min_tokens)
 
     @property
     def is_greedy(self) -> bool:
@@ -241,6 +244,11 @@ class Request:
             raise UserError(f"n={self.n}: must be at least 1")
         if self.max_tokens == 0 or self.max_tokens < -1:
             raise UserError(f"max_tokens={self.max_tokens}: must be at least 1, or -1 (no limit)")
+        if 0 <= self.max_tokens < self.sampling.min_tokens:
+            raise UserError(
+                f"min_tokens={self.sampling.min_tokens}: exceeds max_tokens={self.max_tokens}; "
+                "lower one or raise the other"
+            )
 
 
 def resolve_preset(thinking: ThinkingParams, tokenizer: Any) -> ThinkingParams:

@@ -31,7 +31,7 @@ class SamplingFlags(NamedTuple):
         filtered: some sequence uses top-k, top-p or min-p
         penalised: some sequence uses a repetition penalty
         logprobs: some request wants the log-probabilities of its choices
-        adjusted: some sequence uses a presence or frequency penalty, or a logit bias
+        adjusted: some sequence uses a presence or frequency penalty, a logit bias, or min_tokens
         scored: some request wants `scoring.TokenScores` of its tokens
     """
 
@@ -44,7 +44,7 @@ class SamplingFlags(NamedTuple):
 
 
 class Adjustments(NamedTuple):
-    """Presence and frequency penalties and logit biases; a pytree of arrays.
+    """Presence and frequency penalties, logit biases, minimum lengths; a pytree of arrays.
 
     Args:
         presence: float32 [B], presence penalty
@@ -53,6 +53,7 @@ class Adjustments(NamedTuple):
             only if anything is adjusted
         biased_BN: int32, ids with a bias, padded with an id that is out of bounds
         bias_BN: float32, their biases
+        min_tokens: int32 [B], tokens after the prompt before an answer may end
     """
 
     presence: jax.Array
@@ -60,6 +61,7 @@ class Adjustments(NamedTuple):
     count_BV: jax.Array
     biased_BN: jax.Array
     bias_BN: jax.Array
+    min_tokens: jax.Array
 
 
 class SamplingState(NamedTuple):
@@ -110,11 +112,11 @@ def sample(
         of a greedy sequence under that of temperature 1 without filters.
     """
     if flags.adjusted:
-        logits_BV = add_biases(logits_BV, _of(sampling))
+        logits_BV = add_biases(logits_BV, adjustments_of(sampling))
     if flags.penalised:
         logits_BV = penalise(logits_BV, sampling.seen_BV, sampling.penalty)
     if flags.adjusted:
-        logits_BV = penalise_output(logits_BV, _of(sampling))
+        logits_BV = penalise_output(logits_BV, adjustments_of(sampling))
     likeliest_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     if not flags.sampled:
         return likeliest_B, _logprob(logits_BV, likeliest_B) if flags.logprobs else None
@@ -158,7 +160,7 @@ def penalise_output(logits_BV: jax.Array, adjustments: Adjustments) -> jax.Array
 
 def count(sampling: SamplingState, token_B: jax.Array, is_kept_B: jax.Array) -> SamplingState:
     """Count new tokens, except for a surplus."""
-    adjustments = _of(sampling)
+    adjustments = adjustments_of(sampling)
     row_B, count_BV = jnp.arange(token_B.shape[0]), adjustments.count_BV
     before_B = count_BV[row_B, token_B]
     room_B = before_B < jnp.iinfo(jnp.uint16).max
@@ -167,7 +169,8 @@ def count(sampling: SamplingState, token_B: jax.Array, is_kept_B: jax.Array) -> 
     return sampling._replace(adjustments=adjustments._replace(count_BV=count_BV))
 
 
-def _of(sampling: SamplingState) -> Adjustments:
+def adjustments_of(sampling: SamplingState) -> Adjustments:
+    """The adjustments, which a program with `flags.adjusted` needs."""
     if sampling.adjustments is None:
         raise ValueError("flags.adjusted: the state has no adjustments")
     return sampling.adjustments

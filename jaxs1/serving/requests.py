@@ -152,7 +152,7 @@ def sampling_of(
     """Sampling parameters: the body's, else the server's."""
     names = (
         *("temperature", "top_p", "top_k", "min_p"),
-        *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+        *("repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens"),
     )
     changes = {name: getattr(body, name) for name in names if getattr(body, name) is not None}
     if body.logit_bias is not None:
@@ -179,25 +179,25 @@ def _job(
     logprobs: int | None = None,
     prompt_scores: bool = False,
 ) -> Job:
+    if body.min_tokens and body.stops:
+        raise bad_request("min_tokens: cannot be combined with stop; remove one", "min_tokens")
     options = body.stream_options
     thinking = _with_preset(thinking, engine.tokenizer)
-    seed = secrets.randbits(31) if body.seed is None else body.seed
-    requests = [
-        Request(
-            ids,
-            thinking.params,
-            sampling_of(body, config.sampling, thinking),
-            n=body.n or 1,
-            seed=seed,
-            max_tokens=-1 if max_tokens is None else max_tokens,
-            cache_salt=body.cache_salt or "",
-            answer_start=tools.answer_start,
-            tool_call=tools.call_token(engine.tokenizer),
-            scores=logprobs is not None,
-            prompt_scores=prompt_scores and logprobs is not None,
-        )
-        for ids in prompts
-    ]
+    settings: dict[str, Any] = {
+        "n": body.n or 1,
+        "seed": secrets.randbits(31) if body.seed is None else body.seed,
+        "max_tokens": -1 if max_tokens is None else max_tokens,
+        "cache_salt": body.cache_salt or "",
+        "answer_start": tools.answer_start,
+        "tool_call": tools.call_token(engine.tokenizer),
+        "scores": logprobs is not None,
+        "prompt_scores": prompt_scores and logprobs is not None,
+    }
+    try:
+        sampling = sampling_of(body, config.sampling, thinking)
+        requests = [Request(ids, thinking.params, sampling, **settings) for ids in prompts]
+    except UserError as error:
+        raise from_user_error(error, engine.context, 0) from None
     return Job(
         kind=kind,
         model=check_model(body.model, config.names),

@@ -86,6 +86,28 @@ def test_neighbours_and_later_sequences_are_not_penalised(tiny):
     assert complete_all(engine, [plain])[0][0].tokens == before
 
 
+@pytest.mark.parametrize("budget", [0, 6])
+def test_an_answer_ends_after_its_minimum_only(ending, budget):
+    """The end is the likeliest token everywhere; the first one behind the minimum is it."""
+    thinking = ThinkingParams(max=budget, max_answer_tokens=60)
+    requests = [
+        Request([5, 9, 7], thinking, SamplingParams(min_tokens=n), max_tokens=80)
+        for n in (0, 12, 30)
+    ]
+    lengths = []
+    for (done,) in complete_all(ending, requests):
+        assert done.finish_reason == "stop"
+        lengths.append(len(done.tokens))
+    assert lengths[1:] == [13, 31] and lengths[0] < 13
+
+
+@pytest.fixture(scope="module")
+def ending(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ending")
+    write_model(folder, {encode("<|im_end|>")[0]: 9.0}, context=256)
+    return open_tiny(folder, max_seq_len=192)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

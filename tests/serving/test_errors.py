@@ -24,6 +24,8 @@ BAD = {
     "two lengths": ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens"),
     "logprobs": ({"logprobs": 1}, "logprobs"),
     "penalty": ({"presence_penalty": 3}, "presence_penalty"),
+    "short": ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
+    "short with a stop": ({"min_tokens": 9, "stop": "x"}, "min_tokens"),
     "bias": ({"logit_bias": {"5": 101}}, "logit_bias"),
     "biased id": ({"logit_bias": {"99999": 1}}, "sampling.logit_bias"),
     "biases": ({"logit_bias": {str(i): 1 for i in range(301)}}, "logit_bias"),
