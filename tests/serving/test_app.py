@@ -37,7 +37,8 @@ def test_a_reply_is_the_engines_completion(server):
     reply = server.chat(**body)
     ids = prompt_ids(QUESTION, thinking, tokenizer())
     sampling = SamplingParams(temperature=1.1, top_p=0.9, top_k=50)
-    (expected,) = complete_all(server.engine, [Request(ids, thinking, sampling, n=2, seed=7)])
+    request = Request(ids, thinking, sampling, n=2, seed=7)
+    (expected,) = server.call(lambda engine: complete_all(engine, [request]))
     assert reply["object"] == "chat.completion" and reply["model"] == "tiny"
     for choice, done in zip(reply["choices"], expected, strict=True):
         assert text_of(choice) == (done.answer, done.thinking)
@@ -149,7 +150,8 @@ def test_completions(server):
     requests = [
         Request(encode(p), off, SamplingParams(temperature=1.0), 2, 5, 9) for p in body["prompt"]
     ]
-    expected = [done for both in complete_all(server.engine, requests) for done in both]
+    completed = server.call(lambda engine: complete_all(engine, requests))
+    expected = [done for both in completed for done in both]
     for choice, done in zip(reply["choices"], expected, strict=True):
         assert choice["text"] == tokenizer().decode(done.answer_ids, skip_special_tokens=True)
         assert choice["thinking"]["ended_by"] == "none"

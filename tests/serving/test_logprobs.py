@@ -13,7 +13,7 @@ def decoded(token):
 
 
 def scored(server, prompt, following):
-    (scores,) = server.engine.score([(prompt, following)])
+    (scores,) = server.call(lambda engine: engine.score([(prompt, following)]))
     return scores
 
 
