@@ -45,6 +45,9 @@ from jaxs1.decoding.tokenized_thinking import (
 from jaxs1.model.kv_cache import PAD_POSITION, PAGE, init_cache
 from jaxs1.model.transformer import Transformer
 
+#: A part of a prompt: its sequence, first and last position (exclusive).
+Part = tuple[Sequence, int, int]
+
 
 class Engine(BaseEngine):
     """A model that completes requests.
@@ -241,39 +244,41 @@ class Engine(BaseEngine):
 
     def _prefill(self, batch: PrefillBatch) -> None:
         scored = [part for part in batch.parts if part[0].request.prompt_scores]
-        for part in scored:
-            self._score(part, batch.width)
-        if scored:
-            batch = batch._replace(parts=[part for part in batch.parts if part not in scored])
-        if not batch.parts:
-            return
-        rows = size_for(self.buckets.rows, len(batch.parts))
-        tokens_RT = np.zeros((rows, batch.width), np.int32)
-        positions_RT = np.full((rows, batch.width), PAD_POSITION, np.int32)
-        for r, (s, start, end) in enumerate(batch.parts):
+        plain = [part for part in batch.parts if not part[0].request.prompt_scores]
+        if plain:
+            arrays = self._prompt_arrays(plain, batch.width)
+            self.cache = self.compiled.prefill(self.params, self.cache, *arrays)
+        # a server compiles few programs in advance: those of one prompt and all pages
+        is_ladder = self.buckets.flags is not None
+        for parts in [[part] for part in scored] if is_ladder else [scored] if scored else []:
+            self._score(parts, batch.width, all_pages=is_ladder)
+
+    def _score(self, parts: list[Part], width: int, *, all_pages: bool) -> None:
+        """Prefill with scores."""
+        tokens_RT, positions_RT, table_RM = self._prompt_arrays(parts, width, all_pages=all_pages)
+        next_RT = np.zeros_like(tokens_RT)
+        for next_T, (s, start, end) in zip(next_RT, parts, strict=False):
+            next_T[: end - start] = s.prompt[start + 1 : end + 1]
+        self.cache, scores_RT = self.compiled.score(
+            self.params, self.cache, tokens_RT, positions_RT, table_RM, next_RT
+        )
+        for row, (s, start, end) in enumerate(parts):
+            s.scores.append((scores_RT, row, end - start))
+
+    def _prompt_arrays(
+        self, parts: list[Part], width: int, *, all_pages: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, Any]:
+        """Tokens, positions and page table of parts of prompts, a row for each."""
+        rows = size_for(self.buckets.rows, len(parts))
+        tokens_RT = np.zeros((rows, width), np.int32)
+        positions_RT = np.full((rows, width), PAD_POSITION, np.int32)
+        for r, (s, start, end) in enumerate(parts):
             tokens_RT[r, : end - start] = s.prompt[start:end]
             positions_RT[r, : end - start] = np.arange(start, end)
-        longest = max(end for _, _, end in batch.parts)
-        num_pages = size_for(self.buckets.pages, pages_for(longest))
-        table_RM = table([s.pages for s, _, _ in batch.parts], rows, num_pages)
-        self.cache = self.compiled.prefill(
-            self.params, self.cache, tokens_RT, positions_RT, table_RM
-        )
-
-    def _score(self, part: tuple[Sequence, int, int], width: int) -> None:
-        """Prefill with scores, one prompt at a time and all pages, so few programs are compiled."""
-        s, start, end = part
-        tokens_1T, next_T = np.zeros((1, width), np.int32), np.zeros(width, np.int32)
-        positions_1T = np.full((1, width), PAD_POSITION, np.int32)
-        tokens_1T[0, : end - start], next_T[: end - start] = (
-            s.prompt[start:end], s.prompt[start + 1 : end + 1],
-        )  # fmt: skip
-        positions_1T[0, : end - start] = np.arange(start, end)
-        table_1M = table([s.pages], 1, self.buckets.pages[-1])
-        self.cache, scores = self.compiled.score(
-            self.params, self.cache, tokens_1T, positions_1T, table_1M, next_T
-        )
-        s.scores.append((end - start, scores))
+        sizes = self.buckets.pages
+        longest = max(end for _, _, end in parts)
+        num_pages = sizes[-1] if all_pages else size_for(sizes, pages_for(longest))
+        return tokens_RT, positions_RT, table([s.pages for s, _, _ in parts], rows, num_pages)
 
     def _insert(self, inserts: list[tuple[int, Sequence]]) -> None:
         if any(s.request.sampling.is_adjusted for _, s in inserts):

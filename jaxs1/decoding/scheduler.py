@@ -72,7 +72,8 @@ class Sequence:
         log: tokens generated so far
         note: remark about settings that could not be honoured
         ended_by_client: whether its thinking was ended by `Scheduler.end_thinking`
-        scores: of a first sequence, parts of its prompt's scores, if the request wants them
+        scores: of a first sequence, its prompt's scores if the request wants them, as in
+            `scoring.joined`
     """
 
     number: int
@@ -91,7 +92,7 @@ class Sequence:
     log: TokenLog = field(default_factory=TokenLog)
     note: str | None = None
     ended_by_client: bool = False
-    scores: list[tuple[int, TokenScores]] = field(default_factory=list)
+    scores: list[tuple[TokenScores, int, int]] = field(default_factory=list)
 
     @property
     def ready(self) -> bool:

@@ -1,6 +1,7 @@
 """Log-probabilities of given tokens: a prefill that looks at what the model expected.
 
-Letters in addition to those of `decode_loop`: S positions whose logits exist at the same time.
+Letters in addition to those of `decode_loop`: P all positions, S those whose logits exist at the
+same time.
 """
 
 from __future__ import annotations
@@ -48,33 +49,37 @@ def score(
     model: Transformer,
     params: Any,
     cache: KVCache,
-    tokens_1T: jax.Array,
-    positions_1T: jax.Array,
-    table_1M: jax.Array,
-    next_T: jax.Array,
+    tokens_RT: jax.Array,
+    positions_RT: jax.Array,
+    table_RM: jax.Array,
+    next_RT: jax.Array,
 ) -> tuple[KVCache, TokenScores]:
-    """Prefill a part of one prompt, and score the token that follows each position.
+    """Prefill parts of prompts, and score the token that follows each position.
 
     Args:
         model: abstract
         params: see `model.decode_params`
         cache: keys and values of the preceding tokens
-        tokens_1T, positions_1T, table_1M: as in `decode_loop.prefill`
-        next_T: int32, the prompt's next token behind each position
+        tokens_RT, positions_RT, table_RM: as in `decode_loop.prefill`
+        next_RT: int32, the prompt's next token behind each position
+
+    Returns:
+        the cache, and scores of arrays [R, T]
     """
-    x_1TD, cache = decode.forward(model, params, cache, tokens_1T, positions_1T, table_1M)
+    x_RTD, cache = decode.forward(model, params, cache, tokens_RT, positions_RT, table_RM)
 
     def block(part: tuple[jax.Array, jax.Array]) -> TokenScores:
         x_SD, next_S = part
         return scores_of(decode.logits(model, params, x_SD), next_S)
 
-    length = next_T.shape[0]
-    size = min(BLOCK, length)
-    padding = -length % size
-    x_NSD = jnp.pad(x_1TD[0], ((0, padding), (0, 0))).reshape(-1, size, x_1TD.shape[-1])
-    next_NS = jnp.pad(next_T, (0, padding)).reshape(-1, size)
-    scores = lax.map(block, (x_NSD, next_NS))
-    return cache, TokenScores(*(x_NS.reshape(-1)[:length] for x_NS in scores))
+    shape, count = next_RT.shape, next_RT.size
+    size = min(BLOCK, count)
+    padding = -count % size
+    x_PD = jnp.pad(x_RTD.reshape(count, -1), ((0, padding), (0, 0)))
+    next_P = jnp.pad(next_RT.reshape(count), (0, padding))
+    blocks = (x_PD.reshape(-1, size, x_PD.shape[-1]), next_P.reshape(-1, size))
+    scores = lax.map(block, blocks)
+    return cache, TokenScores(*(x_NS.reshape(-1)[:count].reshape(shape) for x_NS in scores))
 
 
 def scores_of(logits_BV: jax.Array, token_B: jax.Array) -> TokenScores:
@@ -91,15 +96,16 @@ def of_tokens(rows: Sequence[tuple[float, int, float]]) -> TokenScores:
     return TokenScores(logprobs, best_ids, best_logprobs)
 
 
-def joined(parts: Sequence[tuple[int, TokenScores]]) -> TokenScores:
-    """Scores on the host, in lists.
+def joined(parts: Sequence[tuple[TokenScores, int, int]]) -> TokenScores:
+    """Scores of one prompt on the host, in lists.
 
     Args:
-        parts: scores on the device, each with the number of them that count
+        parts: scores of several prompts on the device, row of this one, number of its tokens
     """
-    fetched = jax.device_get([scores for _, scores in parts])
-    counts = [count for count, _ in parts]
-    columns = zip(*([x[:n] for x in scores] for n, scores in zip(counts, fetched, strict=True)),
-                  strict=True)  # fmt: skip
-    arrays = [np.concatenate(column).tolist() for column in columns]
+    fetched = jax.device_get([scores for scores, _, _ in parts])
+    rows = [
+        [x_RT[row, :count] for x_RT in scores]
+        for scores, (_, row, count) in zip(fetched, parts, strict=True)
+    ]
+    arrays = [np.concatenate(column).tolist() for column in zip(*rows, strict=True)]
     return TokenScores(*arrays) if arrays else TokenScores([], [], [])

@@ -60,7 +60,7 @@ def _score(engine: Engine, width: int) -> None:
     positions_1T = np.full((1, width), PAD_POSITION, np.int32)
     table_1M = np.full((1, engine.buckets.pages[-1]), NULL_PAGE, np.int32)
     engine.cache, _ = engine.compiled.score(
-        engine.params, engine.cache, tokens_1T, positions_1T, table_1M, tokens_1T[0]
+        engine.params, engine.cache, tokens_1T, positions_1T, table_1M, tokens_1T
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from jaxs1 import LLM, UserError
+from jaxs1.decoding.buckets import ladder
 from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams
 from tests.decoding.engines import LIMITS, complete_all, open_tiny, tokenizer, write_model
 
@@ -116,3 +117,19 @@ def test_through_the_python_interface(tiny):
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             llm.score(prompt, following)
+
+
+def test_one_prompt_at_a_time_in_a_ladder(tiny):
+    """The few programs of a server give the same scores as those that fit."""
+    engine, _, _ = tiny
+    pairs = random_pairs(6, seed=4)
+    before, scores = engine.buckets, engine.score(pairs)
+    engine.buckets = ladder(
+        rows=engine.limits.max_num_seqs, pages=engine.scheduler.max_pages, tokens=32
+    )
+    try:
+        for found, expected_scores in zip(engine.score(pairs), scores, strict=True):
+            assert found.best_ids == expected_scores.best_ids
+            np.testing.assert_allclose(found.logprobs, expected_scores.logprobs, atol=CLOSE, rtol=0)
+    finally:
+        engine.buckets = before
