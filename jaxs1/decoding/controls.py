@@ -152,14 +152,19 @@ def check_sizes(thinking: TokenizedThinking) -> None:
         "delimiters.stop: number of stops": len(thinking.stops),
         "delimiters: tokens of an end or a stop": max(map(len, delimiters)),
         "wait_strings: number of strings": len(thinking.waits),
-        "wait_strings: tokens of a wait string, or of close, answer_prefix and answer_start": max(
-            map(len, (thinking.cut + thinking.answer_start, *thinking.waits))
+        "wait_strings: tokens of a wait string, or of close and answer_prefix": max(
+            map(len, (thinking.cut, *thinking.waits))
         ),
     }
     sizes = SIZES._replace(texts=SIZES.texts - budget.WAIT_TEXT)
     for (what, number), limit in zip(needed.items(), sizes, strict=True):
         if number > limit:
             raise UserError(f"thinking.{what} is {number}: must be at most {limit}; use fewer")
+    if (number := len(thinking.cut + thinking.answer_start)) > SIZES.text:
+        raise UserError(
+            f"answer_start (the beginning of a tool's call): with close and answer_prefix it has "
+            f"{number} tokens, must have at most {SIZES.text}; use a shorter one"
+        )
 
 
 def build_controls(

@@ -89,9 +89,13 @@ def test_a_template_without_tools_refuses_them(server):
 
 #: Tokens of a call; the chain model writes each of them behind the one before.
 PIECES = ("First", OPEN, '\n{"name": "', "add", '", "arguments":', ' {"a": 1}}\n', CLOSE)
-TOOLS = [
-    {"type": "function", "function": {"name": name, "parameters": {}}} for name in ("add", "sub")
-]
+
+
+def named(name):
+    return {"type": "function", "function": {"name": name, "parameters": {}}}
+
+
+TOOLS = [named("add"), named("sub")]
 NAMED = {"type": "function", "function": {"name": "add"}}
 
 
@@ -171,6 +175,7 @@ def test_a_named_call_comes_even_if_it_is_cut_short(caller):
         ({"tool_choice": "any"}, "must be none, auto, required"),
         ({"tool_choice": "required", "tools": []}, "there are no tools"),
         ({"tool_choice": NAMED, "thinking": {"mode": "s1_readme"}}, "set thinking.mode=strict"),
+        ({"tools": [named("x" * 90)], "tool_choice": "required"}, "tool's call"),
     ],
 )
 def test_wrong_choices(caller, wrong, message):
