@@ -9,7 +9,10 @@ INSTALLED := $(VENV)/installed-$(VERSION)
 # JAX's compiler for NVIDIA GPUs, which needs no GPU; apart from $(VENV), so that only tests see it
 COMPILER := $(VENV)/nvidia-compiler
 
-.PHONY: demo demo-rl test test-fast coverage lint docs dist install clean aot gpu-check
+# clients of other projects, for tests of the server; they would hold back the packages of $(VENV)
+CLIENTS := $(VENV)/clients
+
+.PHONY: demo demo-rl test test-fast coverage lint docs dist install clean aot gpu-check clients
 
 demo: $(INSTALLED)  ## train, export and check a tiny model (a few minutes on 2 cores)
 	$(BIN)/python -m jaxs1.demo
@@ -47,6 +50,15 @@ aot: $(INSTALLED)  ## compile all recipes for their hardware and write docs/plan
 gpu-check: $(INSTALLED)  ## on an NVIDIA GPU: check and time decoding and training, write benchmarks/gpu/
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[cuda]'
 	$(BIN)/python -m benchmarks.gpu_check
+
+clients:  ## the server with openai, instructor, litellm, langchain, pydantic-ai, lm-eval, Node
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check --editable '.[torch,serve,clients]'
+	@if command -v npm > /dev/null; then \
+	  npm install --silent --no-audit --no-fund --prefix $(CLIENTS)/node \
+	    openai ai @ai-sdk/openai-compatible zod; \
+	else echo "no npm: Node's clients are left out"; fi
+	JAXS1_NODE=$(abspath $(CLIENTS)/node) $(CLIENTS)/bin/python -m pytest -n 0 -rs tests/clients
 
 install: $(INSTALLED)  ## create the environment only
 

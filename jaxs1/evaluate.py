@@ -46,6 +46,8 @@ from jaxs1.tasks import graders
 from jaxs1.tasks.benchmarks import Question, Questions, QuestionsConfig, load_questions
 
 SECONDS_BETWEEN_LINES = 20
+#: Settings that older folders lack; stored only if they have an effect.
+ADDED = ("presence_penalty", "frequency_penalty", "logit_bias", "min_tokens")
 #: Fields of a completion that are stored in samples.jsonl; its settings are those of the folder
 #: and of the point.
 COMPLETION_FIELDS = (
@@ -173,7 +175,11 @@ def _settings(config: EvaluateConfig, questions: Questions, opened: LoadedEngine
         "grader": graders.VERSION,
         "n": config.n,
         "seed": config.seed,
-        "sampling": dataclasses.asdict(config.sampling),
+        "sampling": {
+            name: value
+            for name, value in dataclasses.asdict(config.sampling).items()
+            if value or name not in ADDED
+        },
         "thinking": {
             **dataclasses.asdict(thinking),
             "delimiters": dataclasses.asdict(delimiters_of(thinking)),

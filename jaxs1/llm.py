@@ -17,12 +17,14 @@ import jax
 from convert.weights import load_params, open_weights
 from jaxs1.config import UserError
 from jaxs1.data.text import encode
+from jaxs1.decoding.base_engine import scoring_request
 from jaxs1.decoding.loading import EngineConfig, ParallelConfig, load_engine
 from jaxs1.decoding.outputs import Completion, StreamOutput
 from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams
 from jaxs1.decoding.pieces import Piece, Pieces
 from jaxs1.decoding.prompt import prompt_ids
 from jaxs1.decoding.scheduler import Limits
+from jaxs1.decoding.scoring import TokenScores
 from jaxs1.model import transformer
 from jaxs1.model.config import ComputeConfig, MeshConfig
 from jaxs1.model.sharding import check_divisible, make_sharding_rules
@@ -214,6 +216,27 @@ class LLM:
                     return
         finally:
             self._drop(number)
+
+    def score(self, prompt: str | list[int], following: str | list[int]) -> TokenScores:
+        """Log-probabilities of the tokens of `following` behind a raw prompt.
+
+        Args:
+            prompt: text or token ids, at least one
+            following: text or token ids; a text is encoded by itself
+
+        Raises:
+            UserError: the prompt is empty, or the two do not fit into the context.
+        """
+        ids = self._encode(prompt)
+        number = self._submit(scoring_request(ids, self._encode(following)))
+        try:
+            outputs = self._read(number)
+            done = next(o.completion for o in outputs if o.completion is not None)
+        finally:
+            self._drop(number)
+        _raise_error(done)
+        assert done.prompt_scores is not None
+        return done.prompt_scores.since(len(ids) - 1)
 
     def _complete(
         self,

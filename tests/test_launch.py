@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from jaxs1.config import parse
+from jaxs1.serving.config import KEY_VARIABLE, ServeConfig
 from jaxs1.training.config import TrainConfig
 from tests.conftest import ROOT
 
@@ -17,7 +18,8 @@ def recipe(arguments):
 
 
 def test_every_launch_file_is_tested():
-    assert {p.name for p in LAUNCH.iterdir()} == {"slurm.sh", "gke_gpu.yaml", "gke_tpu.yaml"}
+    training = {"slurm.sh", "gke_gpu.yaml", "gke_tpu.yaml"}
+    assert {p.name for p in LAUNCH.iterdir()} == {*training, "serve_slurm.sh", "serve_gke.yaml"}
 
 
 def test_slurm_starts_the_given_recipe_and_resumes(tmp_path):
@@ -83,3 +85,40 @@ def test_gke_starts_as_many_processes_as_the_recipe_has_devices_for(name):
         d = config.distributed
         assert d.coordinator.split(":")[0] == f"{title}-0.{pod['subdomain']}"
         assert (d.num_processes, d.process_id) == (spec["completions"], last)
+
+
+def test_slurm_starts_a_server_for_every_task(tmp_path):
+    """A stand-in for srun runs the command as its fourth task would; one for Python prints it."""
+    stub = tmp_path / "srun"
+    stub.write_text('#!/bin/bash\nshift 2\nSLURM_LOCALID=3 exec "$@"\n')
+    python = tmp_path / "python"
+    python.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    stub.chmod(0o755), python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", LAUNCH / "serve_slurm.sh", "--model", "a folder", "--drain", "100"],
+        cwd=ROOT, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.splitlines()
+    assert words[:3] == ["-u", "-m", "jaxs1.serve"]
+    config = parse(ServeConfig, words[3:], command="test")
+    assert (config.host, config.port, config.model) == ("0.0.0.0", 8003, "a folder")
+
+
+def test_gke_serves_where_the_probes_look():
+    service, deployment = yaml.safe_load_all((LAUNCH / "serve_gke.yaml").read_text())
+    pod = deployment["spec"]["template"]
+    [container] = pod["spec"]["containers"]
+    assert container["command"][-2:] == ["-m", "jaxs1.serve"]
+    config = parse(ServeConfig, container["args"], command="test")
+    assert config.host == "0.0.0.0" and config.names == ("s1",)
+    assert service["spec"]["selector"] == pod["metadata"]["labels"]
+    assert service["spec"]["ports"][0]["targetPort"] == config.port
+    probes = {name: container[f"{name}Probe"]["httpGet"] for name in ("readiness", "liveness")}
+    assert probes["readiness"] == {"path": "/health", "port": config.port}
+    assert probes["liveness"] == {"path": "/live", "port": config.port}
+    pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["spec"]["terminationGracePeriodSeconds"] > config.drain + pause
+    assert KEY_VARIABLE in {variable["name"] for variable in container["env"]}
+    volumes = {volume["name"] for volume in pod["spec"]["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == volumes

@@ -73,7 +73,11 @@ class Process:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("process") / "tiny")
+    folder = write_tiny(tmp_path_factory.mktemp("process") / "tiny")
+    tools = "{%- if tools %}{{- '<|im_start|>system\n' + (tools | tojson) + '<|im_end|>\n' }}"
+    path = folder / "chat_template.jinja"
+    path.write_text(tools + "{%- endif %}" + path.read_text())
+    return folder
 
 
 @contextlib.contextmanager
@@ -99,6 +103,11 @@ def test_a_server_from_start_to_end(folder):
         events = parse_events(server.post(CHAT, body).read())
         assert joined(events)["content"] == choice["message"]["content"]
         assert events[-1]["choices"][0]["thinking"] == choice["thinking"]
+        function = {"type": "function", "function": {"name": "add", "parameters": {}}}
+        forced = {"tools": [function], "tool_choice": "required", "max_tokens": 80}
+        whole = json.load(server.post(CHAT, {"messages": QUESTION, **forced, "thinking_budget": 5}))
+        (call,) = whole["choices"][0]["message"]["tool_calls"]
+        assert call["function"]["name"] == "add"
         # a stream that runs when the signal comes is not cut; nothing new is accepted
         long = body | {"max_tokens": 230, "thinking": {"budget_tokens": 160, "min_tokens": 150}}
         stream = server.post(CHAT, long)

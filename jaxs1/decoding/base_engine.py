@@ -6,12 +6,14 @@ and `stream` call these two in a loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from jaxs1.config import UserError
 from jaxs1.decoding.controls import SequenceLimits
 from jaxs1.decoding.outputs import Completion, StreamOutput
-from jaxs1.decoding.params import Request
+from jaxs1.decoding.params import Request, ThinkingParams
+from jaxs1.decoding.scoring import TokenScores
 
 
 class Load(NamedTuple):
@@ -128,6 +130,28 @@ class BaseEngine:
                     del finished[output.request]
                     yield output.request, sorted(completions, key=lambda c: c.index)
 
+    def score(self, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> list[TokenScores]:
+        """Log-probabilities of given tokens.
+
+        Args:
+            pairs: token ids of a prompt, at least one, and of what follows it
+
+        Returns:
+            scores of the second part of each pair
+
+        Raises:
+            UserError: a prompt is empty, or a pair does not fit into the context
+        """
+        pairs = [(list(prompt), list(following)) for prompt, following in pairs]
+        requests = [scoring_request(*pair) for pair in pairs]
+        for request in requests:
+            self.check(request)
+        found: dict[int, TokenScores] = {}
+        for index, (completion,) in self.run(requests):
+            assert completion.prompt_scores is not None
+            found[index] = completion.prompt_scores.since(len(pairs[index][0]) - 1)
+        return [found[index] for index in range(len(pairs))]
+
     def stream(self, requests: Iterable[Request]) -> Iterator[StreamOutput]:
         """Complete requests; yields their new tokens. Numbers start at 0 in every call."""
         first = self.submitted
@@ -138,3 +162,15 @@ class BaseEngine:
         while self.busy:
             for output in self.step():
                 yield output._replace(request=output.request - first)
+
+
+def scoring_request(prompt: Sequence[int], following: Sequence[int]) -> Request:
+    """The request whose completion has the scores of `following`, and one token that is of no use.
+
+    Raises:
+        UserError: the prompt is empty
+    """
+    if not prompt:
+        raise UserError("prompt: is empty; give at least one token, such as the EOS")
+    off = ThinkingParams(mode="off", max_answer_tokens=1, min_answer_tokens=1)
+    return Request([*prompt, *following], off, max_tokens=1, prompt_scores=True)

@@ -17,10 +17,10 @@ from jaxs1.decoding.sampling import SamplingFlags
 MIN_PREFILL = 16
 #: Ratio of two neighbouring sizes of a ladder.
 STEP = 4
-#: Programs of a ladder for sampling: plain, and with all filters and the penalty.
+#: Programs of a ladder for sampling: plain, and with all filters, penalties, biases and scores.
 LADDER_FLAGS = (
     SamplingFlags(sampled=True, filtered=False, penalised=False),
-    SamplingFlags(sampled=True, filtered=True, penalised=True),
+    SamplingFlags(sampled=True, filtered=True, penalised=True, adjusted=True, scored=True),
 )
 
 

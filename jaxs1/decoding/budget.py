@@ -24,14 +24,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-#: Pads arrays of ids. Never an id, never matched.
-NONE = -1
-#: Pads `forbidden`: out of bounds of any vocabulary (-1 would be its last id).
-NEVER = int(np.iinfo(np.int32).max)
+from jaxs1.decoding.matching import NEVER as NEVER
+from jaxs1.decoding.matching import NONE, completing, matches, pick
+
 #: Rows of `Controls.text_BKT`; the wait strings follow.
-CLOSE_TEXT, CUT_TEXT, WAIT_TEXT = range(3)
+CLOSE_TEXT, CUT_TEXT, CALL_TEXT, WAIT_TEXT = range(4)
 
 
 class Mode(IntEnum):
@@ -105,15 +103,18 @@ class Controls(NamedTuple):
             minimal answer
         last: [B], last token of the prompt
         ends_BEL: token sequences that end thinking, right-aligned, padded with NONE
-        resume_BE: token of CLOSE_TEXT that follows an end which is kept; NONE: CLOSE_TEXT replaces
-            the end
+        resume_BE: token of CLOSE_TEXT that follows an end which is kept; NONE: the text of the end
+            replaces it
+        end_text_BE: text of each end, CLOSE_TEXT or CALL_TEXT
         stops_BSL: token sequences that end the answer, as ends_BEL
         reopen_B1L: token sequence in the answer that begins thinking again, as ends_BEL
         text_BKT: texts to insert, left-aligned: CLOSE_TEXT after an end of the model's own,
-            CUT_TEXT (line break, close, answer prefix) to cut thinking short, then the wait strings
+            CUT_TEXT (line break, close, answer prefix) to cut thinking short, CALL_TEXT (close,
+            beginning of a call) after an end that calls a tool, then the wait strings
         length_BK: tokens of each text
         close_at: [B], position of the close in CUT_TEXT
         answer_prefix_at: [B], position of the answer prefix in CUT_TEXT
+        answer_at_BK: position of the answer in each text, which may begin it; not in wait strings
     """
 
     mode: jax.Array
@@ -127,12 +128,14 @@ class Controls(NamedTuple):
     last: jax.Array
     ends_BEL: jax.Array
     resume_BE: jax.Array
+    end_text_BE: jax.Array
     stops_BSL: jax.Array
     reopen_B1L: jax.Array
     text_BKT: jax.Array
     length_BK: jax.Array
     close_at: jax.Array
     answer_prefix_at: jax.Array
+    answer_at_BK: jax.Array
 
 
 class State(NamedTuple):
@@ -147,6 +150,7 @@ class State(NamedTuple):
         inject_text: [B], row of text_BKT that is being inserted
         inject_cursor: [B], its next token
         answer_used: [B], tokens of the answer, without close and answer prefix, with the stop
+            and what the controller writes of it
         position: [B], tokens after the prompt that are kept
         last: [B], newest token that is kept
         recent_BH: the model's own newest tokens in this phase, H = L - 1, padded with NONE
@@ -208,9 +212,13 @@ def forbidden(controls: Controls, state: State) -> jax.Array:
     waited = (state.kind == TokenKind.SURPLUS) & (state.round_used == 0)
     waited |= state.kind == TokenKind.WAIT
     gated = (state.phase == Phase.THINK) & (too_early | waited)
-    begun_BE = _fits(controls.ends_BEL[..., :-1], state.recent_BH)
-    last_BE = controls.ends_BEL[..., -1]
-    return jnp.where(gated[:, None] & begun_BE & (last_BE != NONE), last_BE, NEVER)
+    return completing(controls.ends_BEL, state.recent_BH, gated)
+
+
+def forbidden_stops(controls: Controls, state: State, min_tokens_B: jax.Array) -> jax.Array:
+    """Ids that must not be sampled now, because the completion has too few tokens to end."""
+    too_early = (state.phase == Phase.ANSWER) & (state.position < min_tokens_B)
+    return completing(controls.stops_BSL, state.recent_BH, too_early)
 
 
 def step(
@@ -228,7 +236,8 @@ def step(
       Always: the Wait and one more token fit before reserved_tokens. A Wait that does not fit is
       not postponed: thinking ends there (`ended_by` is MODEL with `waits_left` above 0).
     * Otherwise the rest of CLOSE_TEXT follows. Tokens of the model that already begin it are kept
-      and not forced; any other end (EOS) is replaced. Under S1_README the token is kept as the
+      and not forced; any other end (EOS) is replaced. The end that calls a tool is replaced by
+      CALL_TEXT, which repeats it behind the close. Under S1_README the token is kept as the
       first of the answer, as greedy decoding would sample it again.
     * Tokens that turn out to begin an end of several tokens have been counted as thinking, and stay
       if a Wait or a close replaces the last of them.
@@ -255,22 +264,23 @@ def step(
     """
     keep_B, state = _react(controls, state, sampled_B)
     forced_B = (state.phase == Phase.INJECT) & ~keep_B
-    text_BT = _row(controls.text_BKT, state.inject_text)
-    token_B = jnp.where(forced_B, _row(text_BT, state.inject_cursor), sampled_B)
+    text_BT = pick(controls.text_BKT, state.inject_text)
+    token_B = jnp.where(forced_B, pick(text_BT, state.inject_cursor), sampled_B)
     return _advance(controls, is_newline_V, state, token_B), token_B, forced_B
 
 
 def _react(controls: Controls, state: State, sampled_B: jax.Array) -> tuple[jax.Array, State]:
     """Respond to the sampled ids: which of them are kept, and the state in which to write."""
     thinking = state.phase == Phase.THINK
-    end_BE = thinking[:, None] & _matches(controls.ends_BEL, _window(state, sampled_B))
+    end_BE = thinking[:, None] & matches(controls.ends_BEL, _window(state, sampled_B))
     ends = end_BE.any(axis=1)
-    waits = ends & _wait_fits(controls, state)
+    waits = ends & _waitfits(controls, state)
     closes = ends & ~waits
-    resume = _row(controls.resume_BE, end_BE.argmax(axis=1))
+    which = end_BE.argmax(axis=1)
+    resume, end_text = pick(controls.resume_BE, which), pick(controls.end_text_BE, which)
     # the end of a surplus is not the model's choice at the place of the close
     keep = closes & (resume != NONE) & (state.surplus == 0)
-    nothing = controls.length_BK[:, CLOSE_TEXT] == 0
+    nothing = pick(controls.length_BK, end_text) == 0
     phase = jnp.where(waits | closes, Phase.INJECT, state.phase)
     phase = jnp.where(closes & nothing, Phase.ANSWER, phase)
     text = jnp.where(waits, _wait_row(controls, state), state.inject_text)
@@ -279,7 +289,7 @@ def _react(controls: Controls, state: State, sampled_B: jax.Array) -> tuple[jax.
     counted = waits & (controls.mode == Mode.S1_README)
     return keep, state._replace(
         phase=phase,
-        inject_text=jnp.where(closes, CLOSE_TEXT, text),
+        inject_text=jnp.where(closes, end_text, text),
         inject_cursor=jnp.where(waits | closes, begin, state.inject_cursor),
         thinking_used=state.thinking_used + counted,
         waits_left=state.waits_left - waits,
@@ -294,7 +304,7 @@ def _advance(
     before = state.phase
     kind = _kind(controls, state)
     thought, waited = kind == TokenKind.THINKING, kind == TokenKind.WAIT
-    answered = kind == TokenKind.ANSWER
+    answered, said = kind == TokenKind.ANSWER, before == Phase.ANSWER
     window_BL = _window(state, token_B)
     counted = thought | (waited & (controls.mode != Mode.S1_README))
     used_up = _reached(controls.thinking_budget, state.thinking_used)
@@ -309,12 +319,12 @@ def _advance(
         last=jnp.where((before == Phase.DONE) | surplus, state.last, token_B),
         kind=jnp.where(surplus, TokenKind.SURPLUS, kind),
     )
-    complete = state.inject_cursor >= _row(controls.length_BK, state.inject_text)
-    reopened = answered & _matches(controls.reopen_B1L, window_BL)[:, 0]
+    complete = state.inject_cursor >= pick(controls.length_BK, state.inject_text)
+    reopened = said & matches(controls.reopen_B1L, window_BL)[:, 0]
     phase = jnp.where((waited & complete) | reopened, Phase.THINK, before)
     phase = jnp.where((before == Phase.INJECT) & ~waited & complete, Phase.ANSWER, phase)
 
-    stopped = answered & _matches(controls.stops_BSL, window_BL).any(axis=1)
+    stopped = said & matches(controls.stops_BSL, window_BL).any(axis=1)
     long = answered & _reached(controls.max_answer_tokens, state.answer_used)
     long = long | (state.position >= controls.max_new_tokens)
     over = (before != Phase.DONE) & (stopped | long)
@@ -331,6 +341,8 @@ def _kind(controls: Controls, state: State) -> jax.Array:
     phase, text = state.phase, state.inject_text
     is_prefix = (text == CUT_TEXT) & (state.inject_cursor >= controls.answer_prefix_at)
     kind = jnp.where(is_prefix, TokenKind.ANSWER_PREFIX, TokenKind.CLOSE)
+    is_answer = state.inject_cursor >= pick(controls.answer_at_BK, text)
+    kind = jnp.where(is_answer, TokenKind.ANSWER, kind)
     kind = jnp.where(text >= WAIT_TEXT, TokenKind.WAIT, kind)
     kind = jnp.where(phase == Phase.THINK, TokenKind.THINKING, kind)
     kind = jnp.where(phase == Phase.ANSWER, TokenKind.ANSWER, kind)
@@ -369,9 +381,9 @@ def _wait_row(controls: Controls, state: State) -> jax.Array:
     return WAIT_TEXT + (controls.num_waits - state.waits_left) % controls.num_strings
 
 
-def _wait_fits(controls: Controls, state: State) -> jax.Array:
+def _waitfits(controls: Controls, state: State) -> jax.Array:
     """Whether a Wait is left, and it fits together with one token of the model's."""
-    more = _row(controls.length_BK, _wait_row(controls, state)) + 1
+    more = pick(controls.length_BK, _wait_row(controls, state)) + 1
     needed = jnp.where(controls.mode == Mode.STRICT, more, 0)
     needed = jnp.where(controls.mode == Mode.S1_README, 2, needed)
     left = controls.thinking_budget - state.thinking_used
@@ -383,18 +395,3 @@ def _wait_fits(controls: Controls, state: State) -> jax.Array:
 def _window(state: State, token_B: jax.Array) -> jax.Array:
     """The newest L tokens, this one last."""
     return jnp.concatenate([state.recent_BH, token_B[:, None]], axis=1)
-
-
-def _matches(sequences_BEL: jax.Array, window_BL: jax.Array) -> jax.Array:
-    """Which sequences the window ends with; one of only NONE is unused and never matches."""
-    return _fits(sequences_BEL, window_BL) & (sequences_BEL[..., -1] != NONE)
-
-
-def _fits(sequences_BEL: jax.Array, window_BL: jax.Array) -> jax.Array:
-    """Which sequences equal the window, NONE matching anything."""
-    return ((sequences_BEL == NONE) | (sequences_BEL == window_BL[:, None, :])).all(axis=-1)
-
-
-def _row(table_BK: jax.Array, index_B: jax.Array) -> jax.Array:
-    """table_BK[b, index_B[b]] for every b."""
-    return table_BK[jnp.arange(table_BK.shape[0]), index_B]

@@ -160,6 +160,11 @@ def check_sizes(thinking: TokenizedThinking) -> None:
     for (what, number), limit in zip(needed.items(), sizes, strict=True):
         if number > limit:
             raise UserError(f"thinking.{what} is {number}: must be at most {limit}; use fewer")
+    if (number := len(thinking.cut + thinking.answer_start)) > SIZES.text:
+        raise UserError(
+            f"answer_start (the beginning of a tool's call): with close and answer_prefix it has "
+            f"{number} tokens, must have at most {SIZES.text}; use a shorter one"
+        )
 
 
 def build_controls(
@@ -213,19 +218,35 @@ def _delimiters(thinking: Sequence[TokenizedThinking]) -> dict[str, list[Any]]:
     return {
         "ends_BEL": [_right(t.ends, SIZES.ends) for t in thinking],
         "resume_BE": [_left([t.resume], 1, SIZES.ends)[0] for t in thinking],
+        "end_text_BE": [_end_texts(t) for t in thinking],
         "stops_BSL": [_right(t.stops, SIZES.stops) for t in thinking],
         "reopen_B1L": [_right([t.reopen], 1) for t in thinking],
     }
 
 
 def _texts(thinking: Sequence[TokenizedThinking]) -> dict[str, list[Any]]:
-    texts = [(t.close, t.cut, *t.waits) for t in thinking]
+    begins = [t.answer_start or t.call for t in thinking]
+    texts = [
+        (t.close + t.answer_start, t.cut + t.answer_start, t.close + begin, *t.waits)
+        for t, begin in zip(thinking, begins, strict=True)
+    ]
     return {
         "text_BKT": [_left(t, SIZES.texts, SIZES.text) for t in texts],
         "length_BK": [[*map(len, t), *[0] * (SIZES.texts - len(t))] for t in texts],
         "close_at": [len(t.line_break) for t in thinking],
         "answer_prefix_at": [len(t.line_break + t.close) for t in thinking],
+        "answer_at_BK": [
+            [len(t.close), len(t.cut), len(t.close)] + [0] * (SIZES.texts - budget.WAIT_TEXT)
+            for t in thinking
+        ],
     }
+
+
+def _end_texts(thinking: TokenizedThinking) -> list[int]:
+    """The text of each end: CALL_TEXT for a call, CLOSE_TEXT for all others."""
+    texts = [budget.CALL_TEXT if end == thinking.call else budget.CLOSE_TEXT
+             for end in thinking.ends]  # fmt: skip
+    return texts + [budget.CLOSE_TEXT] * (SIZES.ends - len(texts))
 
 
 def _right(sequences: Sequence[Ids], rows: int) -> list[list[int]]:

@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxs1.decoding import budget, sampling
+from jaxs1.decoding import budget, sampling, scoring
 from jaxs1.decoding.budget import Phase, TokenKind
 from jaxs1.decoding.decode_state import DecodeState
 from jaxs1.decoding.sampling import SamplingFlags
+from jaxs1.decoding.scoring import TokenScores
 from jaxs1.model import decode, kv_cache
 from jaxs1.model.backends import BACKENDS
 from jaxs1.model.kv_cache import KVCache
@@ -44,6 +45,7 @@ class ChunkOutput(NamedTuple):
             budget.NONE where it had no choice. Like the next two None without `flags.logprobs`
         logprob_NB: float32, log-probability of the choice, see `sampling.sample`; 0 without one
         gated_NB: bool, whether the model was not allowed to end its thinking
+        scores_NB: scores of token_NB; None without `flags.scored`
     """
 
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count
@@ -53,6 +55,7 @@ class ChunkOutput(NamedTuple):
     choice_NB: jax.Array | None = None
     logprob_NB: jax.Array | None = None
     gated_NB: jax.Array | None = None
+    scores_NB: TokenScores | None = None
 
 
 class _Carry(NamedTuple):
@@ -109,8 +112,9 @@ def decode_steps(
 
     def step(carry: _Carry) -> _Carry:
         logits_BV, cache = _logits(model, params, carry.cache, carry.state, table_BM, impl)
-        logits_BV = logits_BV[:, : is_newline_V.shape[0]]
+        all_BV, logits_BV = logits_BV, logits_BV[:, : is_newline_V.shape[0]]
         state, new = _next_tokens(active.controls, is_newline_V, carry.state, logits_BV, flags)
+        new = (*new, scoring.scores_of(all_BV, new[0]) if flags.scored else None)
         i, *arrays = carry.output
         arrays = jax.tree.map(lambda all_NB, x_B: all_NB.at[i].set(x_B), tuple(arrays), new)
         return _Carry(cache, state, ChunkOutput(i + 1, *arrays))
@@ -131,11 +135,12 @@ def decode_steps(
 def _empty_output(num_steps: int, rows: int, flags: SamplingFlags) -> ChunkOutput:
     empty = jnp.zeros((num_steps, rows), jnp.int32)
     output = ChunkOutput(jnp.int32(0), empty, empty.astype(bool), empty)
-    if not flags.logprobs:
-        return output
-    return output._replace(
-        choice_NB=empty, logprob_NB=empty.astype(jnp.float32), gated_NB=empty.astype(bool)
-    )
+    number = empty.astype(jnp.float32)
+    if flags.logprobs:
+        output = output._replace(choice_NB=empty, logprob_NB=number, gated_NB=empty.astype(bool))
+    if flags.scored:
+        output = output._replace(scores_NB=TokenScores(number, empty, number))
+    return output
 
 
 def _logits(
@@ -167,11 +172,15 @@ def _next_tokens(
     rows: DecodeState,
     logits_BV: jax.Array,
     flags: SamplingFlags,
-) -> tuple[DecodeState, tuple[jax.Array | None, ...]]:
+) -> tuple[DecodeState, tuple[Any, ...]]:
     """Sample, let the controller decide, advance; also this step's row of a `ChunkOutput`."""
     row_B = jnp.arange(logits_BV.shape[0])
     ids_BE = budget.forbidden(controls, rows.state)
     logits_BV = logits_BV.at[row_B[:, None], ids_BE].set(-jnp.inf, mode="drop")
+    if flags.adjusted:
+        min_tokens_B = sampling.adjustments_of(rows.sampling).min_tokens
+        ids_BS = budget.forbidden_stops(controls, rows.state, min_tokens_B)
+        logits_BV = logits_BV.at[row_B[:, None], ids_BS].set(-jnp.inf, mode="drop")
     answering_B = rows.state.phase == Phase.ANSWER
     # a token after a surplus must not repeat the surplus's random number
     drawn_B = rows.state.position + rows.state.surplus
@@ -185,6 +194,8 @@ def _next_tokens(
     settings = rows.sampling
     if flags.penalised:
         settings = sampling.see(settings, token_B, is_new_B, is_surplus_B, back_B)
+    if flags.adjusted:
+        settings = sampling.count(settings, token_B, is_new_B & ~is_surplus_B)
     rows = rows._replace(
         state=state,
         sampling=settings,
@@ -263,6 +274,11 @@ class CompiledFunctions:
             donate_argnums=1,
             out_shardings=(cache, replicated, replicated),
             compiler_options=BACKENDS[impl].compiler_options(),
+        )
+        self.score = jax.jit(
+            partial(scoring.score, model),
+            donate_argnums=1,
+            out_shardings=(cache, replicated),
         )
         self.copy_page = jax.jit(kv_cache.copy_page, donate_argnums=0, out_shardings=cache)
         self.insert = jax.jit(insert, out_shardings=replicated)

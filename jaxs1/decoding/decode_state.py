@@ -9,9 +9,10 @@ import jax
 import numpy as np
 
 from jaxs1.decoding import budget
+from jaxs1.decoding.budget import NEVER
 from jaxs1.decoding.controls import SequenceLimits, build_controls
-from jaxs1.decoding.params import SamplingParams, ThinkingParams
-from jaxs1.decoding.sampling import SEEN, SamplingFlags, SamplingState
+from jaxs1.decoding.params import MAX_BIASES, SamplingParams, ThinkingParams
+from jaxs1.decoding.sampling import SEEN, Adjustments, SamplingFlags, SamplingState
 from jaxs1.decoding.tokenized_thinking import TokenizedThinking
 from jaxs1.model.kv_cache import NULL_PAGE
 
@@ -64,6 +65,7 @@ def rows_of(
     *,
     max_pages: int,
     is_newline_V: jax.Array | np.ndarray,
+    adjusted: bool = False,
 ) -> DecodeState:
     """The first state of some sequences; the last one is repeated to fill up the rows.
 
@@ -72,6 +74,7 @@ def rows_of(
         rows: number of rows
         max_pages: width of the page table
         is_newline_V: from `controls.newline_table`
+        adjusted: whether the state has `sampling.Adjustments`
     """
     sequences = [*sequences, *[sequences[-1]] * (rows - len(sequences))]
     prompts = [s.prompt for s in sequences]
@@ -83,20 +86,28 @@ def rows_of(
     return DecodeState(
         controls=controls,
         state=_init(controls, is_newline_V),
-        sampling=_sampling(sequences, len(is_newline_V)),
+        sampling=_sampling(sequences, len(is_newline_V), adjusted),
         token=token,
         position=position,
         table_BM=table([s.pages for s in sequences], rows, max_pages),
     )
 
 
-def empty_rows(rows: int, *, max_pages: int, is_newline_V: jax.Array | np.ndarray) -> DecodeState:
+def empty_rows(
+    rows: int,
+    *,
+    max_pages: int,
+    is_newline_V: jax.Array | np.ndarray,
+    adjusted: bool = False,
+) -> DecodeState:
     """Rows without a sequence: DONE from the start."""
     params = ThinkingParams(mode="off", min_answer_tokens=1)
     thinking = TokenizedThinking(params, (), (), (), (), (), (), (), (), ())
     nothing = SequenceLimits(budget=0, max_new_tokens=0, num_pages=0)
     sequence = NewSequence(thinking, [0], [], nothing, SamplingParams(), seed=0, sample=0)
-    return rows_of([sequence], rows, max_pages=max_pages, is_newline_V=is_newline_V)
+    return rows_of(
+        [sequence], rows, max_pages=max_pages, is_newline_V=is_newline_V, adjusted=adjusted
+    )
 
 
 def table(pages: Sequence[list[int]], rows: int, max_pages: int) -> Any:
@@ -107,18 +118,41 @@ def table(pages: Sequence[list[int]], rows: int, max_pages: int) -> Any:
     return table_BM
 
 
-def sampling_flags(sampling: Sequence[SamplingParams], *, logprobs: bool = False) -> SamplingFlags:
+def sampling_flags(
+    sampling: Sequence[SamplingParams], *, logprobs: bool = False, scored: bool = False
+) -> SamplingFlags:
     """What these settings need of the compiled loop, and whether log-probabilities are wanted."""
     sampled = [s for s in sampling if not s.is_greedy]
     return SamplingFlags(
         sampled=bool(sampled),
         filtered=any(s.top_k or s.top_p < 1 or s.min_p for s in sampled),
         penalised=any(s.repetition_penalty != 1 for s in sampling),
+        adjusted=any(s.is_adjusted for s in sampling),
         logprobs=logprobs,
+        scored=scored,
     )
 
 
-def _sampling(sequences: Sequence[NewSequence], vocabulary: int) -> SamplingState:
+def no_adjustments(rows: int, vocabulary: int) -> Adjustments:
+    """Adjustments that change nothing."""
+    return _adjustments([SamplingParams()] * rows, vocabulary)
+
+
+def _adjustments(params: Sequence[SamplingParams], vocabulary: int) -> Adjustments:
+    rows = len(params)
+    biased_BN: Any = np.full((rows, MAX_BIASES), NEVER, np.int32)
+    bias_BN: Any = np.zeros((rows, MAX_BIASES), np.float32)
+    for row, p in enumerate(params):
+        biased_BN[row, : len(p.logit_bias)] = list(p.logit_bias)
+        bias_BN[row, : len(p.logit_bias)] = list(p.logit_bias.values())
+    presence: Any = np.asarray([p.presence_penalty for p in params], np.float32)
+    frequency: Any = np.asarray([p.frequency_penalty for p in params], np.float32)
+    count_BV: Any = np.zeros((rows, vocabulary), np.uint16)
+    min_tokens: Any = np.asarray([p.min_tokens for p in params], np.int32)
+    return Adjustments(presence, frequency, count_BV, biased_BN, bias_BN, min_tokens)
+
+
+def _sampling(sequences: Sequence[NewSequence], vocabulary: int, adjusted: bool) -> SamplingState:
     params = [s.sampling for s in sequences]
     seen_BV: Any = np.zeros((len(sequences), vocabulary), np.uint8)
     for row_V, s in zip(seen_BV, sequences, strict=True):
@@ -143,6 +177,7 @@ def _sampling(sequences: Sequence[NewSequence], vocabulary: int) -> SamplingStat
         penalty=column("repetition_penalty"),
         seen_BV=seen_BV,
         key_B=_keys(seed_B, sample_B),
+        adjustments=_adjustments(params, vocabulary) if adjusted else None,
     )
 
 

@@ -18,7 +18,14 @@ from jaxs1.decoding.buckets import Buckets, bucket, size_for
 from jaxs1.decoding.budget import EndedBy, Phase, TokenKind
 from jaxs1.decoding.controls import SequenceLimits, check_sizes, newline_table, with_reserve
 from jaxs1.decoding.decode_loop import NO_LIMIT, ChunkOutput, CompiledFunctions
-from jaxs1.decoding.decode_state import NewSequence, empty_rows, rows_of, sampling_flags, table
+from jaxs1.decoding.decode_state import (
+    NewSequence,
+    empty_rows,
+    no_adjustments,
+    rows_of,
+    sampling_flags,
+    table,
+)
 from jaxs1.decoding.outputs import Completion, StreamOutput, TokenLog, complete, failed
 from jaxs1.decoding.page_allocator import PageAllocator, pages_for
 from jaxs1.decoding.params import Request, ThinkingParams
@@ -29,6 +36,7 @@ from jaxs1.decoding.scheduler import (
     Scheduler,
     Sequence,
 )
+from jaxs1.decoding.scoring import joined
 from jaxs1.decoding.tokenized_thinking import (
     TokenizedThinking,
     resolve_auto,
@@ -36,6 +44,9 @@ from jaxs1.decoding.tokenized_thinking import (
 )
 from jaxs1.model.kv_cache import PAD_POSITION, PAGE, init_cache
 from jaxs1.model.transformer import Transformer
+
+#: A part of a prompt: its sequence, first and last position (exclusive).
+Part = tuple[Sequence, int, int]
 
 
 class Engine(BaseEngine):
@@ -120,6 +131,19 @@ class Engine(BaseEngine):
             )
         return was_thinking
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether the state has the arrays of `sampling.Adjustments`."""
+        return self.decode_state.sampling.adjustments is not None
+
+    def allow_adjustments(self) -> None:
+        """Add these arrays; the programs for decode steps are compiled again."""
+        if not self.adjusts:
+            new = no_adjustments(self.limits.max_num_seqs, len(self.is_newline_V))
+            new = jax.device_put(new, self.model.rules.sharding(()))
+            settings = self.decode_state.sampling._replace(adjustments=new)
+            self.decode_state = self.decode_state._replace(sampling=settings)
+
     def load(self) -> Load:
         """See `BaseEngine`."""
         return self.scheduler.load()
@@ -171,10 +195,13 @@ class Engine(BaseEngine):
         self, request: Request, longest: int | None
     ) -> tuple[TokenizedThinking, list[int], str | None]:
         """Thinking parameters and prompt of a request in token ids, and a remark."""
-        self._check_ids(request.prompt_ids)
-        thinking, note = self._tokenize(request.thinking), None
+        self._check_ids("prompt", request.prompt_ids)
+        self._check_ids("sampling.logit_bias", request.sampling.logit_bias)
+        texts = (request.answer_start, request.tool_call)
+        thinking, note = self._tokenize(request.thinking, *texts), None
         if 0 <= request.max_tokens <= len(thinking.cut):
-            thinking = self._tokenize(dataclasses.replace(request.thinking, mode="off"))
+            off = dataclasses.replace(request.thinking, mode="off")
+            thinking = self._tokenize(off, *texts)
             note = (
                 f"max_tokens={request.max_tokens}: too few to end a thought and to answer; "
                 "thinking is off"
@@ -197,8 +224,11 @@ class Engine(BaseEngine):
             return None
         requests = [s.request for _, s in self.scheduler.running]
         needed = sampling_flags(
-            [r.sampling for r in requests], logprobs=any(r.logprobs for r in requests)
+            [r.sampling for r in requests],
+            logprobs=any(r.logprobs for r in requests),
+            scored=any(r.scores for r in requests),
         )
+        flags = self.buckets.flags_for(needed)
         self.cache, self.decode_state, output = self.compiled.decode_steps(
             self.params,
             self.cache,
@@ -208,25 +238,51 @@ class Engine(BaseEngine):
             eager,
             rows=schedule.num_rows,
             pages=schedule.num_pages,
-            flags=self.buckets.flags_for(needed),
+            flags=flags._replace(adjusted=flags.adjusted and self.adjusts),
         )
         return output
 
     def _prefill(self, batch: PrefillBatch) -> None:
-        rows = size_for(self.buckets.rows, len(batch.parts))
-        tokens_RT = np.zeros((rows, batch.width), np.int32)
-        positions_RT = np.full((rows, batch.width), PAD_POSITION, np.int32)
-        for r, (s, start, end) in enumerate(batch.parts):
+        scored = [part for part in batch.parts if part[0].request.prompt_scores]
+        plain = [part for part in batch.parts if not part[0].request.prompt_scores]
+        if plain:
+            arrays = self._prompt_arrays(plain, batch.width)
+            self.cache = self.compiled.prefill(self.params, self.cache, *arrays)
+        # a server compiles few programs in advance: those of one prompt and all pages
+        is_ladder = self.buckets.flags is not None
+        for parts in [[part] for part in scored] if is_ladder else [scored] if scored else []:
+            self._score(parts, batch.width, all_pages=is_ladder)
+
+    def _score(self, parts: list[Part], width: int, *, all_pages: bool) -> None:
+        """Prefill with scores."""
+        tokens_RT, positions_RT, table_RM = self._prompt_arrays(parts, width, all_pages=all_pages)
+        next_RT = np.zeros_like(tokens_RT)
+        for next_T, (s, start, end) in zip(next_RT, parts, strict=False):
+            next_T[: end - start] = s.prompt[start + 1 : end + 1]
+        self.cache, scores_RT = self.compiled.score(
+            self.params, self.cache, tokens_RT, positions_RT, table_RM, next_RT
+        )
+        for row, (s, start, end) in enumerate(parts):
+            s.scores.append((scores_RT, row, end - start))
+
+    def _prompt_arrays(
+        self, parts: list[Part], width: int, *, all_pages: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, Any]:
+        """Tokens, positions and page table of parts of prompts, a row for each."""
+        rows = size_for(self.buckets.rows, len(parts))
+        tokens_RT = np.zeros((rows, width), np.int32)
+        positions_RT = np.full((rows, width), PAD_POSITION, np.int32)
+        for r, (s, start, end) in enumerate(parts):
             tokens_RT[r, : end - start] = s.prompt[start:end]
             positions_RT[r, : end - start] = np.arange(start, end)
-        longest = max(end for _, _, end in batch.parts)
-        num_pages = size_for(self.buckets.pages, pages_for(longest))
-        table_RM = table([s.pages for s, _, _ in batch.parts], rows, num_pages)
-        self.cache = self.compiled.prefill(
-            self.params, self.cache, tokens_RT, positions_RT, table_RM
-        )
+        sizes = self.buckets.pages
+        longest = max(end for _, _, end in parts)
+        num_pages = sizes[-1] if all_pages else size_for(sizes, pages_for(longest))
+        return tokens_RT, positions_RT, table([s.pages for s, _, _ in parts], rows, num_pages)
 
     def _insert(self, inserts: list[tuple[int, Sequence]]) -> None:
+        if any(s.request.sampling.is_adjusted for _, s in inserts):
+            self.allow_adjustments()
         rows = _padded([row for row, _ in inserts], len(self.scheduler.rows))
         sequences = [
             NewSequence(
@@ -240,6 +296,7 @@ class Engine(BaseEngine):
             len(rows),
             max_pages=self.scheduler.max_pages,
             is_newline_V=self.is_newline_V,
+            adjusted=self.adjusts,
         )
         self.decode_state = self.compiled.insert(self.decode_state, new, rows)
 
@@ -252,7 +309,7 @@ class Engine(BaseEngine):
         self.num_steps = int(output.count)
         outputs = []
         for row, s in self.scheduler.running:
-            new = _log(output, row, logprobs=s.request.logprobs)
+            new = _log(output, row, s.request)
             s.log.extend(new)
             completion, cause = None, _cause(s, EndedBy(ended_by[row]))
             if phase[row] == Phase.DONE:
@@ -264,22 +321,25 @@ class Engine(BaseEngine):
         return outputs
 
     def _complete(self, s: Sequence, ended_by: str, finish: int) -> Completion:
-        return complete(
+        completion = complete(
             s.request, s.sample, s.thinking, self.tokenizer, s.prompt, s.log,
             ended_by=ended_by, finish=finish, note=s.note or s.limits.note,
         )  # fmt: skip
+        if not s.request.prompt_scores:
+            return completion
+        return dataclasses.replace(completion, prompt_scores=joined((s.first or s).scores))
 
-    def _check_ids(self, ids: Any) -> None:
-        if not len(ids):
+    def _check_ids(self, name: str, ids: Any) -> None:
+        if name == "prompt" and not len(ids):
             raise UserError("prompt: is empty; give at least one token")
         size = len(self.tokenizer)
         if wrong := [i for i in ids if not 0 <= i < size]:
             raise UserError(
-                f"prompt: id {wrong[0]} is not in the tokenizer; give ids from 0 to {size - 1}"
+                f"{name}: id {wrong[0]} is not in the tokenizer; give ids from 0 to {size - 1}"
             )
 
 
-def _log(output: ChunkOutput, row: int, *, logprobs: bool) -> TokenLog:
+def _log(output: ChunkOutput, row: int, request: Request) -> TokenLog:
     """The new tokens of one row."""
     kind_N = output.kind_NB[: output.count, row]
     is_surplus_N = kind_N == TokenKind.SURPLUS
@@ -290,14 +350,16 @@ def _log(output: ChunkOutput, row: int, *, logprobs: bool) -> TokenLog:
 
     tokens, forced, kinds = map(column, (output.token_NB, output.forced_NB, output.kind_NB))
     log = TokenLog(tokens, forced, kinds, surplus=int(is_surplus_N.sum()))
-    if logprobs:
+    if request.logprobs:
         columns = (output.choice_NB, output.logprob_NB, output.gated_NB)
         log.choices, log.logprobs, log.gated = map(column, columns)
+    if request.scores and output.scores_NB is not None:
+        log.scores = list(zip(*map(column, output.scores_NB), strict=True))
     return log
 
 
-def _tokenize(tokenizer: Any, params: ThinkingParams) -> TokenizedThinking:
-    thinking = tokenize_thinking(params, tokenizer)
+def _tokenize(tokenizer: Any, params: ThinkingParams, *texts: str) -> TokenizedThinking:
+    thinking = tokenize_thinking(params, tokenizer, *texts)
     check_sizes(thinking)
     return thinking
 

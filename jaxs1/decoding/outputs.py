@@ -10,7 +10,11 @@ from typing import Any, NamedTuple
 
 from jaxs1.decoding.budget import Finish, TokenKind
 from jaxs1.decoding.params import Request, delimiters_of
+from jaxs1.decoding.scoring import TokenScores, of_tokens
 from jaxs1.decoding.tokenized_thinking import Ids, TokenizedThinking
+
+#: Kinds of tokens that the controller may write, apart from Waits.
+TEXTS = (TokenKind.CLOSE, TokenKind.ANSWER_PREFIX, TokenKind.ANSWER)
 
 
 class Intervention(NamedTuple):
@@ -18,7 +22,7 @@ class Intervention(NamedTuple):
 
     Args:
         position: position of its first forced token, counted from the first token after the prompt
-        kind: wait, close or answer_prefix
+        kind: wait, close, answer_prefix, or answer (a call, or the answer's beginning)
         string: index of the wait string; None for the other kinds
     """
 
@@ -60,6 +64,8 @@ class Completion:
         kinds: for each of `tokens`, its `budget.TokenKind`
         note: human-readable remark if a setting could not be honoured as requested
         error: human-readable reason if there is no completion
+        scores: log-probabilities of `tokens`, if requested
+        prompt_scores: those of the prompt's tokens but the first, if requested
     """
 
     prompt_ids: list[int]
@@ -82,6 +88,8 @@ class Completion:
     kinds: list[int] = field(default_factory=list)
     note: str | None = None
     error: str | None = None
+    scores: TokenScores | None = None
+    prompt_scores: TokenScores | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The completion as one JSON object; `forced` as the positions of forced tokens.
@@ -93,6 +101,11 @@ class Completion:
             for name in ("choices", "logprobs", "gated", "kinds"):
                 del record[name]
         record["interventions"] = [entry._asdict() for entry in self.interventions]
+        for name, scores in (("scores", self.scores), ("prompt_scores", self.prompt_scores)):
+            if scores is None:
+                del record[name]
+            else:
+                record[name] = scores._asdict()
         record["forced"] = [i for i, forced in enumerate(self.forced) if forced]
         return record
 
@@ -109,6 +122,7 @@ class TokenLog:
         choices: as in `Completion`, like the next two
         logprobs: log-probability of each choice
         gated: whether the model was not allowed to end its thinking
+        scores: for each token its `scoring.TokenScores`, with `Request.scores`
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -118,6 +132,7 @@ class TokenLog:
     choices: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     gated: list[bool] = field(default_factory=list)
+    scores: list[tuple[float, int, float]] = field(default_factory=list)
 
     def extend(self, new: TokenLog) -> None:
         """Append newer tokens."""
@@ -128,6 +143,7 @@ class TokenLog:
         self.choices += new.choices
         self.logprobs += new.logprobs
         self.gated += new.gated
+        self.scores += new.scores
 
     @property
     def is_thinking(self) -> bool:
@@ -222,6 +238,7 @@ def complete(
         gated=log.gated,
         kinds=log.kinds if request.logprobs else [],
         note=note,
+        scores=of_tokens(log.scores) if request.scores else None,
     )
 
 
@@ -245,7 +262,7 @@ def interventions(
             wait_ends = position + wait_lengths[string]
             waits += 1
             log.append(Intervention(position, "wait", string))
-        elif kind in (TokenKind.CLOSE, TokenKind.ANSWER_PREFIX) and forced and before != kind:
+        elif kind in TEXTS and forced and before != kind:
             log.append(Intervention(position, TokenKind(kind).name.lower(), None))
         # a close that the model began is logged where the controller takes over
         before = kind if forced else TokenKind.PAD

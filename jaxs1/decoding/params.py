@@ -7,6 +7,7 @@ into token ids.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -20,6 +21,8 @@ Mode = Literal["strict", "s1_readme", "s1_harness", "off"]
 
 #: Tokens that s1's harness reserves for the answer when it derives the budget itself.
 AUTO_ANSWER = 100
+#: Maximum number of entries of a logit bias, OpenAI's.
+MAX_BIASES = 300
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,10 @@ class SamplingParams:
         min_p: keep only tokens at least this fraction as likely as the most likely one
         repetition_penalty: divisor of positive logits and factor of negative ones for tokens that
             have occurred in prompt or completion (Keskar et al. 2019); 1 disables it
+        presence_penalty: subtracted from the logits of tokens that have occurred in the completion
+        frequency_penalty: subtracted from them for every time that they have occurred
+        logit_bias: token id to a number that is added to its logit; at most 300
+        min_tokens: tokens after the prompt, thinking included, before the model may end its answer
     """
 
     temperature: float = 0.0
@@ -150,10 +157,14 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = field(default_factory=dict, hash=False)
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
         """Check the range of every field."""
-        for name in ("temperature", "answer_temperature", "top_k"):
+        for name in ("temperature", "answer_temperature", "top_k", "min_tokens"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise UserError(f"sampling.{name}={value}: must be 0 or more; raise it")
@@ -168,6 +179,24 @@ class SamplingParams:
                 f"sampling.repetition_penalty={self.repetition_penalty}: must be above 0; "
                 "1 disables it"
             )
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not math.isfinite(value := getattr(self, name)):
+                raise UserError(f"sampling.{name}={value}: must be a finite number")
+        if len(self.logit_bias) > MAX_BIASES:
+            raise UserError(
+                f"sampling.logit_bias: has {len(self.logit_bias)} entries; give at most "
+                f"{MAX_BIASES}"
+            )
+        if wrong := [i for i, bias in self.logit_bias.items() if i < 0 or not math.isfinite(bias)]:
+            raise UserError(
+                f"sampling.logit_bias={wrong[0]}: must be a token id, with a finite number"
+            )
+
+    @property
+    def is_adjusted(self) -> bool:
+        """Whether logits depend on the completion, or are biased."""
+        penalties = self.presence_penalty or self.frequency_penalty
+        return bool(penalties or self.logit_bias or self.min_tokens)
 
     @property
     def is_greedy(self) -> bool:
@@ -188,6 +217,11 @@ class Request:
         max_tokens: maximum tokens after the prompt, thinking, close and answer; -1: no limit. A
             quarter of them, at most thinking.min_answer_tokens, is reserved for the answer
         cache_salt: requests with different salts share no cached prefix
+        answer_start: text with which the controller begins every answer; a part of the answer
+        tool_call: text with which the model calls a tool; in a thought it ends the thinking, and
+            the answer begins with it. Only thinking.mode=strict observes it. Empty: none
+        scores, prompt_scores: whether completions have the log-probabilities of their own tokens,
+            and of the prompt's, without regard to sampling (`scoring.TokenScores`)
         logprobs: whether completions have the model's choices and their log-probabilities
     """
 
@@ -198,6 +232,10 @@ class Request:
     seed: int = 0
     max_tokens: int = -1
     cache_salt: str = ""
+    answer_start: str = ""
+    tool_call: str = ""
+    scores: bool = False
+    prompt_scores: bool = False
     logprobs: bool = False
 
     def __post_init__(self) -> None:
@@ -206,6 +244,11 @@ class Request:
             raise UserError(f"n={self.n}: must be at least 1")
         if self.max_tokens == 0 or self.max_tokens < -1:
             raise UserError(f"max_tokens={self.max_tokens}: must be at least 1, or -1 (no limit)")
+        if 0 <= self.max_tokens < self.sampling.min_tokens:
+            raise UserError(
+                f"min_tokens={self.sampling.min_tokens}: exceeds max_tokens={self.max_tokens}; "
+                "lower one or raise the other"
+            )
 
 
 def resolve_preset(thinking: ThinkingParams, tokenizer: Any) -> ThinkingParams:

@@ -1,10 +1,10 @@
-"""From logits to a token: greedy, temperature, top-k, top-p, min-p, repetition penalty.
+"""From logits to a token: greedy, temperature, top-k, top-p, min-p, penalties, biases.
 
 Every sequence has its own settings and its own random key, which is folded with the position: its
 tokens depend neither on its neighbours nor on when it was admitted. Nothing is sorted: thresholds
 are found by bisection, exactly, in as many passes as a number has bits.
 
-Letters: B sequences, V ids, C blocks of ids.
+Letters: B sequences, V ids, C blocks of ids, N biases.
 """
 
 from __future__ import annotations
@@ -30,13 +30,38 @@ class SamplingFlags(NamedTuple):
         sampled: some temperature is above 0
         filtered: some sequence uses top-k, top-p or min-p
         penalised: some sequence uses a repetition penalty
-        logprobs: some request wants log-probabilities
+        logprobs: some request wants the log-probabilities of its choices
+        adjusted: some sequence uses a presence or frequency penalty, a logit bias, or min_tokens
+        scored: some request wants `scoring.TokenScores` of its tokens
     """
 
     sampled: bool
     filtered: bool
     penalised: bool
     logprobs: bool = False
+    adjusted: bool = False
+    scored: bool = False
+
+
+class Adjustments(NamedTuple):
+    """Presence and frequency penalties, logit biases, minimum lengths; a pytree of arrays.
+
+    Args:
+        presence: float32 [B], presence penalty
+        frequency: float32 [B], frequency penalty
+        count_BV: uint16, times that ids have occurred in the completion, a surplus apart; updated
+            only if anything is adjusted
+        biased_BN: int32, ids with a bias, padded with an id that is out of bounds
+        bias_BN: float32, their biases
+        min_tokens: int32 [B], tokens after the prompt before an answer may end
+    """
+
+    presence: jax.Array
+    frequency: jax.Array
+    count_BV: jax.Array
+    biased_BN: jax.Array
+    bias_BN: jax.Array
+    min_tokens: jax.Array
 
 
 class SamplingState(NamedTuple):
@@ -52,6 +77,7 @@ class SamplingState(NamedTuple):
         seen_BV: uint8, ids in prompt or completion: SEEN, and SEEN_IN_SURPLUS where a surplus has
             them; updated only if anything is penalised
         key_B: uint32 [B, 2], random keys
+        adjustments: None where no sequence of the engine has ever needed any
     """
 
     temperature: jax.Array
@@ -62,6 +88,7 @@ class SamplingState(NamedTuple):
     penalty: jax.Array
     seen_BV: jax.Array
     key_B: jax.Array
+    adjustments: Adjustments | None = None
 
 
 def sample(
@@ -84,8 +111,12 @@ def sample(
         token_B, int32; logprob_B, float32, under the distribution that the token was drawn from;
         of a greedy sequence under that of temperature 1 without filters.
     """
+    if flags.adjusted:
+        logits_BV = add_biases(logits_BV, adjustments_of(sampling))
     if flags.penalised:
         logits_BV = penalise(logits_BV, sampling.seen_BV, sampling.penalty)
+    if flags.adjusted:
+        logits_BV = penalise_output(logits_BV, adjustments_of(sampling))
     likeliest_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     if not flags.sampled:
         return likeliest_B, _logprob(logits_BV, likeliest_B) if flags.logprobs else None
@@ -112,6 +143,37 @@ def penalise(logits_BV: jax.Array, seen_BV: jax.Array, penalty_B: jax.Array) -> 
     penalty = penalty_B[:, None]
     punished = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
     return jnp.where(seen_BV != 0, punished, logits_BV)
+
+
+def add_biases(logits_BV: jax.Array, adjustments: Adjustments) -> jax.Array:
+    """Add the biases, as in OpenAI's API; before all penalties, as in vLLM."""
+    row_B1 = jnp.arange(logits_BV.shape[0])[:, None]
+    return logits_BV.at[row_B1, adjustments.biased_BN].add(adjustments.bias_BN, mode="drop")
+
+
+def penalise_output(logits_BV: jax.Array, adjustments: Adjustments) -> jax.Array:
+    """Make tokens of the completion less likely; the prompt's do not count, as in vLLM."""
+    count_BV = adjustments.count_BV.astype(jnp.float32)
+    logits_BV = logits_BV - adjustments.frequency[:, None] * count_BV
+    return logits_BV - adjustments.presence[:, None] * (count_BV > 0)
+
+
+def count(sampling: SamplingState, token_B: jax.Array, is_kept_B: jax.Array) -> SamplingState:
+    """Count new tokens, except for a surplus."""
+    adjustments = adjustments_of(sampling)
+    row_B, count_BV = jnp.arange(token_B.shape[0]), adjustments.count_BV
+    before_B = count_BV[row_B, token_B]
+    room_B = before_B < jnp.iinfo(jnp.uint16).max
+    after_B = before_B + (is_kept_B & room_B).astype(jnp.uint16)
+    count_BV = count_BV.at[row_B, token_B].set(after_B)
+    return sampling._replace(adjustments=adjustments._replace(count_BV=count_BV))
+
+
+def adjustments_of(sampling: SamplingState) -> Adjustments:
+    """The adjustments, which a program with `flags.adjusted` needs."""
+    if sampling.adjustments is None:
+        raise ValueError("flags.adjusted: the state has no adjustments")
+    return sampling.adjustments
 
 
 def see(

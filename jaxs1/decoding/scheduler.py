@@ -19,6 +19,7 @@ from jaxs1.decoding.outputs import TokenLog
 from jaxs1.decoding.page_allocator import PageAllocator, pages_for
 from jaxs1.decoding.params import Request
 from jaxs1.decoding.prefix_cache import page_names
+from jaxs1.decoding.scoring import TokenScores
 from jaxs1.decoding.tokenized_thinking import TokenizedThinking
 from jaxs1.model.kv_cache import PAGE
 
@@ -71,6 +72,8 @@ class Sequence:
         log: tokens generated so far
         note: remark about settings that could not be honoured
         ended_by_client: whether its thinking was ended by `Scheduler.end_thinking`
+        scores: of a first sequence, its prompt's scores if the request wants them, as in
+            `scoring.joined`
     """
 
     number: int
@@ -89,6 +92,7 @@ class Sequence:
     log: TokenLog = field(default_factory=TokenLog)
     note: str | None = None
     ended_by_client: bool = False
+    scores: list[tuple[TokenScores, int, int]] = field(default_factory=list)
 
     @property
     def ready(self) -> bool:
@@ -200,7 +204,7 @@ class Scheduler:
         first = Sequence(
             number, 0, request, thinking, prompt, limits, siblings=request.n - 1, note=note
         )
-        if self.prefix_caching:
+        if self.prefix_caching and not request.prompt_scores:  # which need all hidden states
             first.names = page_names(prompt[:-1], request.cache_salt)
         self.waiting.append(first)
         for sample in range(1, request.n):

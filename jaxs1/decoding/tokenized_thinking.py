@@ -45,6 +45,8 @@ class TokenizedThinking:
         close: second part of it, and the text after an end of the model's own
         answer_prefix: third part of it
         waits: wait strings
+        answer_start: beginning of every answer, written by the controller
+        call: the end of thinking that calls a tool, repeated behind the close; empty: none
     """
 
     thinking: ThinkingParams
@@ -57,6 +59,8 @@ class TokenizedThinking:
     close: Ids
     answer_prefix: Ids
     waits: tuple[Ids, ...]
+    answer_start: Ids = ()
+    call: Ids = ()
 
     @property
     def cut(self) -> Ids:
@@ -73,15 +77,22 @@ class TokenizedThinking:
         return len(self.cut) + answer
 
 
-def tokenize_thinking(params: ThinkingParams, tokenizer: Any) -> TokenizedThinking:
+def tokenize_thinking(
+    params: ThinkingParams, tokenizer: Any, answer_start: str = "", tool_call: str = ""
+) -> TokenizedThinking:
     """Encode the texts of a request; special tokens become their ids, never their characters.
 
     Besides the tokenizer's own end, those that the model's folder declares are stops.
 
+    Args:
+        params: thinking parameters
+        tokenizer: tokenizer of the model
+        answer_start, tool_call: see `Request`
+
     Raises:
         UserError: a text encodes to no token, the preset contradicts the chat template, the
             tokenizer lacks a special token, the tokens of an end merge with their neighbours, or
-            one of s1's own modes is used with an end of several tokens
+            one of s1's own modes is used with an end of several tokens or a text that it lacks
     """
     params = resolve_preset(params, tokenizer)
     texts = delimiters_of(params)
@@ -100,7 +111,15 @@ def tokenize_thinking(params: ThinkingParams, tokenizer: Any) -> TokenizedThinki
     ends = _ends(texts, close, tokenizer)
     for ids in stops:
         ends.setdefault(ids, budget.NONE)
+    call = tuple(_plain(tool_call, tokenizer)) if params.mode == "strict" else ()
+    if call:
+        ends.setdefault(call, budget.NONE)
     if params.mode in ("s1_readme", "s1_harness"):
+        if answer_start:
+            raise UserError(
+                f"thinking.mode={params.mode}: has no text that begins the answer; set "
+                "thinking.mode=strict"
+            )
         _require_single_tokens(tuple(ends), params.mode, tokenizer)
     silent = params.mode in ("s1_readme", "off")  # inserts nothing when thinking ends
     return TokenizedThinking(
@@ -114,6 +133,8 @@ def tokenize_thinking(params: ThinkingParams, tokenizer: Any) -> TokenizedThinki
         close=() if silent else close,
         answer_prefix=() if silent else _answer_prefix(params, texts, close, tokenizer),
         waits=tuple(_encode(text, "wait_strings", tokenizer) for text in params.wait_strings),
+        answer_start=tuple(_plain(answer_start, tokenizer)),
+        call=call,
     )
 
 

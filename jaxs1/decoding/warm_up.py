@@ -24,11 +24,15 @@ def warm_up(engine: Engine) -> Iterator[str]:
         the name of each program, after it has run
     """
     assert not engine.busy
+    engine.allow_adjustments()
     buckets = engine.buckets
     for pages in buckets.pages:
         for rows, width in buckets.prefill_shapes(engine.limits.prefill_chunk_tokens):
             _prefill(engine, rows, width, pages)
             yield f"prefill of {rows} x {width} tokens, {pages} pages"
+    for width in buckets.widths:
+        _score(engine, width)
+        yield f"scores of {width} tokens"
     for pages in buckets.pages:
         for rows in buckets.rows:
             for flags in buckets.flags or LADDER_FLAGS:
@@ -51,12 +55,26 @@ def _prefill(engine: Engine, rows: int, width: int, pages: int) -> None:
     )
 
 
+def _score(engine: Engine, width: int) -> None:
+    tokens_1T = np.zeros((1, width), np.int32)
+    positions_1T = np.full((1, width), PAD_POSITION, np.int32)
+    table_1M = np.full((1, engine.buckets.pages[-1]), NULL_PAGE, np.int32)
+    engine.cache, _ = engine.compiled.score(
+        engine.params, engine.cache, tokens_1T, positions_1T, table_1M, tokens_1T
+    )
+
+
 def _small_programs(engine: Engine) -> None:
     compiled, most = engine.compiled, len(engine.scheduler.rows)
     for rows in sorted({bucket(n) for n in range(1, most + 1)}):
         nowhere = np.full(rows, most, np.int32)
         max_pages = engine.scheduler.max_pages
-        new = empty_rows(rows, max_pages=max_pages, is_newline_V=engine.is_newline_V)
+        new = empty_rows(
+            rows,
+            max_pages=max_pages,
+            is_newline_V=engine.is_newline_V,
+            adjusted=engine.adjusts,
+        )
         state = compiled.insert(engine.decode_state, new, nowhere)
         state = compiled.halt(state, nowhere)
         engine.decode_state = compiled.end_thinking(state, engine.is_newline_V, nowhere)

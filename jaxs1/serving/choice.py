@@ -11,6 +11,7 @@ from jaxs1.decoding.controls import SequenceLimits
 from jaxs1.decoding.outputs import StreamOutput, TokenLog
 from jaxs1.decoding.pieces import Pieces
 from jaxs1.serving.answer_text import ChannelText
+from jaxs1.serving.logprobs import ScoredToken
 from jaxs1.serving.tool_calls import ToolCall, ToolCalls
 
 #: Kinds of pieces -> the channel in which they are sent; the others are sent as details only.
@@ -75,6 +76,7 @@ class Choice:
         skipped: ids that are dropped where the answer begins with them
         tools: names of the tools that the answer may call
         parallel_calls: whether it may call more than one
+        forced_call: name of the tool that it must call
     """
 
     index: int
@@ -87,6 +89,7 @@ class Choice:
     skipped: tuple[int, ...] = ()
     tools: tuple[str, ...] = ()
     parallel_calls: bool = True
+    forced_call: str | None = None
     usage: Usage = field(default_factory=Usage)
     thinking_ended_by: str = "open"
     finish_reason: str | None = None
@@ -100,8 +103,10 @@ class Choice:
             "reasoning": ChannelText(strip=self.strip),
             "content": ChannelText(self.stops, strip=self.strip),
         }
-        self._calls = ToolCalls(self.tools) if self.tools else None
+        self._calls = ToolCalls(self.tools, self.forced_call) if self.tools else None
         self.has_called = False
+        #: Tokens so far, if they have scores.
+        self.scored: list[ScoredToken] = []
         self._kind: int = TokenKind.PAD
         self._answer: list[int] | None = [] if self.skipped else None
 
@@ -115,6 +120,9 @@ class Choice:
         self.thinking_ended_by = output.thinking_ended_by
         for run in self._runs(output.new_tokens):
             self.usage.add(run, self._kind)
+            if run.scores:
+                columns = (run.tokens, run.kinds, run.scores)
+                self.scored += map(ScoredToken, *columns)
             self._kind = run.kinds[-1]
             yield from self._deltas(self._pieces.add(self._without_skipped(run)))
             if self.has_called and not self.parallel_calls:
@@ -146,8 +154,9 @@ class Choice:
         if not self.stops:
             yield log
             return
-        for token, forced, kind in zip(log.tokens, log.forced, log.kinds, strict=True):
-            yield TokenLog([token], [forced], [kind])
+        columns = (log.tokens, log.forced, log.kinds)
+        for i, (token, forced, kind) in enumerate(zip(*columns, strict=True)):
+            yield TokenLog([token], [forced], [kind], scores=log.scores[i : i + 1])
 
     def _without_skipped(self, log: TokenLog) -> TokenLog:
         """Hold the answer back until it is clear whether it begins with `skipped`."""

@@ -12,8 +12,10 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from jaxs1.decoding.params import MAX_BIASES
 from jaxs1.serving import thinking_fields
 from jaxs1.serving.errors import ApiError, bad_request
+from jaxs1.serving.logprobs import MAX_ALTERNATIVES
 
 #: Maximum depth of a body.
 MAX_DEPTH = 64
@@ -24,6 +26,9 @@ HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "p
 Text = Annotated[str, Field(min_length=1, max_length=256)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
+Alternatives = Annotated[int, Field(ge=0, le=MAX_ALTERNATIVES)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class _Body(BaseModel):
@@ -42,11 +47,15 @@ class Sampled(_Body):
 
     model: str | None = None
     max_tokens: Count | None = None
+    min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Probability | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
     stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None = None
@@ -68,6 +77,8 @@ class ChatBody(Sampled):
 
     messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Alternatives | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -75,6 +86,9 @@ class ChatBody(Sampled):
 
 class CompletionBody(Sampled):
     """Body of a completion."""
+
+    logprobs: Alternatives | None = None
+    echo: bool | None = None
 
     prompt: (
         str
@@ -109,12 +123,9 @@ class ControlBody(_Body):
 
 #: Field -> values that mean nothing; any other value is refused, since it would not be honoured.
 NOT_SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
     "logprobs": (False, 0),
     "top_logprobs": (0,),
-    "min_tokens": (0,),
+    "prompt_logprobs": (),
     "ignore_eos": (False,),
     "stop_token_ids": ([],),
     "echo": (False,),

@@ -35,6 +35,7 @@ from jaxs1.serving.protocol import (
     ignored,
 )
 from jaxs1.serving.thinking_fields import ThinkingRequest
+from jaxs1.serving.tool_choice import NO_TOOLS, ToolChoice, read_tools
 
 #: Maximum length of a prompt per token of the context [characters]; longer ones are not encoded.
 CHARACTERS_PER_TOKEN = 16
@@ -62,8 +63,9 @@ class Job:
         continuous_usage: whether each event has the usage so far
         request_id: name of the request that the client chose
         ignored: fields of the body that have no effect
-        tools: names of the tools that an answer may call
-        parallel_calls: whether it may call more than one
+        tools: tools that an answer may call
+        logprobs: number of alternatives to each token in the reply's log-probabilities; None: none
+        echo: texts of the prompts, which the reply begins with; None: it does not
     """
 
     kind: str
@@ -78,8 +80,9 @@ class Job:
     continuous_usage: bool
     request_id: str | None
     ignored: list[str]
-    tools: tuple[str, ...] = ()
-    parallel_calls: bool = True
+    tools: ToolChoice = NO_TOOLS
+    logprobs: int | None = None
+    echo: tuple[str, ...] | None = None
 
     @property
     def sequences(self) -> int:
@@ -105,15 +108,15 @@ def chat_job(raw: Mapping[str, Any], config: ServeConfig, engine: BaseEngine) ->
         ApiError: what the client has to change
     """
     body = check(ChatBody, raw)
-    tools = _tools(body)
+    tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
     thinking = thinking_fields.read(raw, config)
-    ids = _rendered(body.messages, thinking, engine, tools)
+    ids = _rendered(body.messages, thinking, engine, tools.descriptions)
     limit = _same("max_tokens", body.max_tokens, "max_completion_tokens",
                   body.max_completion_tokens)  # fmt: skip
-    job = _job("chat", body, raw, [ids], limit, thinking, config, engine)
-    names = tuple(tool["function"]["name"] for tool in tools)
-    parallel = body.parallel_tool_calls is not False
-    return dataclasses.replace(job, tools=names, parallel_calls=parallel)
+    if body.top_logprobs and not body.logprobs:
+        raise bad_request("top_logprobs: needs logprobs=true; set it", "top_logprobs")
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    return _job("chat", body, raw, [ids], limit, thinking, config, engine, tools, logprobs)
 
 
 def completion_job(raw: Mapping[str, Any], config: ServeConfig, engine: BaseEngine) -> Job:
@@ -133,15 +136,27 @@ def completion_job(raw: Mapping[str, Any], config: ServeConfig, engine: BaseEngi
         engine.tokenizer(p, add_special_tokens=False)["input_ids"] if isinstance(p, str) else p
         for p in prompts
     ]
-    return _job("completion", body, raw, ids, body.max_tokens, thinking, config, engine)
+    job = _job("completion", body, raw, ids, body.max_tokens, thinking, config, engine,
+               logprobs=body.logprobs, prompt_scores=bool(body.echo))  # fmt: skip
+    if not body.echo:
+        return job
+    if job.stream or (job.stops and body.logprobs is not None):
+        raise bad_request("echo: cannot be combined with stream, or logprobs with stop", "echo")
+    texts = [p if isinstance(p, str) else engine.tokenizer.decode(p) for p in prompts]
+    return dataclasses.replace(job, echo=tuple(texts))
 
 
 def sampling_of(
     body: Sampled, default: SamplingParams, thinking: ThinkingRequest
 ) -> SamplingParams:
     """Sampling parameters: the body's, else the server's."""
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    names = (
+        *("temperature", "top_p", "top_k", "min_p"),
+        *("repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens"),
+    )
     changes = {name: getattr(body, name) for name in names if getattr(body, name) is not None}
+    if body.logit_bias is not None:
+        changes["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
     if changes.get("top_k") == -1:
         changes["top_k"] = 0
     if thinking.answer_temperature is not None:
@@ -160,22 +175,29 @@ def _job(
     thinking: ThinkingRequest,
     config: ServeConfig,
     engine: BaseEngine,
+    tools: ToolChoice = NO_TOOLS,
+    logprobs: int | None = None,
+    prompt_scores: bool = False,
 ) -> Job:
+    if body.min_tokens and body.stops:
+        raise bad_request("min_tokens: cannot be combined with stop; remove one", "min_tokens")
     options = body.stream_options
     thinking = _with_preset(thinking, engine.tokenizer)
-    seed = secrets.randbits(31) if body.seed is None else body.seed
-    requests = [
-        Request(
-            ids,
-            thinking.params,
-            sampling_of(body, config.sampling, thinking),
-            n=body.n or 1,
-            seed=seed,
-            max_tokens=-1 if max_tokens is None else max_tokens,
-            cache_salt=body.cache_salt or "",
-        )
-        for ids in prompts
-    ]
+    settings: dict[str, Any] = {
+        "n": body.n or 1,
+        "seed": secrets.randbits(31) if body.seed is None else body.seed,
+        "max_tokens": -1 if max_tokens is None else max_tokens,
+        "cache_salt": body.cache_salt or "",
+        "answer_start": tools.answer_start,
+        "tool_call": tools.call_token(engine.tokenizer),
+        "scores": logprobs is not None,
+        "prompt_scores": prompt_scores and logprobs is not None,
+    }
+    try:
+        sampling = sampling_of(body, config.sampling, thinking)
+        requests = [Request(ids, thinking.params, sampling, **settings) for ids in prompts]
+    except UserError as error:
+        raise from_user_error(error, engine.context, 0) from None
     return Job(
         kind=kind,
         model=check_model(body.model, config.names),
@@ -189,6 +211,8 @@ def _job(
         continuous_usage=bool(options and options.continuous_usage_stats),
         request_id=body.request_id,
         ignored=ignored(type(body), raw),
+        tools=tools,
+        logprobs=logprobs,
     )
 
 
@@ -272,19 +296,6 @@ def _same(name: str, value: int | None, other_name: str, other: int | None) -> i
             f"{name}={value} and {other_name}={other}: disagree; give one of them", other_name
         )
     return other if value is None else value
-
-
-def _tools(body: ChatBody) -> list[dict[str, Any]]:
-    """Descriptions of the tools that the answer may call."""
-    choice = body.tool_choice
-    if choice not in (None, "auto", "none"):
-        raise bad_request("tool_choice: only auto and none are supported", "tool_choice")
-    tools = [] if choice == "none" else body.tools or []
-    for i, tool in enumerate(tools):
-        function = tool.get("function")
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise bad_request(f"tools.{i}: must describe a function that has a name", f"tools.{i}")
-    return tools
 
 
 def _switches_on(raw: Mapping[str, Any]) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxs1.decoding.outputs import StreamOutput
+from jaxs1.decoding.outputs import Completion, StreamOutput
 from jaxs1.serving.choice import Choice, Delta
 from jaxs1.serving.errors import ApiError, internal_error
+from jaxs1.serving.logprobs import ScoredToken, chat_logprobs, text_logprobs, with_prompt
 from jaxs1.serving.requests import Job
 
 #: Kind of job -> prefix of its ids, object of a whole reply and of an event.
@@ -50,8 +51,9 @@ class Reply:
                 strip=job.kind == "chat",
                 details=job.thinking.details,
                 skipped=job.skipped,
-                tools=job.tools,
-                parallel_calls=job.parallel_calls,
+                tools=job.tools.names,
+                parallel_calls=job.tools.parallel,
+                forced_call=job.tools.name,
             )
             for i, (request, limits) in enumerate(zip(job.requests, job.limits, strict=True))
             for sample in range(request.n)
@@ -59,6 +61,11 @@ class Reply:
         self._texts: dict[int, dict[str, str]] = {c.index: {} for c in self.choices.values()}
         self._calls: dict[int, list[dict[str, Any]]] = {}
         self._cached: dict[int, int] = {}
+        self._tokenizer = tokenizer
+        #: Scored tokens that have been sent, and characters of them.
+        self._sent: dict[int, tuple[int, int]] = {}
+        #: Completions of a reply that echoes its prompts, for their scores.
+        self._echoing: dict[int, Completion] = {}
 
     @property
     def cached_tokens(self) -> int:
@@ -83,6 +90,8 @@ class Reply:
             self._cached[key[0]] = max(self._cached.get(key[0], 0), output.cached_tokens)
             if choice.done:  # a stop ended it while the engine was writing
                 continue
+            if output.completion is not None and self.job.echo is not None:
+                self._echoing[choice.index] = output.completion
             deltas = _merged(self._shown(choice, delta) for delta in choice.add(output))
             if choice.error is not None:
                 raise ApiError(400, choice.error)
@@ -112,9 +121,11 @@ class Reply:
                 called += 1
                 fields = {"tool_calls": [self._calls[choice.index][called - 1]]}
             part = {"delta": fields} if chat else fields
+            part |= self._new_logprobs(choice)
             yield self._sse({"index": choice.index, **part, "finish_reason": None})
         if choice.done:
             part = {"delta": {}} if chat else {"text": ""}
+            part |= self._new_logprobs(choice)
             yield self._sse({"index": choice.index, **part, **self._end(choice)})
 
     def last_events(self) -> Iterator[bytes]:
@@ -129,12 +140,14 @@ class Reply:
         choices = []
         for choice in sorted(self.choices.values(), key=lambda c: c.index):
             texts = self._texts[choice.index]
-            end = {"index": choice.index, "logprobs": None, **self._end(choice)}
+            logprobs = self._logprobs(choice.scored)
+            end = {"index": choice.index, "logprobs": logprobs, **self._end(choice)}
             if self.job.kind == "chat":
                 choices.append({"message": self._message(choice.index), **end})
             else:
                 thinking = {"reasoning": texts["reasoning"]} if texts.get("reasoning") else {}
-                choices.append({"text": texts.get("content", ""), **thinking, **end})
+                text = self._echoed(choice.index, end) + texts.get("content", "")
+                choices.append({"text": text, **thinking, **end})
         head = {**self._head, "object": self._whole}
         return {**head, "choices": choices, "usage": self.usage()}
 
@@ -160,6 +173,38 @@ class Reply:
             named = [{k: v for k, v in call.items() if k != "index"} for call in calls]
             message |= {"content": message["content"] or None, "tool_calls": named}
         return message
+
+    def _logprobs(self, tokens: Sequence[ScoredToken], offset: int = 0) -> dict[str, Any] | None:
+        """The log-probabilities of some tokens of a choice, if the client wants any."""
+        alternatives = self.job.logprobs
+        if alternatives is None:
+            return None
+        if self.job.kind == "chat":
+            details = self.job.thinking.details
+            return chat_logprobs(tokens, self._tokenizer, alternatives, details=details)
+        return text_logprobs(tokens, self._tokenizer, alternatives, offset)
+
+    def _new_logprobs(self, choice: Choice) -> dict[str, Any]:
+        """Those of the tokens since the last event, whose text may still be held back."""
+        first, offset = self._sent.get(choice.index, (0, 0))
+        logprobs = self._logprobs(choice.scored[first:], offset)
+        if logprobs is None:
+            return {}
+        offset += sum(map(len, logprobs.get("tokens", ())))
+        self._sent[choice.index] = len(choice.scored), offset
+        return {"logprobs": logprobs}
+
+    def _echoed(self, index: int, end: dict[str, Any]) -> str:
+        """The prompt's text; its log-probabilities go into `end`."""
+        if self.job.echo is None:
+            return ""
+        done = self._echoing.get(index)  # none if a stop has ended the answer
+        if done is not None and done.prompt_scores is not None and self.job.logprobs is not None:
+            end["logprobs"] = with_prompt(
+                done.prompt_ids, done.prompt_scores, end["logprobs"], self._tokenizer,
+                self.job.logprobs,
+            )  # fmt: skip
+        return self.job.echo[index // self.job.requests[0].n]
 
     def _end(self, choice: Choice) -> dict[str, Any]:
         """Why a choice ended, and what was done about its thinking."""

@@ -41,10 +41,12 @@ class ToolCalls:
 
     Args:
         names: names of the tools
+        forced: name of the only tool that is called: the first call is one, JSON or not, since the
+            controller has begun it
     """
 
-    def __init__(self, names: Sequence[str]):
-        self._names = names
+    def __init__(self, names: Sequence[str], forced: str | None = None):
+        self._names, self._forced = names, forced
         self._text = ChannelText([OPEN])
         self._call: str | None = None  # what follows the opening tag
 
@@ -83,7 +85,10 @@ class ToolCalls:
         except (ValueError, RecursionError):
             call = None
         if not isinstance(call, dict) or call.get("name") not in self._names:
-            return f"{OPEN}{text}{close}"
+            if self._forced is None:
+                return f"{OPEN}{text}{close}"
+            rest = text.partition('"arguments":')[2].strip()
+            call = {"name": self._forced, "arguments": rest}
         arguments = call.get("arguments", {})
         if not isinstance(arguments, str):
             arguments = json.dumps(arguments, ensure_ascii=False)

@@ -68,7 +68,7 @@ def random_case(rng, mode=None):
 
 def random_stream(case, rng, length):
     """Choices of a model that likes what this case treats specially."""
-    special = case.ends + case.ends + case.stops + [case.reopen or [5]] + [[5]]
+    special = case.ends + case.ends + case.stops + 3 * case.calls + [case.reopen or [5]] + [[5]]
     special += [s[:-1] for s in case.ends if len(s) > 1]
     special += [case.reopen + case.ends[0][-1:]]  # with a tail that may look like an end
     eagerness = rng.choice([0.03, 0.15, 0.15, 0.4, 0.8])
@@ -101,14 +101,16 @@ def tokenized(case):
             min_answer_tokens=case.min_answer_tokens,
         ),
         start=(),
-        ends=(*tuples(case.ends), *tuples(case.stops)),
-        resume=(*resume, *[budget.NONE] * len(case.stops)),
+        ends=(*tuples(case.ends), *tuples(case.stops), *tuples(case.calls)),
+        resume=(*resume, *[budget.NONE] * len(case.stops + case.calls)),
         stops=(*tuples(case.stops),),
         reopen=tuple(case.reopen),
         line_break=tuple(case.lead),
         close=tuple(case.close),
         answer_prefix=tuple(case.answer_prefix),
         waits=(*tuples(case.waits),),
+        answer_start=tuple(case.start),
+        call=tuple(case.calls[0]) if case.calls else (),
     )
 
 

@@ -33,6 +33,8 @@ class Case:
     answer_prefix: list = field(default_factory=list)
     waits: list = field(default_factory=list)
     newlines: set = field(default_factory=set)
+    start: list = field(default_factory=list)  # of every answer
+    calls: list = field(default_factory=list)  # ends that begin the answer
 
 
 class Oracle:
@@ -123,12 +125,12 @@ class Oracle:
         """Tokens that would complete an end of thinking."""
         return {
             e[-1]
-            for e in self.case.ends + self.case.stops
+            for e in self.case.ends + self.case.stops + self.case.calls
             if len(e) == 1 or own[-(len(e) - 1) :] == e[:-1]
         }
 
     def _ending(self, own, token):
-        for end in self.case.ends + self.case.stops:
+        for end in self.case.ends + self.case.stops + self.case.calls:
             if (own + [token])[-len(end) :] == end:
                 return end
         return None
@@ -171,7 +173,23 @@ class Oracle:
             else:
                 self.ended_by = "model"
                 yield from self._close_after(end, token)
+            answered += yield from self._begin_answer(end, answered)
             answered = yield from self._answer(used=answered)
+
+    def _begin_answer(self, end, answered):
+        """Texts that an answer begins with belong to it; returns their number of tokens."""
+        case = self.case
+        text = case.start or (end if end in case.calls else [])
+        for i, token in enumerate(text):
+            yield from self._pick()
+            if i == 0:
+                self.log.append((len(self.tokens), "answer", None))
+            self._put(token, "answer", True)
+            if 0 <= case.max_answer_tokens <= answered + i + 1:
+                self.finish = "length"
+                raise Over
+            self._check_room()
+        return len(text)
 
     def _close_after(self, end, token):
         """The model ended; what it has already written of the close stays."""

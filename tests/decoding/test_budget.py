@@ -27,9 +27,11 @@ STEPS = 40
 BATCH = 2048
 
 
-def random_batch(seed, mode=None):
+def random_batch(seed, mode=None, change=lambda case, rng: None):
     rng = random.Random(seed)
     cases = [random_case(rng, mode) for _ in range(BATCH)]
+    for case in cases:
+        change(case, rng)
     streams = [random_stream(case, rng, STEPS) for case in cases]
     return cases, streams
 
@@ -83,6 +85,27 @@ def test_equals_the_oracle_when_the_sampler_ignores_what_is_forbidden(seed):
     outcome = run_batch(cases, streams, obey=False)
     for b, (case, stream) in enumerate(zip(cases, streams, strict=True)):
         compare(case, stream, outcome, b, obey=False)
+
+
+def begin_answers(case, rng):
+    """Calls that end a thought, and texts that begin answers; 4 ends a stop of two tokens, too."""
+    case.calls = rng.choice([[], [[4]], [[4]], [[14]]])
+    case.start = rng.choice([[], [], [3], [4, 0, 3]])
+
+
+@pytest.mark.parametrize("seed", [50, 51])
+def test_equals_the_oracle_where_the_controller_begins_answers(seed):
+    cases, streams = random_batch(seed, "strict", begin_answers)
+    outcome = run_batch(cases, streams)
+    seen = collections.Counter()
+    for b, (case, stream) in enumerate(zip(cases, streams, strict=True)):
+        oracle = compare(case, stream, outcome, b, obey=True)
+        begun = any(kind == "answer" for _, kind, _ in oracle.log)
+        seen[bool(case.start), bool(case.calls), begun] += 1
+    # an answer begins by force only where there is a text for it
+    assert (
+        not seen[False, False, True] and min(seen[True, False, True], seen[False, True, True]) > 50
+    )
 
 
 EVENTS = [

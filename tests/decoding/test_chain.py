@@ -26,9 +26,9 @@ PIECES = ("\nFirst", "First", "one\n", "\nAnswer: 2", "\n\nAnswer: 2", "Answer: 
 TRACE = ("First one", "Answer: 2")
 
 
-def write_chain(folder, name, tokens, *, eos, kind="qwen2-untied-4-4"):
+def write_chain(folder, name, tokens, *, eos, kind="qwen2-untied-4-4", pieces=PIECES):
     """A folder with a model that says `tokens[1:]` behind `tokens[0]`, then `eos` for ever."""
-    tokenizer = load_tokenizer(folder_with(name, *PIECES))
+    tokenizer = load_tokenizer(folder_with(name, *pieces))
     assert len(set(tokens)) == len(tokens), "a token occurs twice"
     model = hf_model(kind, vocab=VOCAB)
     head, embedding = model.lm_head.weight, model.model.embed_tokens.weight

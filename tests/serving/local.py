@@ -100,6 +100,10 @@ class Local:
         assert reply.headers["content-type"].startswith("text/event-stream")
         return parse_events(reply.content)
 
+    def call(self, function):
+        """The result of a function of the engine, in the thread that owns it."""
+        return self.service._threads[0].call(function).result(120)
+
     def idle(self):
         """Whether all rows and pages are free."""
         pages = self.engine.scheduler.pages

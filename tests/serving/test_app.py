@@ -10,6 +10,7 @@ import pytest
 
 from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams
 from jaxs1.decoding.prompt import prompt_ids
+from jaxs1.serving.protocol import HARMLESS, ChatBody, CompletionBody
 from jaxs1.serving.thinking_fields import KNOWN
 from tests.conftest import ROOT
 from tests.decoding.engines import complete_all, encode, tokenizer
@@ -37,7 +38,8 @@ def test_a_reply_is_the_engines_completion(server):
     reply = server.chat(**body)
     ids = prompt_ids(QUESTION, thinking, tokenizer())
     sampling = SamplingParams(temperature=1.1, top_p=0.9, top_k=50)
-    (expected,) = complete_all(server.engine, [Request(ids, thinking, sampling, n=2, seed=7)])
+    request = Request(ids, thinking, sampling, n=2, seed=7)
+    (expected,) = server.call(lambda engine: complete_all(engine, [request]))
     assert reply["object"] == "chat.completion" and reply["model"] == "tiny"
     for choice, done in zip(reply["choices"], expected, strict=True):
         assert text_of(choice) == (done.answer, done.thinking)
@@ -149,7 +151,8 @@ def test_completions(server):
     requests = [
         Request(encode(p), off, SamplingParams(temperature=1.0), 2, 5, 9) for p in body["prompt"]
     ]
-    expected = [done for both in complete_all(server.engine, requests) for done in both]
+    completed = server.call(lambda engine: complete_all(engine, requests))
+    expected = [done for both in completed for done in both]
     for choice, done in zip(reply["choices"], expected, strict=True):
         assert choice["text"] == tokenizer().decode(done.answer_ids, skip_special_tokens=True)
         assert choice["thinking"]["ended_by"] == "none"
@@ -312,3 +315,18 @@ def test_fields_of_the_docs_are_those_of_the_table():
     table = page.split("## Fields of a request")[1].split("A number wins")[0]
     named = set(re.findall(r"`([a-z_]+(?:\.[a-z_]+)?)(?:: false)?`", table))
     assert named == set(KNOWN) - {"thinking.cue"} | {"content"}
+
+
+def test_honoured_and_refused_fields_of_the_docs(server):
+    """What the page calls honoured is in the schemas; what it calls refused is refused."""
+    page = (ROOT / "docs" / "serving.md").read_text()
+    honoured, _, rest = page.split("Honoured as in")[1].partition("Refused with status 400")
+    refused = rest.partition("Other fields")[0].replace("`min_tokens` with `stop`", "")
+    known = {*ChatBody.model_fields, *CompletionBody.model_fields, *HARMLESS}
+    named = set(re.findall(r"`(\w+)`", honoured))
+    assert named <= known
+    assert known - named <= {*HARMLESS, "prompt"}
+    for name in re.findall(r"`(\w+)`", refused):
+        value = {"type": "json_object"} if name == "response_format" else 5
+        reply = server.post(CHAT, {"messages": QUESTION, name: value})
+        assert reply.status_code == 400 and reply.json()["error"]["param"] == name

@@ -5,15 +5,19 @@ import random
 
 import pytest
 
+from jaxs1.data.tokenizer import load_tokenizer
 from jaxs1.decoding.budget import TokenKind
 from jaxs1.decoding.controls import SequenceLimits
 from jaxs1.decoding.outputs import Completion, StreamOutput, TokenLog
 from jaxs1.serving.choice import Choice
-from jaxs1.serving.tool_calls import ToolCall, ToolCalls
-from tests.decoding.engines import encode, tokenizer
-from tests.serving.local import CHAT, QUESTION
+from jaxs1.serving.config import SamplingDefaults
+from jaxs1.serving.tool_calls import CLOSE, OPEN, ToolCall, ToolCalls
+from tests.data.templates import folder_with
+from tests.decoding.engines import encode, open_tiny, tokenizer
+from tests.decoding.test_chain import write_chain
+from tests.serving.local import CHAT, LIMITS, QUESTION, Local
 
-LIMITS = SequenceLimits(budget=0, max_new_tokens=200, num_pages=4)
+NO_THINKING = SequenceLimits(budget=0, max_new_tokens=200, num_pages=4)
 
 
 def call(name="add", **arguments):
@@ -57,7 +61,7 @@ def test_a_choice_with_calls(parallel):
     thinking = encode(call(a=9))
     tokens = thinking + ids
     kinds = [int(TokenKind.THINKING)] * len(thinking) + [int(TokenKind.ANSWER)] * len(ids)
-    choice = Choice(0, tokenizer(), LIMITS, "strict", tools=("add",), parallel_calls=parallel)
+    choice = Choice(0, tokenizer(), NO_THINKING, "strict", tools=("add",), parallel_calls=parallel)
     deltas, at = [], 0
     while at < len(tokens) and not choice.done:
         end = min(len(tokens), at + rng.choice([1, 3, 9]))
@@ -81,3 +85,99 @@ def test_a_template_without_tools_refuses_them(server):
     assert server.post(CHAT, body | {"tool_choice": "none", "max_tokens": 4}).status_code == 200
     for wrong in ({"tool_choice": "required"}, {"tools": [{"type": "function"}]}):
         assert server.post(CHAT, body | wrong).status_code == 400
+
+
+#: Tokens of a call; the chain model writes each of them behind the one before.
+PIECES = ("First", OPEN, '\n{"name": "', "add", '", "arguments":', ' {"a": 1}}\n', CLOSE)
+
+
+def named(name):
+    return {"type": "function", "function": {"name": name, "parameters": {}}}
+
+
+TOOLS = [named("add"), named("sub")]
+NAMED = {"type": "function", "function": {"name": "add"}}
+
+
+@pytest.fixture(scope="module")
+def caller(tmp_path_factory):
+    """A model that thinks "First" and calls a tool inside its thought, and the tokens of that."""
+    tokens = load_tokenizer(folder_with("qwen3", *PIECES))
+    chain = tokens("<think>\n" + "".join(PIECES), add_special_tokens=False)["input_ids"][1:]
+    assert len(chain) == 1 + len(PIECES)
+    folder = tmp_path_factory.mktemp("caller")
+    eos = tokens.eos_token_id
+    write_chain(folder, "qwen3", [*chain, eos], eos=[eos], pieces=PIECES)
+    local = Local(open_tiny(folder, **LIMITS), sampling=SamplingDefaults(temperature=0.0))
+    yield local
+    local.close()
+    assert local.idle()
+
+
+FORCED = {
+    "auto": (None, OPEN),
+    "required": ("required", OPEN + '\n{"name": "'),
+    "named": (NAMED, OPEN + '\n{"name": "add", "arguments":'),
+}
+
+
+@pytest.mark.parametrize("budget", [50, 1, 0, None])
+@pytest.mark.parametrize("choice", FORCED)
+def test_a_thought_ends_where_a_tool_is_called(caller, choice, budget):
+    """The model calls inside its thought, or the controller begins the call: one call, no text."""
+    value, begun = FORCED[choice]
+    off = {"thinking": {"type": "disabled"}} if budget is None else {"thinking_budget": budget}
+    reply = caller.chat(tools=TOOLS, tool_choice=value, max_tokens=60, **off)
+    (done,) = reply["choices"]
+    if choice == "auto" and budget in (0, 1):  # the thought ends before the call
+        assert not done["message"].get("tool_calls") and done["finish_reason"] != "tool_calls"
+        return
+    said = "First" if (choice, budget) == ("auto", None) else ""
+    assert done["finish_reason"] == "tool_calls" and done["message"]["content"] == (said or None)
+    (call,) = done["message"]["tool_calls"]
+    assert call["function"] == {"name": "add", "arguments": '{"a": 1}'}
+    assert done["message"].get("reasoning", "") == ("First" if budget else "")
+    ended_by = {50: "model", None: "none"}.get(budget, "budget")
+    assert done["thinking"]["ended_by"] == ended_by
+    close = {50: 1, 1: 2, 0: 1, None: 0}[budget]  # with the line break in front of it
+    begun = "" if said else begun
+    assert done["thinking"]["forced_tokens"] == close + len(encoded(caller, begun))
+    events = caller.events(tools=TOOLS, tool_choice=value, max_tokens=60, **off)
+    deltas = [c["delta"] for event in events for c in event["choices"]]
+    (streamed,) = [d["tool_calls"][0] for d in deltas if "tool_calls" in d]
+    assert streamed["function"] == call["function"]
+    assert "".join(d.get("content", "") for d in deltas) == said
+
+
+def encoded(server, text):
+    return server.engine.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_without_tools_a_call_is_a_part_of_the_thought(caller):
+    (done,) = caller.chat(max_tokens=60)["choices"]
+    assert done["message"]["reasoning"].startswith("First<tool_call>")
+
+
+def test_a_named_call_comes_even_if_it_is_cut_short(caller):
+    """OpenAI's clients find no call otherwise, and cannot even ask again."""
+    body = {"tools": TOOLS, "tool_choice": NAMED, "thinking_budget": 0}
+    (done,) = caller.chat(**body, max_tokens=5)["choices"]
+    assert done["finish_reason"] == "length"
+    (call,) = done["message"]["tool_calls"]
+    assert call["function"] == {"name": "add", "arguments": ""}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tool_choice": {"type": "function", "function": {"name": "rm"}}}, "no such tool"),
+        ({"tool_choice": {"type": "allowed_tools"}}, "must be none, auto, required"),
+        ({"tool_choice": "any"}, "must be none, auto, required"),
+        ({"tool_choice": "required", "tools": []}, "there are no tools"),
+        ({"tool_choice": NAMED, "thinking": {"mode": "s1_readme"}}, "set thinking.mode=strict"),
+        ({"tools": [named("x" * 90)], "tool_choice": "required"}, "tool's call"),
+    ],
+)
+def test_wrong_choices(caller, wrong, message):
+    reply = caller.post(CHAT, {"messages": QUESTION, "tools": TOOLS, **wrong})
+    assert reply.status_code == 400 and message in reply.json()["error"]["message"]
