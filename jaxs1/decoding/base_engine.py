@@ -33,17 +33,19 @@ class Load(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Number of decode steps of one run.
+    """Number of decode steps of one run, and how much is prefilled before them.
 
     Args:
         limit: maximum; None: limits.decode_steps, which bounds it too
         first: maximum of a run that gives sequences their first tokens; None: `limit`
         eager: stop as soon as a sequence has ended, to make room for those that wait
+        prefill: maximum number of prompt tokens before them, see `PrefillBatches.plan`
     """
 
     limit: int | None = None
     first: int | None = None
     eager: bool = False
+    prefill: int | None = None
 
 
 ALL_STEPS = Steps()
