@@ -6,7 +6,7 @@ and `stream` call these two in a loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from jaxs1.decoding.controls import SequenceLimits
@@ -91,13 +91,20 @@ class BaseEngine:
         """How much there is to do."""
         raise NotImplementedError
 
-    def step(self, steps: Steps = ALL_STEPS) -> list[StreamOutput]:
+    def step(
+        self, steps: Steps = ALL_STEPS, meanwhile: Callable[[], None] | None = None
+    ) -> list[StreamOutput]:
         """Admit requests, prefill part of their prompts, decode some steps; the new tokens.
 
         Args:
             steps: number of decode steps
+            meanwhile: called while the device works
         """
-        self.begin(steps)
+        try:
+            self.begin(steps)
+        finally:
+            if meanwhile is not None:
+                meanwhile()
         return self.end()
 
     def begin(self, steps: Steps = ALL_STEPS) -> None:

@@ -54,13 +54,13 @@ class Pace:
         self._started: float | None = None
         self.longest = 0.0
 
-    def step(self, engine: BaseEngine) -> list[StreamOutput]:
+    def step(self, engine: BaseEngine, meanwhile: Callable[[], None]) -> list[StreamOutput]:
         """One run of the engine; for `AsyncEngine`."""
         steps = self.next(is_waiting=engine.load().waiting > 0)
         start, host = time.monotonic(), time.thread_time()
         with self._lock:
             self._started = start
-        outputs = engine.step(steps)
+        outputs = engine.step(steps, meanwhile)
         seconds = time.monotonic() - start
         with self._lock:
             self._started = None
