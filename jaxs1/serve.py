@@ -20,6 +20,9 @@ from jaxs1.config import UserError, parse, run_command
 from jaxs1.serving.config import ServeConfig
 
 COMMAND = "python -m jaxs1.serve"
+#: Seconds after which a thread lets another one run Python. With the default of 5 ms, the engine's
+#: thread and the event loop wait for each other longer than they work.
+SWITCH_INTERVAL = 0.0005
 #: Connections that the system accepts before we do.
 BACKLOG = 2048
 LOCAL = ("127.0.0.1", "::1", "localhost")
@@ -41,8 +44,18 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO)
     _announce(config)
-    with _listen(config) as listener:
-        return asyncio.run(_serve(config, listener, uvicorn))
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    with _listen(config) as listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_serve(config, listener, uvicorn))
+
+
+def _loop_factory() -> Any:
+    """uvloop's where it is installed, as in uvicorn; None: that of the standard library."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 def _listen(config: ServeConfig) -> socket.socket:

@@ -102,7 +102,8 @@ def test_metadata_is_complete():
         project
     )
     serve = " ".join(project["optional-dependencies"]["serve"])
-    assert re.findall(r"[a-z-]+(?=>)", serve) == ["fastapi", "uvicorn", "prometheus-client"]
+    names = ["fastapi", "httptools", "prometheus-client", "uvicorn", "uvloop"]
+    assert re.findall(r"[a-z-]+(?=>)", serve) == names
     assert project["scripts"] == {"jaxs1": "jaxs1.__main__:main"}
     assert project["dynamic"] == ["version"]
     changes = (ROOT / "CHANGELOG.md").read_text()

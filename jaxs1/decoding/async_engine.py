@@ -101,13 +101,16 @@ class AsyncEngine:
 
     Args:
         load: makes the engine; called in the engine's thread, with the first request
-        step: runs the engine for some steps and returns their outputs
+        step: runs the engine for some steps and returns their outputs; calls its second argument
+            once the device is busy, which passes on the outputs of the previous steps
     """
 
     def __init__(
         self,
         load: Callable[[], BaseEngine],
-        step: Callable[[BaseEngine], list[StreamOutput]] = lambda engine: engine.step(),
+        step: Callable[[BaseEngine, Callable[[], None]], list[StreamOutput]] = (
+            lambda engine, meanwhile: engine.step(meanwhile=meanwhile)
+        ),
     ):
         self._load, self._run_steps = load, step
         self._lock = threading.Lock()
@@ -195,12 +198,26 @@ class AsyncEngine:
             _fail(ticket.future, self._error)
 
     def _step(self, tickets: dict[int, _Ticket]) -> None:
-        """Load the engine and step until `close`."""
+        """Load the engine and step until `close`.
+
+        Outputs are passed on while the device runs the next steps: whoever gets them needs the
+        interpreter, and so does the preparation of a run.
+        """
         engine = self._load()
-        while self._take(engine, tickets):
-            for output in self._run_steps(engine):
+        outputs: list[StreamOutput] = []
+
+        def pass_on() -> None:
+            for output in outputs:
                 if output.request in tickets and tickets[output.request].receive(output):
                     del tickets[output.request]
+            outputs.clear()
+
+        while True:
+            if not engine.busy:
+                pass_on()
+            if not self._take(engine, tickets):
+                return
+            outputs += self._run_steps(engine, pass_on)
 
     def _take(self, engine: BaseEngine, tickets: dict[int, _Ticket]) -> bool:
         """Submit what has come in, or wait while there is nothing to do; False: closed."""

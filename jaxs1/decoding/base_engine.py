@@ -6,7 +6,7 @@ and `stream` call these two in a loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jaxs1.config import UserError
@@ -35,17 +35,19 @@ class Load(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Number of decode steps of one run.
+    """Number of decode steps of one run, and how much is prefilled before them.
 
     Args:
         limit: maximum; None: limits.decode_steps, which bounds it too
         first: maximum of a run that gives sequences their first tokens; None: `limit`
         eager: stop as soon as a sequence has ended, to make room for those that wait
+        prefill: maximum number of prompt tokens before them, see `PrefillBatches.plan`
     """
 
     limit: int | None = None
     first: int | None = None
     eager: bool = False
+    prefill: int | None = None
 
 
 ALL_STEPS = Steps()
@@ -91,13 +93,20 @@ class BaseEngine:
         """How much there is to do."""
         raise NotImplementedError
 
-    def step(self, steps: Steps = ALL_STEPS) -> list[StreamOutput]:
+    def step(
+        self, steps: Steps = ALL_STEPS, meanwhile: Callable[[], None] | None = None
+    ) -> list[StreamOutput]:
         """Admit requests, prefill part of their prompts, decode some steps; the new tokens.
 
         Args:
             steps: number of decode steps
+            meanwhile: called while the device works
         """
-        self.begin(steps)
+        try:
+            self.begin(steps)
+        finally:
+            if meanwhile is not None:
+                meanwhile()
         return self.end()
 
     def begin(self, steps: Steps = ALL_STEPS) -> None:

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 #: What a tokenizer decodes an incomplete or invalid character to.
 REPLACEMENT = "\ufffd"
 #: A character has at most four bytes, so at most three tokens of an incomplete one.
 MAX_INCOMPLETE = 3
+
+
+def decoder_of(tokenizer: Any) -> Callable[..., str]:
+    """`tokenizer.decode` for lists of ids, without what transformers does around it.
+
+    It looks at each id four times to see whether it is an array, which takes longer than the text.
+    """
+    from transformers import PreTrainedTokenizerFast as Fast
+
+    kind: Any = type(tokenizer)
+    is_plain = (
+        isinstance(tokenizer, Fast)
+        and (kind.decode, kind._decode) == (Fast.decode, Fast._decode)
+        and not tokenizer.clean_up_tokenization_spaces
+    )
+    if not is_plain:
+        return tokenizer.decode
+    decode = tokenizer.backend_tokenizer.decode
+
+    def plain(ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        return decode(ids, skip_special_tokens=skip_special_tokens)
+
+    return plain
 
 
 class Detokenizer:
@@ -25,7 +48,7 @@ class Detokenizer:
     """
 
     def __init__(self, tokenizer: Any, *, skip_special_tokens: bool = False):
-        self._tokenizer, self._skip = tokenizer, skip_special_tokens
+        self._decoder, self._skip = decoder_of(tokenizer), skip_special_tokens
         # ids of the previous piece, then ids that are not in any piece yet
         self._ids: list[int] = []
         self._num_read = 0
@@ -61,4 +84,4 @@ class Detokenizer:
     def _decode(self, ids: Sequence[int]) -> str:
         if not ids:
             return ""
-        return self._tokenizer.decode(ids, skip_special_tokens=self._skip)
+        return self._decoder(ids, skip_special_tokens=self._skip)

@@ -27,16 +27,12 @@ from jaxs1.decoding.decode_state import (
     table,
 )
 from jaxs1.decoding.outputs import Completion, StreamOutput, TokenLog, complete, failed
-from jaxs1.decoding.page_allocator import PageAllocator, pages_for
+from jaxs1.decoding.page_allocator import pages_for
 from jaxs1.decoding.params import Request, ThinkingParams
-from jaxs1.decoding.scheduler import (
-    Limits,
-    PrefillBatch,
-    Schedule,
-    Scheduler,
-    Sequence,
-)
+from jaxs1.decoding.prefill_batches import PrefillBatch
+from jaxs1.decoding.scheduler import Limits, Schedule, Scheduler
 from jaxs1.decoding.scoring import joined
+from jaxs1.decoding.sequence import Sequence
 from jaxs1.decoding.tokenized_thinking import (
     TokenizedThinking,
     resolve_auto,
@@ -155,7 +151,7 @@ class Engine(BaseEngine):
 
     def begin(self, steps: Steps = ALL_STEPS) -> None:
         """See `BaseEngine`."""
-        schedule = self.scheduler.schedule()
+        schedule = self.scheduler.schedule(steps.prefill)
         parts = [part for batch in schedule.prefills for part in batch.parts]
         self.num_prefilled = sum(end - start for _, start, end in parts)
         limits = [x for x in (steps.limit, steps.first if schedule.inserts else None) if x]
@@ -188,7 +184,7 @@ class Engine(BaseEngine):
     def load_params(self, params: Any) -> None:
         """Continue with other weights, and with an empty cache; only while idle."""
         assert not self.busy
-        self.scheduler.pages = PageAllocator(self.scheduler.pages.size + 1)
+        self.scheduler.pages.forget()
         self.params, self.cache = params, self._init_cache()
 
     def _resolve(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from jaxs1.decoding.budget import Finish, TokenKind
+from jaxs1.decoding.detokenizer import decoder_of
 from jaxs1.decoding.params import Request, delimiters_of
 from jaxs1.decoding.scoring import TokenScores, of_tokens
 from jaxs1.decoding.tokenized_thinking import Ids, TokenizedThinking
@@ -211,12 +212,13 @@ def complete(
         close = tokenizer(text, add_special_tokens=False)["input_ids"]
         if answer_ids[: len(close)] == close:
             visible_ids = answer_ids[len(close) :]
+    decode = decoder_of(tokenizer)
     return Completion(
         prompt_ids=prompt,
         thinking_ids=thinking_ids,
         answer_ids=answer_ids,
-        thinking=tokenizer.decode(thinking_ids).strip(),
-        answer=tokenizer.decode(visible_ids, skip_special_tokens=True).strip(),
+        thinking=decode(thinking_ids).strip(),
+        answer=decode(visible_ids, skip_special_tokens=True).strip(),
         interventions=interventions(log.kinds, log.forced, [len(ids) for ids in thinking.waits]),
         thinking_ended_by=ended_by,
         finish_reason=Finish(finish).name.lower(),

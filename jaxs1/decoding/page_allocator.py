@@ -83,6 +83,12 @@ class PageAllocator:
             found.append(page)
         return found
 
+    def forget(self) -> None:
+        """Forget all names, whose content is no longer valid; cached pages are free then."""
+        self._free += self._cached
+        for names in (self._cached, self._names, self._named):
+            names.clear()
+
     def _evict(self) -> int:
         page, _ = self._cached.popitem(last=False)
         del self._named[self._names.pop(page)]

@@ -45,12 +45,12 @@ class Pieces:
 
     def add(self, new: TokenLog) -> Iterator[Piece]:
         """The pieces of new tokens; an incomplete character at the end is held back."""
-        tokens = zip(new.kinds, new.forced, new.tokens, strict=True)
-        for (kind, forced), run in itertools.groupby(tokens, key=lambda token: token[:2]):
+        tokens = iter(new.tokens)
+        for (kind, forced), run in itertools.groupby(zip(new.kinds, new.forced, strict=True)):
             if _channel(kind) != _channel(self._kind):
                 yield from self.flush()
             self._kind, self._forced = TokenKind(kind), forced
-            yield from self._piece(self._text(kind).add([token for *_, token in run]))
+            yield from self._piece(self._text(kind).add([next(tokens) for _ in run]))
 
     def flush(self) -> Iterator[Piece]:
         """What is held back."""

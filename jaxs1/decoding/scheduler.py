@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from jaxs1.config import UserError
 from jaxs1.decoding.base_engine import Load
 from jaxs1.decoding.buckets import bucket, powers_of_two, size_for
 from jaxs1.decoding.controls import SequenceLimits, fit
-from jaxs1.decoding.outputs import TokenLog
 from jaxs1.decoding.page_allocator import PageAllocator, pages_for
 from jaxs1.decoding.params import Request
+from jaxs1.decoding.prefill_batches import PrefillBatch, PrefillBatches
 from jaxs1.decoding.prefix_cache import page_names
-from jaxs1.decoding.scoring import TokenScores
+from jaxs1.decoding.sequence import Sequence
 from jaxs1.decoding.tokenized_thinking import TokenizedThinking
 from jaxs1.model.kv_cache import PAGE
 
@@ -49,72 +49,6 @@ class Limits:
         for name, value in vars(self).items():
             if value is not None and value < 1:
                 raise UserError(f"limits.{name}={value}: must be at least 1")
-
-
-@dataclass(eq=False)
-class Sequence:
-    """One completion in progress.
-
-    Args:
-        number: number of its request
-        sample: index among the request's completions
-        request: prompt and parameters
-        thinking: thinking parameters in token ids
-        prompt: token ids, start of thinking included
-        limits: budget and maximum length
-        first: the request's first sequence, whose pages of the prompt this one shares; None: itself
-        siblings: of a first sequence, the others that have not been admitted yet
-        pages: pages of the cache
-        shared_pages: of a first sequence, the prompt's pages, held until all siblings are admitted
-        num_prefilled: tokens of the prompt that are in the cache
-        prefix_tokens: those that were there before
-        names: names of the prompt's full pages, the last token apart; without the prefix cache none
-        log: tokens generated so far
-        note: remark about settings that could not be honoured
-        ended_by_client: whether its thinking was ended by `Scheduler.end_thinking`
-        scores: of a first sequence, its prompt's scores if the request wants them, as in
-            `scoring.joined`
-    """
-
-    number: int
-    sample: int
-    request: Request
-    thinking: TokenizedThinking
-    prompt: list[int]
-    limits: SequenceLimits
-    first: Sequence | None = None
-    siblings: int = 0
-    pages: list[int] = field(default_factory=list)
-    shared_pages: list[int] = field(default_factory=list)
-    num_prefilled: int = 0
-    prefix_tokens: int = 0
-    names: list[bytes] = field(default_factory=list)
-    log: TokenLog = field(default_factory=TokenLog)
-    note: str | None = None
-    ended_by_client: bool = False
-    scores: list[tuple[TokenScores, int, int]] = field(default_factory=list)
-
-    @property
-    def ready(self) -> bool:
-        """Whether the prompt is cached, except for the last token, which decoding begins with."""
-        return self.num_prefilled >= len(self.prompt) - 1
-
-    @property
-    def num_cached(self) -> int:
-        """Positions that prompt, completion and a surplus have reached at most."""
-        return len(self.prompt) + len(self.log.tokens) + self.log.surplus
-
-
-class PrefillBatch(NamedTuple):
-    """Parts of prompts that are prefilled together.
-
-    Args:
-        parts: sequence, first and last position (exclusive) of each part
-        width: length of the longest part, rounded up [tokens]
-    """
-
-    parts: list[tuple[Sequence, int, int]]
-    width: int
 
 
 class Schedule(NamedTuple):
@@ -156,6 +90,7 @@ class Scheduler:
             rows=limits.max_num_seqs, pages=self.max_pages, tokens=limits.prefill_chunk_tokens
         )
         self.pages = PageAllocator(num_pages)
+        self._batches = PrefillBatches(limits.prefill_chunk_tokens, self.pages)
         self.prefix_caching = False
         self.waiting: deque[Sequence] = deque()
         self.prefilling: list[Sequence] = []
@@ -223,10 +158,14 @@ class Scheduler:
             free_pages=self.pages.num_free,
         )
 
-    def schedule(self) -> Schedule:
-        """Decide what the device does next; assumes that it will be done."""
+    def schedule(self, prefill: int | None = None) -> Schedule:
+        """Decide what the device does next; assumes that it will be done.
+
+        Args:
+            prefill: maximum number of prompt tokens, see `PrefillBatches.plan`
+        """
         page_copies = self._admit()
-        prefills = self._prefill()
+        prefills = self._prefill(prefill)
         inserts = self._insert()
         order = self._compact()
         running = self.running
@@ -339,27 +278,12 @@ class Scheduler:
             self.pages.free(first.shared_pages)
         return copies
 
-    def _prefill(self) -> list[PrefillBatch]:
-        """One batch of prompt tokens; all of them if nothing else could run meanwhile."""
-        batches: list[PrefillBatch] = []
+    def _prefill(self, limit: int | None) -> list[PrefillBatch]:
+        batches = self._batches.plan(
+            self.prefilling, self.buckets.widths, is_decoding=any(self.rows), limit=limit
+        )
         self._move_ready()
-        while self.prefilling and not (batches and any(self.rows)):
-            batches.append(self._next_batch())
-            self._move_ready()
         return batches
-
-    def _next_batch(self) -> PrefillBatch:
-        size = self.limits.prefill_chunk_tokens
-        first = self.prefilling[0]
-        left = len(first.prompt) - 1 - first.num_prefilled
-        width = size_for(self.buckets.widths, left)
-        parts = []
-        for s in self.prefilling[: max(1, size // width)]:
-            end = min(s.num_prefilled + width, len(s.prompt) - 1)
-            parts.append((s, s.num_prefilled, end))
-            s.num_prefilled = end
-            self.pages.name(s.pages[: end // PAGE], s.names)
-        return PrefillBatch(parts, width)
 
     def _move_ready(self) -> None:
         self.ready.extend(s for s in self.prefilling if s.ready)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jaxs1.serving.errors import ApiError
@@ -57,6 +59,15 @@ class Admission:
                 "queue_full",
                 retry_after=self.retry_after(),
             )
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """Count a request whose prompt is being rendered as one sequence."""
+        self.inside += 1
+        try:
+            yield
+        finally:
+            self.inside -= 1
 
     def begun(self, prompt_tokens: int) -> None:
         """A request has its first token."""

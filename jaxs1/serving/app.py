@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,8 @@ class _Api:
         body = protocol.check(protocol.TokenizeBody, raw)
         if (body.prompt is None) == (body.messages is None):
             raise bad_request("prompt: give either prompt or messages", "prompt")
-        ids = await asyncio.to_thread(requests.token_ids, body, raw, self.config, self._engine)
+        make = partial(requests.token_ids, body, raw, self.config, self._engine)
+        ids = await self.service.render(make)
         context = self._engine.context
         return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": context})
 
@@ -213,11 +215,11 @@ class _Api:
         self, request: Request, make: Callable[[Mapping[str, Any], ServeConfig, Any], Job]
     ) -> Response:
         """Answer a request that generates."""
+        self.service.check_room()  # before anything that costs time
         raw = await self._body(request)
-        self.service.check_room()
-        job = await asyncio.to_thread(make, raw, self.config, self._engine)
+        running = await self.service.start(partial(make, raw, self.config, self._engine))
+        job = running.reply.job
         headers = {"x-ignored-fields": ",".join(job.ignored)[:500]} if job.ignored else {}
-        running = self.service.start(job)
         if job.stream:
             return EventStream(running, headers)
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
 import logging
 import re
 import time
@@ -38,13 +39,14 @@ class Guard:
         self._app = app
         self._digests = [_digest(key) for key in keys]
         self._inside = 0
+        self._names = (f"{uuid.uuid4().hex[:12]}-{i}" for i in itertools.count(1))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        name = _request_id(scope)
+        name = _given_id(scope) or next(self._names)
         begin, status = time.monotonic(), 0
 
         async def send_with_id(message: Message) -> None:
@@ -104,6 +106,6 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "replace")).digest()
 
 
-def _request_id(scope: Scope) -> str:
+def _given_id(scope: Scope) -> str | None:
     given = _headers(scope).get(b"x-request-id", "")
-    return given if re.fullmatch(r"[\w.-]{1,64}", given) else uuid.uuid4().hex
+    return given if re.fullmatch(r"[\w.-]{1,64}", given) else None

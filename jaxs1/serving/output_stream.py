@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -12,6 +13,30 @@ from typing import Any
 from jaxs1.decoding.async_engine import AsyncEngine
 from jaxs1.decoding.outputs import StreamOutput, TokenLog
 from jaxs1.decoding.params import Request
+
+
+class Mailbox:
+    """Calls from other threads into the event loop; one wake-up for all that come meanwhile."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._calls: list[Callable[[], object]] = []
+
+    def put(self, call: Callable[[], object]) -> None:
+        """Let the loop call a function soon; from any thread."""
+        with self._lock:
+            self._calls.append(call)
+            is_first = len(self._calls) == 1
+        if is_first:
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
+                self._loop.call_soon_threadsafe(self._empty)
+
+    def _empty(self) -> None:
+        with self._lock:
+            calls, self._calls = self._calls, []
+        for call in calls:
+            call()
 
 
 class OutputStream:
@@ -23,11 +48,11 @@ class OutputStream:
     Args:
         engine: engine that completes the requests
         requests: requests
+        mailbox: of the event loop
     """
 
-    def __init__(self, engine: AsyncEngine, requests: Sequence[Request]):
-        self._engine = engine
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, engine: AsyncEngine, requests: Sequence[Request], mailbox: Mailbox):
+        self._engine, self._mailbox = engine, mailbox
         self._new = asyncio.Event()
         self._error: Exception | None = None
         self._unread: dict[tuple[int, int], StreamOutput] = {}
@@ -44,7 +69,8 @@ class OutputStream:
             Exception: what the engine failed with, or the error of `fail`
         """
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._new.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._new.wait()
         self._new.clear()
         if self._error is not None:
             raise self._error
@@ -72,12 +98,10 @@ class OutputStream:
 
     def _receive(self, request: int, output: StreamOutput) -> None:
         """Called in the engine's thread."""
-        with contextlib.suppress(RuntimeError):  # the loop has been closed
-            self._loop.call_soon_threadsafe(self._merge, request, output)
+        self._mailbox.put(partial(self._merge, request, output))
 
     def _wake(self, _: object) -> None:
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._new.set)
+        self._mailbox.put(self._new.set)
 
     def _merge(self, request: int, output: StreamOutput) -> None:
         key = (request, output.sample)

@@ -1,8 +1,9 @@
-"""How many decode steps an engine runs before it delivers tokens and admits requests."""
+"""How much an engine does before it delivers tokens and admits requests."""
 
 from __future__ import annotations
 
 import math
+import statistics
 import threading
 import time
 from collections import deque
@@ -13,8 +14,12 @@ from jaxs1.decoding.outputs import StreamOutput
 
 #: Number of runs that the estimates are made from.
 MEMORY = 32
+#: The same of runs with prefill, whose time per token grows with the length of the prompts.
+PREFILLS = 8
 #: Maximum share of the time of a run that its overhead may take.
 OVERHEAD = 0.1
+#: Weight of the past in means of what varies from run to run.
+PAST = 0.9
 
 
 class Pace:
@@ -22,6 +27,7 @@ class Pace:
 
     The time of a run is taken as `overhead + steps x step`, from the fastest of the shortest and of
     the longest runs: a machine that others use too makes some arbitrarily slow, and none faster.
+    Prefill takes at most `latency` of a run, which bounds the pause of the streams.
 
     Args:
         latency: seconds between two events of a stream, at most
@@ -38,36 +44,54 @@ class Pace:
         self.latency, self.most, self._on_run = latency, most, on_run
         self._runs: deque[tuple[int, float]] = deque(maxlen=MEMORY)
         self._estimate = (0.0, 0.0)
+        #: Processor time of this thread per run [s]: its overhead with admissions.
+        self._host = 0.0
+        #: Seconds per prompt token of the newest runs with prefill.
+        self._prefill: deque[float] = deque(maxlen=PREFILLS)
+        #: Moving means of the steps and of the ends of sequences in a run.
+        self._steps, self._ends = 0.0, 0.0
         self._lock = threading.Lock()
         self._started: float | None = None
         self.longest = 0.0
 
-    def step(self, engine: BaseEngine) -> list[StreamOutput]:
+    def step(self, engine: BaseEngine, meanwhile: Callable[[], None]) -> list[StreamOutput]:
         """One run of the engine; for `AsyncEngine`."""
-        load = engine.load()
-        start = time.monotonic()
+        steps = self.next(is_waiting=engine.load().waiting > 0)
+        start, host = time.monotonic(), time.thread_time()
         with self._lock:
             self._started = start
-        outputs = engine.step(Steps(self.steps(), self.fewest(), eager=load.waiting > 0))
+        outputs = engine.step(steps, meanwhile)
         seconds = time.monotonic() - start
         with self._lock:
             self._started = None
             self.longest = max(self.longest, seconds)
-        if engine.num_steps and not engine.num_prefilled:
-            self.record(engine.num_steps, seconds)
+        self._host = _mean(self._host, time.thread_time() - host)
+        ends = sum(output.completion is not None for output in outputs)
+        self.record(engine.num_steps, seconds, prefilled=engine.num_prefilled, ends=ends)
         self._on_run(seconds, engine, outputs)
         return outputs
 
-    def record(self, steps: int, seconds: float) -> None:
+    def record(self, steps: int, seconds: float, *, prefilled: int = 0, ends: int = 0) -> None:
         """Learn from a run."""
-        self._runs.append((steps, seconds))
-        (few, quick), (many, slow) = (
-            min(run for run in self._runs if run[0] == extreme)
-            for extreme in (min(self._runs)[0], max(self._runs)[0])
+        self._steps = _mean(self._steps, steps)
+        self._ends = _mean(self._ends, ends)
+        if prefilled:
+            overhead, step = self._estimate
+            spent = max(0.0, seconds - overhead - step * steps)
+            self._prefill.append(spent / prefilled)
+        elif steps:
+            self._learn(steps, seconds)
+
+    def next(self, *, is_waiting: bool) -> Steps:
+        """What the next run does.
+
+        Args:
+            is_waiting: whether sequences wait for rows or pages
+        """
+        steps = self.steps()
+        return Steps(
+            steps, min(self.fewest(), steps), self.eager() and is_waiting, self.prefill_tokens()
         )
-        step = (slow - quick) / (many - few) if many > few else slow / many
-        step = min(max(step, 0.0), slow / many)
-        self._estimate = (max(0.0, quick - step * few), step)
 
     def estimate(self) -> tuple[float, float]:
         """Overhead of a run and time of a step [s]; 0 before the first run."""
@@ -83,12 +107,43 @@ class Pace:
     def fewest(self) -> int:
         """Steps of a run that gives sequences their first tokens."""
         overhead, step = self.estimate()
+        overhead = max(overhead, self._host)
         return self._clamp(overhead * (1 / OVERHEAD - 1) / step if step else 2)
+
+    def prefill_tokens(self) -> int | None:
+        """Prompt tokens that are prefilled in about `latency` seconds; None: not known yet."""
+        second = statistics.median(self._prefill) if self._prefill else 0.0
+        return math.ceil(self.latency / second) if second else None
+
+    def eager(self) -> bool:
+        """Whether runs may stop where a sequence ends, to admit another one.
+
+        Only if runs from one end to the next are long compared with their overhead: short
+        completions in many rows end all the time.
+        """
+        _, step = self.estimate()
+        return self._steps * step >= self._ends * self._host * (1 / OVERHEAD - 1)
 
     def running_for(self) -> float:
         """Seconds since the current run began; 0 if none is running."""
         with self._lock:
             return 0.0 if self._started is None else time.monotonic() - self._started
 
+    def _learn(self, steps: int, seconds: float) -> None:
+        """Tell overhead and steps of runs without prefill apart."""
+        self._runs.append((steps, seconds))
+        (few, quick), (many, slow) = (
+            min(run for run in self._runs if run[0] == extreme)
+            for extreme in (min(self._runs)[0], max(self._runs)[0])
+        )
+        step = (slow - quick) / (many - few) if many > few else slow / many
+        step = min(max(step, 0.0), slow / many)
+        self._estimate = (max(0.0, quick - step * few), step)
+
     def _clamp(self, steps: float) -> int:
         return min(max(math.ceil(steps), 2), self.most)
+
+
+def _mean(past: float, new: float) -> float:
+    """A moving mean."""
+    return PAST * past + (1 - PAST) * new

@@ -46,8 +46,8 @@ class Running:
         self._newest: float | None = None
         self._is_open = True
 
-    async def parts(self) -> AsyncIterator[tuple[Choice, list[Delta]] | None]:
-        """New text of the choices, as it comes; None after `COMMENT` seconds without any.
+    async def parts(self) -> AsyncIterator[list[tuple[Choice, list[Delta]]]]:
+        """New text of the choices, as it comes; empty after `COMMENT` seconds without any.
 
         Raises:
             ApiError: a timeout, or the engine refused the request
@@ -56,31 +56,38 @@ class Running:
         while not self.reply.done:
             outputs = await self.stream.get(self._patience())
             if not outputs:
-                yield None
+                yield []
                 continue
             is_first = self._newest is None
             self._observe(sum(len(output.new_tokens.tokens) for output in outputs.values()))
-            for choice, deltas in self.reply.add(outputs):
+            parts = list(self.reply.add(outputs))
+            for choice, _ in parts:
                 if choice.done:
                     self._home.metrics.finished(choice, choice.summary()["ended_by"])
-                yield choice, deltas
+            if parts:
+                yield parts
             if is_first:
                 self._home.metrics.queries.inc(self.reply.job.prompt_tokens)
                 self._home.metrics.hits.inc(self.reply.cached_tokens)
         self._home.metrics.end_to_end.observe(time.monotonic() - self._begin)
 
     async def events(self) -> AsyncIterator[bytes]:
-        """The reply as server-sent events; an error is the last event."""
+        """The reply as server-sent events, those that come together in one piece.
+
+        An error is the last event.
+        """
         try:
-            for event in self.reply.first_events():
-                yield event
-            async for part in self.parts():
-                if part is None:
+            if events := list(self.reply.first_events()):
+                yield b"".join(events)
+            async for parts in self.parts():
+                if not parts:
                     yield b": queued\n\n" if self._newest is None else b": thinking\n\n"
                     continue
-                if data := b"".join(self.reply.events(*part)):
-                    yield data
-            yield b"".join(self.reply.last_events())
+                events = [event for part in parts for event in self.reply.events(*part)]
+                if self.reply.done:
+                    events += self.reply.last_events()
+                if events:
+                    yield b"".join(events)
         except Exception as error:
             yield error_events(error)
 

@@ -7,7 +7,9 @@ import hashlib
 import logging
 import time
 import uuid
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import jax
 
@@ -22,7 +24,7 @@ from jaxs1.serving.admission import Admission
 from jaxs1.serving.config import ServeConfig
 from jaxs1.serving.errors import ApiError, bad_request
 from jaxs1.serving.metrics import Metrics
-from jaxs1.serving.output_stream import OutputStream
+from jaxs1.serving.output_stream import Mailbox, OutputStream
 from jaxs1.serving.pace import Pace
 from jaxs1.serving.requests import Job
 from jaxs1.serving.responses import Reply
@@ -32,7 +34,10 @@ from jaxs1.serving.running import Running
 WATCH = 0.2
 #: A run that takes this many times the longest one so far has hung, but not before HANG seconds.
 HANG_FACTOR, HANG = 10, 300.0
+#: Threads that render and tokenize prompts: more of them would only keep the others from running.
+RENDERERS = 2
 log = logging.getLogger("jaxs1.serve")
+T = TypeVar("T")
 
 
 class Service:
@@ -49,6 +54,8 @@ class Service:
         self.description = ""
         self.fingerprint = ""
         self.finished = asyncio.Event()
+        self._mailbox = Mailbox()
+        self._renderers = ThreadPoolExecutor(RENDERERS, thread_name_prefix="render")
         self.running: dict[str, Running] = {}
         self.metrics = Metrics(config.names[0], self.load)
         self._engines: list[Engine] = []
@@ -119,12 +126,22 @@ class Service:
             self.metrics.rejected(error.code).inc()
             raise
 
-    def start(self, job: Job) -> Running:
-        """Admit and submit a request; the caller closes it.
+    async def render(self, make: Callable[[], T]) -> T:
+        """Run what renders and tokenizes a prompt, in one of a few threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._renderers, make)
+
+    async def start(self, make: Callable[[], Job]) -> Running:
+        """Make, admit and submit a request; the caller closes it.
 
         Raises:
-            ApiError: the server is not ready, or its queue is full
+            ApiError: the request is wrong, the server is not ready, or its queue is full
         """
+        self.check_room()
+        with self.admission.place():
+            job = await self.render(make)
+        return self._submit(job)
+
+    def _submit(self, job: Job) -> Running:
         if job.request_id and job.request_id in (name.partition("-")[2] for name in self.running):
             raise bad_request(
                 f"request_id={job.request_id}: is in use; give another one", "request_id"
@@ -135,7 +152,7 @@ class Service:
         self._inside[chosen] += job.sequences
         request_id = job.request_id or uuid.uuid4().hex
         reply = Reply(job, request_id, self.engine.tokenizer, self.fingerprint)
-        stream = OutputStream(self._threads[chosen], job.requests)
+        stream = OutputStream(self._threads[chosen], job.requests, self._mailbox)
         running = Running(self, reply, stream, chosen)
         self.running[reply.id] = running
         return running
@@ -166,6 +183,7 @@ class Service:
         if self._watcher is not None:
             self._watcher.cancel()
         jax.monitoring.unregister_event_duration_listener(self.metrics.compiled)
+        self._renderers.shutdown(wait=False, cancel_futures=True)
         if self.state != "failed":  # a thread that hangs cannot be joined
             await asyncio.gather(*(asyncio.to_thread(thread.close) for thread in self._threads))
 

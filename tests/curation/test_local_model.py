@@ -78,7 +78,7 @@ class Broken:
         self.busy = True
         return self.submitted - 1
 
-    def step(self):
+    def step(self, meanwhile):
         self.steps += 1
         if self.steps == 2:
             raise RuntimeError("out of memory\nallocating 1 GB")
@@ -96,7 +96,7 @@ def test_engine_that_breaks_tells_all_who_ask(model, monkeypatch):
 
 def test_closing_ends_all_who_wait(model, monkeypatch):
     broken = Broken()
-    broken.step = list  # never answers
+    broken.step = lambda meanwhile: []  # never answers
     monkeypatch.setattr(LocalModel, "_open", lambda self: broken)
     opened = open_model(settings(model))
     caught = []

@@ -51,7 +51,8 @@ class Slow(BaseEngine):
     def busy(self):
         return bool(self.running)
 
-    def step(self):
+    def step(self, meanwhile):
+        meanwhile()
         self.steps += 1
         time.sleep(0.001)
         outputs = []

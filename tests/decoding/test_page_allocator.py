@@ -101,3 +101,14 @@ def test_the_page_that_was_used_longest_ago_is_given_away_first():
         allocator.allocate(1)
         gone += [name for name in names if name not in gone and not allocator.find([name])]
     assert gone == [b"c", b"b", b"a", b"d"]
+
+
+def test_forgotten_pages_are_free_and_unknown():
+    allocator = PageAllocator(5)
+    pages = allocator.allocate(3)
+    allocator.name(pages, [b"a", b"b", b"c"])
+    allocator.free(pages[:2])
+    allocator.forget()
+    assert allocator.num_free == 3 and not allocator.find([b"a"]) and not allocator.find([b"c"])
+    allocator.free(pages[2:])
+    assert sorted(allocator.allocate(4)) == [1, 2, 3, 4]

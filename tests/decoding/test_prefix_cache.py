@@ -92,6 +92,21 @@ def test_only_what_is_new_is_prefilled(engines, prefilled):
         assert abs(sum(prefilled) - (len(prompt) + start - 1 - hits)) <= 2
 
 
+def test_equal_beginnings_are_prefilled_once_though_they_come_together(engines, prefilled):
+    """Four at a time begin with the same pages: one fills them, the others adopt them."""
+    cold, warm = engines
+    rng = random.Random(7)
+    system = ids_of(rng, 4 * PAGE)
+    prompts = [system + ids_of(rng, rng.choice([1, 20, 40])) for _ in range(6)]
+    requests = [Request(p, SHORT, HOT, n=rng.choice([1, 2]), seed=i) for i, p in enumerate(prompts)]
+    expected = [[c.tokens for c in done] for done in complete_all(cold, requests)]
+    assert [[c.tokens for c in done] for done in complete_all(warm, requests)] == expected
+    own = sum(len(prompt) - len(system) + 4 for prompt in prompts)  # and a start of thinking
+    assert sum(prefilled) <= len(system) + own
+    pages = warm.scheduler.pages
+    assert pages.num_free == pages.size and not pages._holders
+
+
 def test_the_next_turn_finds_prompt_and_completion(engines, prefilled):
     """A tool loop: the next prompt begins with the previous prompt and its completion."""
     rng = random.Random(4)

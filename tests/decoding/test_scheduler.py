@@ -44,10 +44,14 @@ class Device:
         self.written = {}  # page -> (number, index of the page in the prompt), tokens
         self.inserted = []
 
-    def run(self, schedule):
+    def run(self, schedule, limit=None):
         for source, target in schedule.page_copies:
             assert source in self.written and target not in (NULL_PAGE, source)
             self.written[target] = self.written[source]
+        size = sum(batch.size for batch in schedule.prefills)
+        if limit is not None and schedule.prefills:
+            smallest = self.scheduler.buckets.widths[0]
+            assert size <= max(limit, smallest * len(schedule.prefills[0].parts))
         for batch in schedule.prefills:
             self.prefill(batch)
         for row, s in schedule.inserts:
@@ -113,6 +117,7 @@ def finish_rows(scheduler, device, finished, rng=None):
 @pytest.mark.parametrize("seed", range(8))
 def test_a_random_workload(seed, cancels):
     rng = random.Random(seed)
+    limit = [None, 1, 40, 100][seed % 4]
     scheduler = scheduler_of()
     device = Device(scheduler)
     n_of, cancelled, finished = {}, set(), Counter()
@@ -122,7 +127,7 @@ def test_a_random_workload(seed, cancels):
             n_of[number] = rng.choice([1, 1, 2, 4])
             length = rng.choice([1, 2, 17, 64, 65, 66, 100, 129, 200])
             add(scheduler, number, length, n_of[number], rng.choice([1, 10, 50, -1]))
-        device.run(scheduler.schedule())
+        device.run(scheduler.schedule(limit), limit)
         check_pages(scheduler)
         finish_rows(scheduler, device, finished, rng)
         if cancels and n_of and rng.random() < 0.3:
@@ -176,6 +181,22 @@ def test_prefill_alternates_with_decoding():
     assert [s.number for _, s in scheduler.running] == [0, 1]
 
 
+def test_under_a_limit_short_prompts_do_not_wait_for_a_long_one():
+    """Nor does the long one wait forever, though short ones come all the time."""
+    scheduler = scheduler_of(num_pages=100)
+    add(scheduler, 0, 200)
+    device, came = Device(scheduler), {}
+    for run in range(1, 40):
+        if run % 2:
+            add(scheduler, run, 40)
+            came[run] = run
+        device.run(scheduler.schedule(48), 48)
+        for number, _ in device.inserted:
+            assert run - came.pop(number, run) <= 1 or not number
+        finish_rows(scheduler, device, Counter())
+    assert (0, 0) in device.inserted and len(came) <= 1
+
+
 def test_sequences_move_to_the_front_where_that_halves_the_rows():
     scheduler = scheduler_of(num_pages=40)
     for number in range(5):
@@ -201,7 +222,7 @@ def test_a_request_that_can_never_fit_is_refused():
     assert [s.number for s in scheduler.waiting] == [0, 2, 2]
 
 
-@pytest.mark.parametrize("name", ["scheduler", "page_allocator"])
+@pytest.mark.parametrize("name", ["scheduler", "prefill_batches", "page_allocator"])
 def test_no_jax(name):
     """Scheduling is host code, which a server calls between any two steps."""
     tree = ast.parse((ROOT / "jaxs1" / "decoding" / f"{name}.py").read_text())

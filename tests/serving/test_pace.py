@@ -54,3 +54,30 @@ def test_a_run_that_was_held_up_changes_nothing():
     for steps in (2, 20):
         pace.record(steps, 7.0)
     assert pace.estimate() == pytest.approx(before, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("step", "ends", "eager"),
+    [
+        (0.015, 0.05, True),  # a large model: an end every 160 steps
+        (0.0001, 5, False),  # a tiny one: an end every six steps, admission takes longer than that
+        (0.0001, 0, True),
+    ],
+)
+def test_runs_stop_where_a_sequence_ends_only_if_that_is_worth_an_admission(step, ends, eager):
+    pace = Pace(0.1, 32)
+    pace._host = 0.003
+    for steps in [8, 32] * 50:
+        pace.record(steps, 0.001 + steps * step, ends=ends * steps / 32)
+    assert pace.eager() == eager
+    assert [pace.next(is_waiting=waiting).eager for waiting in (False, True)] == [False, eager]
+
+
+def test_prefill_takes_about_latency():
+    pace = learned(0.004, 0.002, [2, 32])
+    assert pace.next(is_waiting=False).prefill is None
+    for tokens in (100, 500, 2000):
+        pace.record(16, 0.036 + 1e-4 * tokens, prefilled=tokens)
+    pace.record(16, 30.0, prefilled=100)  # held up by others
+    assert pace.next(is_waiting=False).prefill == pytest.approx(1000, abs=1)
+    assert pace.estimate() == pytest.approx((0.004, 0.002), rel=1e-3)
