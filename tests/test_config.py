@@ -17,6 +17,7 @@ from jaxs1.config import (
 )
 from jaxs1.generate import GenerateConfig
 from jaxs1.model.architecture import Architecture, read_config
+from jaxs1.rl.config import GrpoConfig
 from jaxs1.training.config import TrainConfig
 from tests.conftest import ROOT
 
@@ -51,6 +52,16 @@ def test_recipe_is_valid_and_reads_back(recipe, tmp_path):
     again.write_text(to_yaml(config))
     assert train_config("--config", str(again)) == config
     assert f"#   python -m jaxs1.train --config configs/{recipe.name}" in recipe.read_text()
+
+
+@pytest.mark.parametrize("name", ["demo_grpo", "grpo_7b", "grpo_32b"])
+def test_recipe_of_grpo_is_valid_and_reads_back(name, tmp_path):
+    needed = ["--task", "questions.jsonl"]
+    config = parse(GrpoConfig, ["--config", name, *needed], command="python -m jaxs1.grpo")
+    again = tmp_path / "again.yaml"
+    again.write_text(to_yaml(config))
+    assert parse(GrpoConfig, ["--config", str(again)], command="python -m jaxs1.grpo") == config
+    assert f"--config configs/{name}.yaml" in find_recipe(name).read_text()
 
 
 def test_recipe_and_shapes_are_found_by_name(tmp_path, monkeypatch):

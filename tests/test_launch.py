@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from jaxs1.config import parse
+from jaxs1.rl.config import GrpoConfig
 from jaxs1.serving.config import KEY_VARIABLE, ServeConfig
 from jaxs1.training.config import TrainConfig
 from tests.conftest import ROOT
@@ -18,34 +19,56 @@ def recipe(arguments):
 
 
 def test_every_launch_file_is_tested():
-    training = {"slurm.sh", "gke_gpu.yaml", "gke_tpu.yaml"}
+    training = {"slurm.sh", "slurm_grpo.sh", "gke_gpu.yaml", "gke_tpu.yaml"}
     assert {p.name for p in LAUNCH.iterdir()} == {*training, "serve_slurm.sh", "serve_gke.yaml"}
 
 
-def test_slurm_starts_the_given_recipe_and_resumes(tmp_path):
-    """A stand-in for srun prints the command it would start."""
-    stub = tmp_path / "srun"
-    stub.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+def started(script, given, folder, shown='"$@"'):
+    """The words of the command that a script starts; a stand-in for srun prints them."""
+    stub = folder / "srun"
+    stub.write_text(f'#!/bin/bash\nprintf "%s\\n" {shown}\n')
     stub.chmod(0o755)
-    given = ["--config", "configs/s1_32b.yaml", "--data.fields", '{"question": "a prompt"}']
     done = subprocess.run(
-        ["bash", LAUNCH / "slurm.sh", *given],
+        ["bash", LAUNCH / script, *given],
         cwd=ROOT,
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        env={"PATH": f"{folder}:/usr/bin:/bin"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    words = done.stdout.splitlines()
+    return done.stdout.splitlines()
+
+
+def sizes_of(script):
+    """The options of a script for SLURM."""
+    options = [x for x in (LAUNCH / script).read_text().splitlines() if x[:7] == "#SBATCH"]
+    return dict(x.split()[1].removeprefix("--").split("=", 1) for x in options if "=" in x)
+
+
+def test_slurm_starts_the_given_recipe_and_resumes(tmp_path):
+    given = ["--config", "configs/s1_32b.yaml", "--data.fields", '{"question": "a prompt"}']
+    words = started("slurm.sh", given, tmp_path)
     start = words.index("jaxs1.train")
     assert words[start - 3 : start] == ["python", "-u", "-m"]
     assert "--kill-on-bad-exit=1" in words[:start]
     config = recipe(words[start + 1 :])
     assert (config.output, config.resume) == ("runs/s1_32b", "auto")
     assert config.data.fields == {"question": "a prompt"}
-    options = [x for x in (LAUNCH / "slurm.sh").read_text().splitlines() if x[:7] == "#SBATCH"]
-    sizes = dict(x.split()[1].removeprefix("--").split("=", 1) for x in options if "=" in x)
+    sizes = sizes_of("slurm.sh")
     assert sizes["ntasks-per-node"] == sizes["gpus-per-node"]  # JAX gives a task one GPU of its own
+    assert int(sizes["nodes"]) * int(sizes["gpus-per-node"]) == devices(config)
+
+
+def test_slurm_starts_grpo_with_all_devices_of_a_node(tmp_path):
+    """One process per node, whose copy of the model spans its GPUs."""
+    given = ["--config", "configs/grpo_32b.yaml", "--task", "a file.jsonl"]
+    words = started("slurm_grpo.sh", given, tmp_path, '"$JAX_LOCAL_DEVICE_IDS" "$@"')
+    start = words.index("jaxs1.grpo")
+    config = parse(GrpoConfig, words[start + 1 :], command="test")
+    assert (config.task, config.resume) == ("a file.jsonl", "auto")
+    sizes = sizes_of("slurm_grpo.sh")
+    assert sizes["ntasks-per-node"] == "1" and int(sizes["gpus-per-node"]) == config.tensor
+    assert words[0] == ",".join(map(str, range(config.tensor)))
     assert int(sizes["nodes"]) * int(sizes["gpus-per-node"]) == devices(config)
 
 

@@ -128,10 +128,9 @@ class Learner:
         """Call a function while the engine has the state's weights."""
         with self._timed("load"):
             self.engine.load(state.params, state.frozen)
-        try:
-            return use()
-        finally:
-            self.engine.release()
+        result = use()
+        self.engine.release()
+        return result
 
     def roll_out(self, number: int, state: TrainState) -> RollOut:
         """Sample and grade the completions of a step; every process some of the groups.

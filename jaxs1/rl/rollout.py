@@ -57,10 +57,11 @@ class RolloutEngine:
         groups = [devices[i : i + tensor] for i in range(0, len(devices), tensor)]
         here = jax.process_index()
         groups = [g for g in groups if all(d.process_index == here for d in g)]
-        if len(groups) * tensor < jax.local_device_count():
+        own = sum(d.process_index == here for d in devices)
+        if len(groups) * tensor < own:
             raise UserError(
-                f"tensor={tensor}: must divide the {jax.local_device_count()} devices of a "
-                "process, which rolls out on its own; lower it, or start fewer processes"
+                f"tensor={tensor}: must divide the {own} devices of a process, which rolls out on "
+                "its own; lower it, or start fewer processes"
             )
         self._decoders = [
             self._decoder(model, make_sharding_rules(MeshConfig(fsdp=1, tensor=tensor), group))

@@ -17,7 +17,7 @@ class Sizes(NamedTuple):
     """Sizes of a run [tokens].
 
     Args:
-        completion: the longest possible completion
+        completion: the longest possible completion of a roll-out
         context: maximum length of a sequence, prompt included
         row: length of the rows of a batch
     """
@@ -45,8 +45,9 @@ def sizes_of(config: GrpoConfig, thinking: TokenizedThinking, prompt: int, maxim
     Raises:
         UserError: a sequence does not fit into the context, or into a row.
     """
-    completion = capacity(thinking, largest_budget(config), maximum)
-    needed = prompt + len(thinking.start) + completion
+    completion = capacity(thinking, config.budgets.largest, maximum)
+    trained = prompt + len(thinking.start) + completion
+    needed = prompt + len(thinking.start) + capacity(thinking, largest_budget(config), maximum)
     context = config.limits.max_seq_len or needed
     if needed > min(context, maximum):
         name = "the model's context" if needed > maximum else "limits.max_seq_len"
@@ -55,11 +56,11 @@ def sizes_of(config: GrpoConfig, thinking: TokenizedThinking, prompt: int, maxim
             f"answer need {needed} tokens, more than {name}={min(context, maximum)}; lower the "
             "budgets or thinking.max_answer_tokens, or leave out the longest questions"
         )
-    rounded = -(-needed // ROW_MULTIPLE) * ROW_MULTIPLE
+    rounded = -(-trained // ROW_MULTIPLE) * ROW_MULTIPLE
     row = config.row_length or rounded
-    if row < needed:
+    if row < trained:
         raise UserError(
-            f"row_length={row}: must hold the longest sequence of {needed} tokens; give {rounded} "
+            f"row_length={row}: must hold the longest sequence of {trained} tokens; give {rounded} "
             "or leave it out"
         )
     return Sizes(completion, context, row)

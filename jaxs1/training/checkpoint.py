@@ -43,7 +43,6 @@ FREE_TO_CHANGE = (
     "checkpoint",
     "log",
     "distributed",
-    "held_out",
 )
 
 #: Arrays are written in chunks of at most this many bytes, stacked ones layer by layer, so a reader

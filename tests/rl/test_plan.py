@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from jaxs1.config import UserError
+from jaxs1.decoding.params import SamplingParams, ThinkingParams
 from jaxs1.rl.advantages import advantages
 from jaxs1.rl.config import BudgetsConfig, HeldOutConfig, ObjectiveConfig
+from jaxs1.rl.learner import Requests
 from jaxs1.rl.plan import budgets_at, plan_groups, update_order
+from tests.decoding.engines import tokenizer
 
 
 def groups(step, seed=0, **more):
@@ -42,6 +45,21 @@ def test_a_schedule_moves_linearly_and_stays():
         [50, 200], [40, 175], [10, 100], [10, 100],
     ]  # fmt: skip
     assert config.largest == 200
+
+
+def test_a_budget_is_told_where_it_is_asked_for():
+    thinking = ThinkingParams(preset="s1", max_answer_tokens=4)
+    told, silent = (
+        Requests(thinking, tokenizer(), sentence, temperature=0.7)
+        for sentence in ("Think for up to {value} tokens.", None)
+    )
+    text = tokenizer().decode(told.prompt("1+1?", 64))
+    assert "1+1?\n\nThink for up to 64 tokens.<|im_end|>" in text
+    assert "Think for" not in tokenizer().decode(silent.prompt("1+1?", 64))
+    request = told.sampled("1+1?", 64, 3, 5)
+    assert (request.thinking.max, request.n, request.seed, request.logprobs) == (64, 3, 5, True)
+    assert request.sampling == SamplingParams(temperature=0.7)
+    assert told.greedy("1+1?", 64).sampling.is_greedy
 
 
 def test_updates_take_every_sequence_once():
