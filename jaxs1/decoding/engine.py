@@ -202,6 +202,8 @@ class Engine(BaseEngine):
                 f"max_tokens={request.max_tokens}: too few to end a thought and to answer; "
                 "thinking is off"
             )
+        if request.ignore_eos:
+            thinking = dataclasses.replace(thinking, stops=())
         thinking = with_reserve(thinking, request.max_tokens)
         length = (longest or len(request.prompt_ids)) + len(thinking.start)
         return resolve_auto(thinking, [length]), [*request.prompt_ids, *thinking.start], note

@@ -220,6 +220,7 @@ class Request:
         answer_start: text with which the controller begins every answer; a part of the answer
         tool_call: text with which the model calls a tool; in a thought it ends the thinking, and
             the answer begins with it. Only thinking.mode=strict observes it. Empty: none
+        ignore_eos: whether the answer continues behind its end, up to its maximum length
         scores, prompt_scores: whether completions have the log-probabilities of their own tokens,
             and of the prompt's, without regard to sampling (`scoring.TokenScores`)
         logprobs: whether completions have the model's choices and their log-probabilities
@@ -234,6 +235,7 @@ class Request:
     cache_salt: str = ""
     answer_start: str = ""
     tool_call: str = ""
+    ignore_eos: bool = False
     scores: bool = False
     prompt_scores: bool = False
     logprobs: bool = False

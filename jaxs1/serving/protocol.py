@@ -47,6 +47,7 @@ class Sampled(_Body):
 
     model: str | None = None
     max_tokens: Count | None = None
+    ignore_eos: bool | None = None
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -126,7 +127,6 @@ NOT_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "logprobs": (False, 0),
     "top_logprobs": (0,),
     "prompt_logprobs": (),
-    "ignore_eos": (False,),
     "stop_token_ids": ([],),
     "echo": (False,),
     "best_of": (1,),

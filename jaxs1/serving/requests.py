@@ -188,6 +188,7 @@ def _job(
         "seed": secrets.randbits(31) if body.seed is None else body.seed,
         "max_tokens": -1 if max_tokens is None else max_tokens,
         "cache_salt": body.cache_salt or "",
+        "ignore_eos": bool(body.ignore_eos),
         "answer_start": tools.answer_start,
         "tool_call": tools.call_token(engine.tokenizer),
         "scores": logprobs is not None,

@@ -101,6 +101,16 @@ def test_an_answer_ends_after_its_minimum_only(ending, budget):
     assert lengths[1:] == [13, 31] and lengths[0] < 13
 
 
+@pytest.mark.parametrize("budget", [0, 6])
+def test_an_answer_that_ignores_its_end_has_its_maximum(ending, budget):
+    """The end is the likeliest token everywhere; a load test wants a length, not an answer."""
+    thinking = ThinkingParams(max=budget, max_answer_tokens=60)
+    request = Request([5, 9, 7], thinking, max_tokens=25, ignore_eos=True)
+    (done,) = complete_all(ending, [request])[0]
+    assert done.finish_reason == "length" and len(done.tokens) == 25
+    assert done.answer_ids.count(encode("<|im_end|>")[0]) > 5
+
+
 @pytest.fixture(scope="module")
 def ending(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ending")
