@@ -84,7 +84,7 @@ def test_file_of_the_user_precedes_a_recipe_of_its_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("setting", "known"), [("config", "s1_32b, s1_32b_lora"), ("architecture", "qwen3-8b, tiny")]
+    ("setting", "known"), [("config", "s1_32b, s1_32b_lora"), ("architecture", "qwen3-8b, r1-distill-llama-70b")]
 )
 def test_unknown_name_lists_the_known_ones(setting, known):
     with pytest.raises(UserError) as error:
@@ -285,11 +285,11 @@ def test_architectures_have_their_published_sizes(name):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "llama"}, ["model_type='llama'", "qwen2"]),
+        ({"model_type": "gemma2"}, ["model_type='gemma2'", "qwen2"]),
         ({"hidden_size": None}, ["hidden_size is missing"]),
         ({"num_key_value_heads": 3}, ["num_key_value_heads=3", "num_attention_heads=14"]),
         ({"use_sliding_window": True}, ["use_sliding_window"]),
-        ({"rope_scaling": {"type": "yarn"}}, ["yarn", "rope_scaling"]),
+        ({"rope_scaling": {"type": "longrope"}}, ["longrope", "rope_scaling"]),
         ({"hidden_act": "gelu"}, ["hidden_act='gelu'"]),
         ({"num_hidden_layers": 0}, ["num_hidden_layers=0"]),
         ({"vocab_size": "many"}, ["vocab_size='many'"]),
