@@ -84,7 +84,8 @@ def test_file_of_the_user_precedes_a_recipe_of_its_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("setting", "known"), [("config", "s1_32b, s1_32b_lora"), ("architecture", "qwen3-8b, r1-distill-llama-70b")]
+    ("setting", "known"),
+    [("config", "s1_32b, s1_32b_lora"), ("architecture", "qwen3-8b, r1-distill-llama-70b")],
 )
 def test_unknown_name_lists_the_known_ones(setting, known):
     with pytest.raises(UserError) as error:

@@ -104,10 +104,8 @@ def test_written_questions_stay_in_their_split(corpus):
             assert Problem.from_record(record).question == record["question"]
         if name != "sft":
             assert all(set(r) == {"question", "numbers", "target"} for r in records)
-    taught, further = (
-        {r["question"] for r in read(corpus / f"{n}.jsonl")} for n in ("sft", "train")
-    )
-    assert not taught & further
+    taught = {r["question"] for r in read(corpus / "sft.jsonl")}
+    assert taught.isdisjoint(r["question"] for r in read(corpus / "train.jsonl"))
     text = (corpus / "base.jsonl").read_text()
     shown = {tuple(sorted(map(int, s.split(",")))) for s in re.findall(r"\d(?:,\d)+", text)}
     assert shown <= splits["train"]
@@ -332,11 +330,8 @@ def test_corpus_appears_complete_or_not_at_all(corpus, tmp_path, monkeypatch, ca
     with pytest.raises(ValueError, match="9480"):
         puzzle_corpus.write_corpus(tmp_path / "new", base_documents=1, sft_examples=9481)
 
-    def fail(*_, **__):
-        raise RuntimeError("stopped half-way")
-
-    monkeypatch.setattr(puzzle_corpus, "train_tokenizer", fail)
-    with pytest.raises(RuntimeError, match="half-way"):
+    monkeypatch.setattr(puzzle_corpus, "train_tokenizer", lambda *_, **__: 1 // 0)  # half-way
+    with pytest.raises(ZeroDivisionError):
         puzzle_corpus.write_corpus(tmp_path / "new", base_documents=1, sft_examples=1)
     assert list(tmp_path.iterdir()) == []
 
@@ -352,9 +347,8 @@ def test_command_prints_the_summary(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(puzzle_corpus, "write_corpus", small)
     puzzle_corpus.main([str(tmp_path / "out"), "--seed", "3"])
     printed = capsys.readouterr().out
-    assert re.search(
-        r"base records +1[678]\nsft records +20\ntrain records +4,000\ndev records +400\n", printed
-    )
+    shown = r"base records +1[678]\nsft records +20\ntrain records +4,000\ndev records +400\n"
+    assert re.search(shown, printed)
     assert re.search(r"share correct +0\.\d{3}\n", printed)
 
 
@@ -393,16 +387,15 @@ def test_tokens(tokenizer):
 
 def test_chat_template(tokenizer):
     """ChatML without a system prompt of its own, with or without the generation prompt."""
-    user = {"role": "user", "content": "Make 1 from 7,4,6,2"}
-    prompt = "<|im_start|>user\nMake 1 from 7,4,6,2<|im_end|>\n"
-    reply = {"role": "assistant", "content": "Final Answer: 4*2-7"}
-    system = {"role": "system", "content": "Be brief."}
+    texts = {"user": "Make 1 from 7,4,6,2", "assistant": "Final Answer: 4*2-7", "system": "Brief."}
+    turn = {role: f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in texts.items()}
 
-    def render(*messages, **options) -> str:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+    def render(*roles, **options) -> str:
+        messages = [{"role": role, "content": texts[role]} for role in roles]
+        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
 
-    assert render(user) == prompt
-    assert render(user, add_generation_prompt=True) == prompt + "<|im_start|>assistant\n"
-    answered = prompt + "<|im_start|>assistant\nFinal Answer: 4*2-7<|im_end|>\n"
-    assert render(user, reply) == answered
-    assert render(system, user) == "<|im_start|>system\nBe brief.<|im_end|>\n" + prompt
+    assert render("user") == turn["user"]
+    begun = render("user", add_generation_prompt=True)
+    assert begun == turn["user"] + "<|im_start|>assistant\n"
+    assert render("user", "assistant") == turn["user"] + turn["assistant"]
+    assert render("system", "user") == turn["system"] + turn["user"]
