@@ -395,7 +395,6 @@ def test_chat_template(tokenizer):
         return tokenizer.apply_chat_template(messages, tokenize=False, **options)
 
     assert render("user") == turn["user"]
-    begun = render("user", add_generation_prompt=True)
-    assert begun == turn["user"] + "<|im_start|>assistant\n"
+    assert render("user", add_generation_prompt=True) == turn["user"] + "<|im_start|>assistant\n"
     assert render("user", "assistant") == turn["user"] + turn["assistant"]
     assert render("system", "user") == turn["system"] + turn["user"]
