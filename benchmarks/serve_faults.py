@@ -26,7 +26,7 @@ Engine.end = lambda engine: end(engine) if next(runs) < 40 else 1 / 0
 async def leaving(bench: Bench) -> dict[str, Any]:
     """Half of 200 clients leave at one moment, both ways of answering; the others complete."""
     server, count = bench.server, 200 if not bench.quick else 40
-    long = {"budget_tokens": 380, "min_tokens": 380}
+    long = {"budget_tokens": 300, "min_tokens": 300}
 
     def ask(i: int) -> asyncio.Task[Seen]:
         leaves, stream = i % 2 == 0, i % 4 < 2
@@ -147,7 +147,7 @@ async def sigterm(bench: Bench) -> dict[str, Any]:
 async def engine_fault(bench: Bench) -> dict[str, Any]:
     """The engine fails while 40 streams and 20 complete replies are under way."""
     server = await asyncio.to_thread(Server, bench.model, before=FAULT)
-    long = {"budget_tokens": 380, "min_tokens": 380}
+    long = {"budget_tokens": 300, "min_tokens": 300}
     bodies = [body_of(i, stream=i % 3 > 0, thinking=long) for i in range(60)]
     seen = await asyncio.gather(*map(server.ask, bodies))
     begin = time.monotonic()

@@ -134,12 +134,14 @@ async def full_queue(bench: Bench) -> dict[str, Any]:
         return seen
 
     last = await asyncio.gather(*map(one, range(500)))
+    trivial = await asyncio.gather(*(server.ask(b"", path="/live") for _ in range(500)))
     await asyncio.to_thread(server.end)
     refused = [s for s in first if s.status == 429]
     return {
         "served": sum(s.status == 200 for s in first), "refused": len(refused),
         "refused_after_s": quantiles([s.seconds for s in refused]),
         "refused_after_sending_s": quantiles([s.answered for s in refused]),
+        "live_of_500_at_once_s": quantiles([s.seconds for s in trivial]),
         "retry_after": sum(s.retry_after > 0 for s in refused),
         "attempts": attempts, "complete_in_the_end": sum(s.done for s in last),
     }  # fmt: skip

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from jaxs1.serving import protocol, requests
 from jaxs1.serving.bodies import read_body
 from jaxs1.serving.config import ServeConfig
-from jaxs1.serving.errors import ApiError, bad_request
+from jaxs1.serving.errors import ApiError, bad_request, internal_error
 from jaxs1.serving.middleware import Guard
 from jaxs1.serving.requests import Job
 from jaxs1.serving.running import Running
@@ -107,8 +107,9 @@ def make_app(service: Service) -> Any:
             app.add_api_route(path, _file(path), methods=["GET"], include_in_schema=False)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _internal_error)
     app.openapi = lambda: _openapi(app)
-    wrapped: Any = Guard(app, service.config.keys)
+    wrapped: Any = Guard(app, service.config.keys, service.check_room)
     if service.config.cors:
         wrapped = CORSMiddleware(
             wrapped,
@@ -215,7 +216,6 @@ class _Api:
         self, request: Request, make: Callable[[Mapping[str, Any], ServeConfig, Any], Job]
     ) -> Response:
         """Answer a request that generates."""
-        self.service.check_room()  # before anything that costs time
         raw = await self._body(request)
         running = await self.service.start(partial(make, raw, self.config, self._engine))
         job = running.reply.job
@@ -272,6 +272,12 @@ def _file(path: str) -> Callable[..., Any]:
 
 async def _api_error(_: Request, error: Any) -> Response:
     return JSONResponse(error.body(), error.status, error.headers())
+
+
+async def _internal_error(_: Request, __: Exception) -> Response:
+    """In place of Starlette's plain text; `Guard` writes the log."""
+    error = internal_error()
+    return JSONResponse(error.body(), error.status)
 
 
 async def _http_error(request: Request, error: Any) -> Response:
