@@ -16,6 +16,8 @@ from jaxs1.decoding.outputs import StreamOutput
 MEMORY = 32
 #: The same of runs with prefill, whose time per token grows with the length of the prompts.
 PREFILLS = 8
+#: Number of runs of which most must have become slower to be believed.
+NEWEST = 5
 #: Maximum share of the time of a run that its overhead may take.
 OVERHEAD = 0.1
 #: Weight of the past in means of what varies from run to run.
@@ -102,6 +104,9 @@ class Pace:
         overhead, step = self.estimate()
         if not step:
             return self.most
+        # a step with longer sequences takes longer at once
+        newest = [(seconds - overhead) / steps for steps, seconds in list(self._runs)[-NEWEST:]]
+        step = max(step, statistics.median(newest))
         return self._clamp(max(self.latency - overhead, overhead * (1 / OVERHEAD - 1)) / step)
 
     def fewest(self) -> int:

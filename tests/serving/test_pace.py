@@ -48,6 +48,14 @@ def test_newer_runs_weigh_more():
     assert pace.estimate()[1] == pytest.approx(0.01)
 
 
+def test_runs_become_shorter_as_soon_as_steps_become_slower():
+    pace = learned(0.004, 0.001, [2, 8, 20, 32])
+    assert pace.steps() == 32
+    for _ in range(3):
+        pace.record(32, 0.004 + 32 * 0.01)
+    assert pace.steps() == 10
+
+
 def test_a_run_that_was_held_up_changes_nothing():
     pace = learned(0.004, 0.002, [2, 8, 20, 32])
     before = pace.estimate()
