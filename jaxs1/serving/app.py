@@ -24,7 +24,7 @@ from jaxs1.serving.middleware import Guard
 from jaxs1.serving.requests import Job
 from jaxs1.serving.running import Running
 from jaxs1.serving.service import Service
-from jaxs1.serving.streaming import EventStream, while_connected
+from jaxs1.serving.streaming import EventStream, header_value, while_connected
 
 #: Status in the log for a client that has left: nginx's.
 CLIENT_LEFT = 499
@@ -219,13 +219,14 @@ class _Api:
         raw = await self._body(request)
         running = await self.service.start(partial(make, raw, self.config, self._engine))
         job = running.reply.job
-        headers = {"x-ignored-fields": ",".join(job.ignored)[:500]} if job.ignored else {}
+        ignored = header_value(",".join(job.ignored)[:500])
+        headers = {"x-ignored-fields": ignored} if ignored else {}
         if job.stream:
             return EventStream(running, headers)
         try:
             if not await while_connected(_collect(running), request.receive):
                 return Response(status_code=CLIENT_LEFT)
-            return JSONResponse(running.reply.whole(), headers=_latin(headers))
+            return JSONResponse(running.reply.whole(), headers=headers)
         finally:
             running.close()
 
@@ -254,11 +255,6 @@ async def _collect(running: Running) -> None:
 
 def _control(success: bool, message: str) -> Response:
     return JSONResponse({"success": success, "message": message})
-
-
-def _latin(headers: Mapping[str, str]) -> dict[str, str]:
-    """Headers without characters that HTTP does not allow."""
-    return {k: v.encode("ascii", "replace").decode() for k, v in headers.items()}
 
 
 def _file(path: str) -> Callable[..., Any]:
