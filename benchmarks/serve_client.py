@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,7 +36,8 @@ class Seen:
         thinking: summary of each choice that is complete
         usage: of the reply
         headers: of the reply
-        data: body that is no stream
+        data: body that is no stream, and the error of one that is
+        answered: from the request's last byte to the reply's first line [s]
     """
 
     status: int = 0
@@ -45,7 +49,14 @@ class Seen:
     usage: dict[str, Any] = field(default_factory=dict)
     headers: str = ""
     data: bytes = b""
+    answered: float = 0.0
     done: bool = False
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds after which the server wants a retry; 0: it does not say."""
+        found = re.search(r"retry-after: (\d+)", self.headers)
+        return int(found[1]) if found else 0
 
 
 class Server:
@@ -54,13 +65,15 @@ class Server:
     Args:
         model: folder
         options: of the command
+        context: maximum length of a sequence
+        before: Python that its process runs first
     """
 
-    def __init__(self, model: str, *options: str):
-        limits = ("--limits.max_num_seqs", str(ROWS), "--limits.max_seq_len", str(CONTEXT))
+    def __init__(self, model: str, *options: str, context: int = CONTEXT, before: str = ""):
+        limits = ("--limits.max_num_seqs", str(ROWS), "--limits.max_seq_len", str(context))
+        code = f"{before}\nimport sys\nfrom jaxs1.serve import main\nsys.exit(main(sys.argv[1:]))"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "jaxs1.serve", "--model", model, "--port", "0",
-             *limits, *options],
+            [sys.executable, "-c", code, "--model", model, "--port", "0", *limits, *options],
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self.process.stderr is not None
@@ -69,6 +82,7 @@ class Server:
                 self.port = int(line.rsplit(":", 1)[1])
             if line.startswith("ready on "):
                 break
+        threading.Thread(target=self.process.stderr.read, daemon=True).start()
 
     async def ask(
         self,
@@ -76,7 +90,6 @@ class Server:
         *,
         path: str = CHAT,
         leave_after: int | None = None,
-        pause: float = 0.0,
     ) -> Seen:
         """Send a request and read its reply, an event at a time.
 
@@ -84,23 +97,50 @@ class Server:
             body: JSON object or bytes
             path: route
             leave_after: close the connection after this number of events
-            pause: seconds to wait before each read
         """
         seen, begin = Seen(), time.monotonic()
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 22)
         try:
             writer.write(_http(body, path))
             await writer.drain()
+            sent = time.monotonic()
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+            seen.answered = time.monotonic() - sent
             seen.status, seen.headers = int(head.split()[1]), head
             if "text/event-stream" not in head:
                 seen.data = await reader.read()
             else:
-                await _read_events(reader, seen, begin, leave_after, pause)
+                await _read_events(reader, seen, begin, leave_after)
         finally:
             writer.close()
         seen.seconds = time.monotonic() - begin
         return seen
+
+    async def hold(self, body: dict[str, Any], release: asyncio.Event) -> bool:
+        """Request a stream and read nothing of it before `release`; whether it is complete."""
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(connection, ("127.0.0.1", self.port))
+        await loop.sock_sendall(connection, _http(body, CHAT))
+        await release.wait()
+        data = bytearray()
+        while part := await loop.sock_recv(connection, 1 << 16):
+            data += part
+        connection.close()
+        return b"data: [DONE]" in data
+
+    async def trickle(self) -> int:
+        """Send a body a byte at a time; the status of the reply."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(_http(b" " * 1000, CHAT).removesuffix(b" " * 1000))
+        head = asyncio.create_task(reader.readline())
+        while not head.done():
+            writer.write(b" ")
+            await asyncio.wait((head,), timeout=0.5)
+        writer.close()
+        return int((await head).split()[1])
 
     async def metric(self, name: str) -> float:
         """The value of a metric, 0 if there is none yet."""
@@ -126,7 +166,7 @@ class Server:
 
 def _http(body: dict[str, Any] | bytes, path: str) -> bytes:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    method = "POST" if path == CHAT else "GET"
+    method = "POST" if data or path == CHAT else "GET"
     head = (
         f"{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
         f"content-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
@@ -135,18 +175,18 @@ def _http(body: dict[str, Any] | bytes, path: str) -> bytes:
 
 
 async def _read_events(
-    reader: asyncio.StreamReader, seen: Seen, begin: float, leave_after: int | None, pause: float
+    reader: asyncio.StreamReader, seen: Seen, begin: float, leave_after: int | None
 ) -> None:
     newest, count = begin, 0
     while line := await reader.readline():
         if not line.startswith(b"data: "):
             continue
-        if pause:
-            await asyncio.sleep(pause)
         if line.startswith(b"data: [DONE]"):
             seen.done = True
             return
         event, now = json.loads(line[6:]), time.monotonic()
+        if "error" in event:
+            seen.data = line
         count += 1
         if leave_after is not None and count > leave_after:
             return

@@ -19,12 +19,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from jaxs1.serving import protocol, requests
 from jaxs1.serving.bodies import read_body
 from jaxs1.serving.config import ServeConfig
-from jaxs1.serving.errors import ApiError, bad_request
+from jaxs1.serving.errors import ApiError, bad_request, internal_error
 from jaxs1.serving.middleware import Guard
 from jaxs1.serving.requests import Job
 from jaxs1.serving.running import Running
 from jaxs1.serving.service import Service
-from jaxs1.serving.streaming import EventStream, while_connected
+from jaxs1.serving.streaming import EventStream, header_value, while_connected
 
 #: Status in the log for a client that has left: nginx's.
 CLIENT_LEFT = 499
@@ -107,8 +107,9 @@ def make_app(service: Service) -> Any:
             app.add_api_route(path, _file(path), methods=["GET"], include_in_schema=False)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _internal_error)
     app.openapi = lambda: _openapi(app)
-    wrapped: Any = Guard(app, service.config.keys)
+    wrapped: Any = Guard(app, service.config.keys, service.check_room)
     if service.config.cors:
         wrapped = CORSMiddleware(
             wrapped,
@@ -215,17 +216,17 @@ class _Api:
         self, request: Request, make: Callable[[Mapping[str, Any], ServeConfig, Any], Job]
     ) -> Response:
         """Answer a request that generates."""
-        self.service.check_room()  # before anything that costs time
         raw = await self._body(request)
         running = await self.service.start(partial(make, raw, self.config, self._engine))
         job = running.reply.job
-        headers = {"x-ignored-fields": ",".join(job.ignored)[:500]} if job.ignored else {}
+        ignored = header_value(",".join(job.ignored)[:500])
+        headers = {"x-ignored-fields": ignored} if ignored else {}
         if job.stream:
             return EventStream(running, headers)
         try:
             if not await while_connected(_collect(running), request.receive):
                 return Response(status_code=CLIENT_LEFT)
-            return JSONResponse(running.reply.whole(), headers=_latin(headers))
+            return JSONResponse(running.reply.whole(), headers=headers)
         finally:
             running.close()
 
@@ -256,11 +257,6 @@ def _control(success: bool, message: str) -> Response:
     return JSONResponse({"success": success, "message": message})
 
 
-def _latin(headers: Mapping[str, str]) -> dict[str, str]:
-    """Headers without characters that HTTP does not allow."""
-    return {k: v.encode("ascii", "replace").decode() for k, v in headers.items()}
-
-
 def _file(path: str) -> Callable[..., Any]:
     name, kind = FILES[path]
 
@@ -272,6 +268,12 @@ def _file(path: str) -> Callable[..., Any]:
 
 async def _api_error(_: Request, error: Any) -> Response:
     return JSONResponse(error.body(), error.status, error.headers())
+
+
+async def _internal_error(_: Request, __: Exception) -> Response:
+    """In place of Starlette's plain text; `Guard` writes the log."""
+    error = internal_error()
+    return JSONResponse(error.body(), error.status)
 
 
 async def _http_error(request: Request, error: Any) -> Response:

@@ -12,7 +12,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -22,6 +22,8 @@ from jaxs1.serving.errors import ApiError, internal_error
 
 #: Paths that need no key.
 OPEN_PATHS = ("/health", "/ping", "/live", "/", "/playground.js", "/playground.css")
+#: Paths whose requests wait in the queue.
+GENERATING_PATHS = ("/v1/chat/completions", "/v1/completions")
 #: Maximum number of requests at the same time, the short ones included.
 MAX_REQUESTS = 1024
 log = logging.getLogger("jaxs1.serve")
@@ -33,10 +35,11 @@ class Guard:
     Args:
         app: application
         keys: keys that clients may send; empty: none is needed
+        check_room: raises `ApiError` if no further request can be accepted
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]):
-        self._app = app
+    def __init__(self, app: ASGIApp, keys: Sequence[str], check_room: Callable[[], None]):
+        self._app, self._check_room = app, check_room
         self._digests = [_digest(key) for key in keys]
         self._inside = 0
         self._names = (f"{uuid.uuid4().hex[:12]}-{i}" for i in itertools.count(1))
@@ -59,6 +62,8 @@ class Guard:
         self._inside += 1
         try:
             self._check(scope)
+            if scope["path"] in GENERATING_PATHS and scope["method"] == "POST":
+                self._check_room()  # before anything that costs time
             await self._app(scope, receive, send_with_id)
         except ApiError as error:
             await _reply(error, scope, receive, send_with_id, begun=bool(status))

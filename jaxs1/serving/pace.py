@@ -16,6 +16,10 @@ from jaxs1.decoding.outputs import StreamOutput
 MEMORY = 32
 #: The same of runs with prefill, whose time per token grows with the length of the prompts.
 PREFILLS = 8
+#: Prompt tokens of a run before anything is known.
+FIRST_PREFILL = 512
+#: Number of runs of which most must have become slower to be believed.
+NEWEST = 5
 #: Maximum share of the time of a run that its overhead may take.
 OVERHEAD = 0.1
 #: Weight of the past in means of what varies from run to run.
@@ -46,8 +50,8 @@ class Pace:
         self._estimate = (0.0, 0.0)
         #: Processor time of this thread per run [s]: its overhead with admissions.
         self._host = 0.0
-        #: Seconds per prompt token of the newest runs with prefill.
-        self._prefill: deque[float] = deque(maxlen=PREFILLS)
+        #: Prompt tokens of the newest runs with prefill, and their seconds.
+        self._prefill: deque[tuple[int, float]] = deque(maxlen=PREFILLS)
         #: Moving means of the steps and of the ends of sequences in a run.
         self._steps, self._ends = 0.0, 0.0
         self._lock = threading.Lock()
@@ -78,7 +82,7 @@ class Pace:
         if prefilled:
             overhead, step = self._estimate
             spent = max(0.0, seconds - overhead - step * steps)
-            self._prefill.append(spent / prefilled)
+            self._prefill.append((prefilled, spent))
         elif steps:
             self._learn(steps, seconds)
 
@@ -102,6 +106,9 @@ class Pace:
         overhead, step = self.estimate()
         if not step:
             return self.most
+        # a step with longer sequences takes longer at once
+        newest = [(seconds - overhead) / steps for steps, seconds in list(self._runs)[-NEWEST:]]
+        step = max(step, statistics.median(newest))
         return self._clamp(max(self.latency - overhead, overhead * (1 / OVERHEAD - 1)) / step)
 
     def fewest(self) -> int:
@@ -110,10 +117,17 @@ class Pace:
         overhead = max(overhead, self._host)
         return self._clamp(overhead * (1 / OVERHEAD - 1) / step if step else 2)
 
-    def prefill_tokens(self) -> int | None:
-        """Prompt tokens that are prefilled in about `latency` seconds; None: not known yet."""
-        second = statistics.median(self._prefill) if self._prefill else 0.0
-        return math.ceil(self.latency / second) if second else None
+    def prefill_tokens(self) -> int:
+        """Prompt tokens that are prefilled in about `latency` seconds.
+
+        Small runs say little about large ones, so it is at most doubled from run to run.
+        """
+        if not self._prefill:
+            return FIRST_PREFILL
+        costs = [seconds / tokens for tokens, seconds in self._prefill]
+        most = max(FIRST_PREFILL, 2 * max(tokens for tokens, _ in self._prefill))
+        cost = max(statistics.median(costs), costs[-1], self.latency / most)
+        return math.ceil(self.latency / cost)
 
     def eager(self) -> bool:
         """Whether runs may stop where a sequence ends, to admit another one.

@@ -31,7 +31,7 @@ class EventStream(Response):
         self.running = running
         del self.headers["content-length"]
         for name, value in {**EVENT_HEADERS, **headers}.items():
-            self.headers[name] = value.encode("ascii", "replace").decode()
+            self.headers[name] = value
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
@@ -46,6 +46,11 @@ class EventStream(Response):
         async for data in self.running.events():
             await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def header_value(text: str) -> str:
+    """A text without characters that a header must not have."""
+    return "".join(c if " " <= c <= "~" else "?" for c in text)
 
 
 async def while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> bool:

@@ -48,6 +48,14 @@ def test_newer_runs_weigh_more():
     assert pace.estimate()[1] == pytest.approx(0.01)
 
 
+def test_runs_become_shorter_as_soon_as_steps_become_slower():
+    pace = learned(0.004, 0.001, [2, 8, 20, 32])
+    assert pace.steps() == 32
+    for _ in range(3):
+        pace.record(32, 0.004 + 32 * 0.01)
+    assert pace.steps() == 10
+
+
 def test_a_run_that_was_held_up_changes_nothing():
     pace = learned(0.004, 0.002, [2, 8, 20, 32])
     before = pace.estimate()
@@ -75,9 +83,12 @@ def test_runs_stop_where_a_sequence_ends_only_if_that_is_worth_an_admission(step
 
 def test_prefill_takes_about_latency():
     pace = learned(0.004, 0.002, [2, 32])
-    assert pace.next(is_waiting=False).prefill is None
+    assert pace.next(is_waiting=False).prefill == 512
+    pace.record(16, 0.036, prefilled=45)  # too few to measure
+    assert pace.next(is_waiting=False).prefill == 512
     for tokens in (100, 500, 2000):
         pace.record(16, 0.036 + 1e-4 * tokens, prefilled=tokens)
-    pace.record(16, 30.0, prefilled=100)  # held up by others
     assert pace.next(is_waiting=False).prefill == pytest.approx(1000, abs=1)
+    pace.record(16, 0.036 + 0.1, prefilled=100)  # longer prompts: slower at once
+    assert pace.next(is_waiting=False).prefill == pytest.approx(100, abs=1)
     assert pace.estimate() == pytest.approx((0.004, 0.002), rel=1e-3)
