@@ -83,7 +83,7 @@ async def latency(bench: Bench) -> dict[str, Any]:
     others = [
         asyncio.create_task(bench.server.ask(body_of(i, thinking=long))) for i in range(ROWS - 1)
     ]
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.05)
     seen = []
     while sum(not task.done() for task in others) > ROWS - 3:
         seen.append(await bench.server.ask(body_of(len(seen), thinking=short)))
