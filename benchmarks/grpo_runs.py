@@ -149,7 +149,9 @@ def table(runs: dict[str, Any]) -> str:
     rows = [header, ["---:"] * len(header)]
     for name, points in runs.items():
         accuracies = [f"{100 * points[point]['accuracy']:.1f}" for point in POINTS]
-        rows.append([name, *accuracies, f"{points.get('cpu_seconds', ''):}"])
+        rows.append(
+            [name, *accuracies, f"{points['cpu_seconds']:.0f}" if "cpu_seconds" in points else ""]
+        )
         if name != "before":
             rows.append(["", *(_difference(points[p]["versus_before"]) for p in POINTS), ""])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
