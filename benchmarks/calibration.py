@@ -23,6 +23,7 @@ from jaxs1.config import parse, run_command
 from jaxs1.model import transformer
 from jaxs1.model.architecture import Architecture
 from jaxs1.model.config import ComputeConfig
+from jaxs1.model.rope import Rope
 from jaxs1.model.sharding import MESH_AXES, ShardingRules
 from jaxs1.model.transformer import Transformer
 from jaxs1.planning import estimate
@@ -34,7 +35,7 @@ from jaxs1.planning.workload import S1K_MEAN, Workload, draw_lengths, make_workl
 def _shapes(vocab: int, width: int, mlp: int, layers: int, heads: int, kv: int) -> Architecture:
     """Only the shapes matter for the time; all heads are 128 wide."""
     return Architecture(
-        vocab, width, mlp, layers, heads, kv, 128, 32768, 1e4, 1e-5, False, False, False
+        vocab, width, mlp, layers, heads, kv, 128, 32768, Rope(1e4), 1e-5, False, False, False
     )
 
 

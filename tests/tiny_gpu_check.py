@@ -12,10 +12,11 @@ from benchmarks.gpu_parts.context import CheckContext
 from benchmarks.gpu_parts.facts import Facts, process_clock
 from benchmarks.gpu_parts.registry import choose, run_parts
 from jaxs1.model.architecture import Architecture
+from jaxs1.model.rope import Rope
 from kernels.shapes import Shape
 from tests.conftest import ROOT
 
-TINY = Architecture(512, 64, 192, 2, 8, 4, 8, 4096, 1e4, 1e-6, False, True, False, 0.02)
+TINY = Architecture(512, 64, 192, 2, 8, 4, 8, 4096, Rope(1e4), 1e-6, False, True, False, 0.02)
 SHAPE = Shape(2, 64, 192, 8, 4, 8, 512, tied=False, bias=True)
 HEADER = {"gpu": "cpu", "date": "2026-01-01", "commit": "abc", "model": "tiny"}
 

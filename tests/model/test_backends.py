@@ -12,9 +12,10 @@ from jaxs1.model.architecture import Architecture
 from jaxs1.model.backends import BACKENDS
 from jaxs1.model.config import MeshConfig
 from jaxs1.model.linear import LINEAR
+from jaxs1.model.rope import Rope
 from jaxs1.model.sharding import make_sharding_rules
 
-ARCHITECTURE = Architecture(64, 32, 48, 2, 8, 4, 8, 256, 1e4, 1e-6, False, True, True, 0.2)
+ARCHITECTURE = Architecture(64, 32, 48, 2, 8, 4, 8, 256, Rope(1e4), 1e-6, False, True, True, 0.2)
 
 
 def check(impl, devices=1, dtype="float32"):

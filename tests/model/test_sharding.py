@@ -13,12 +13,13 @@ from jaxs1.data.config import DataConfig
 from jaxs1.model import transformer
 from jaxs1.model.architecture import Architecture
 from jaxs1.model.config import ComputeConfig, MeshConfig
+from jaxs1.model.rope import Rope
 from jaxs1.model.sharding import check_divisible, make_sharding_rules
 from jaxs1.model.transformer import Transformer
 from jaxs1.training.step import init_state, make_train_step, put_batch
 from tests.numerics import assert_close
 
-ARCHITECTURE = Architecture(64, 32, 48, 2, 8, 4, 8, 256, 1e4, 1e-6, False, True, True, 0.2)
+ARCHITECTURE = Architecture(64, 32, 48, 2, 8, 4, 8, 256, Rope(1e4), 1e-6, False, True, True, 0.2)
 MESHES = {
     "data": {"data": 8, "fsdp": 1},
     "fsdp": {"fsdp": 8},

@@ -9,6 +9,7 @@ from flax import nnx
 
 from jaxs1.model import ops, transformer
 from jaxs1.model.config import ComputeConfig
+from jaxs1.model.rope import Rope
 from tests.numerics import assert_close, relative_error
 from tests.tiny_models import FLOAT32, KINDS, hf_model, one_device, ours
 
@@ -119,7 +120,7 @@ def test_bfloat16_is_close_to_float32(tmp_path):
 
 def test_random_weights_depend_on_the_seed_alone():
     architecture = transformer.Architecture(
-        64, 32, 48, 3, 4, 2, 8, 128, 1e4, 1e-6, True, True, False, 0.1
+        64, 32, 48, 3, 4, 2, 8, 128, Rope(1e4), 1e-6, True, True, False, 0.1
     )
 
     def weights(seed):

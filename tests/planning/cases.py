@@ -6,6 +6,7 @@ import pytest
 
 from jaxs1.config import parse
 from jaxs1.model.architecture import Architecture
+from jaxs1.model.rope import Rope
 from jaxs1.plan import find_architecture
 from jaxs1.planning.planned_run import Sequences, make_planned_run
 from jaxs1.planning.targets import parse_target
@@ -13,7 +14,7 @@ from jaxs1.planning.topology import is_installed, make_devices
 from jaxs1.training.config import TrainConfig
 from tests.conftest import ROOT
 
-TINY = Architecture(512, 64, 192, 3, 8, 4, 8, 4096, 1e4, 1e-6, False, True, False, 0.02)
+TINY = Architecture(512, 64, 192, 3, 8, 4, 8, 4096, Rope(1e4), 1e-6, False, True, False, 0.02)
 
 
 def recipe(name, *arguments):

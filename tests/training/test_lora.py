@@ -24,6 +24,7 @@ from jaxs1.data.tokenizer import load_tokenizer
 from jaxs1.model import transformer
 from jaxs1.model.architecture import Architecture
 from jaxs1.model.config import ComputeConfig, LoraConfig, MeshConfig
+from jaxs1.model.rope import Rope
 from jaxs1.model.sharding import make_sharding_rules
 from jaxs1.tasks import puzzle_corpus
 from jaxs1.train import train as train_command
@@ -173,7 +174,7 @@ def test_mesh_gives_the_losses_of_one_device(mesh, tmp_path):
 
 def test_a_step_needs_no_second_copy_of_the_frozen_weights(tmp_path):
     """Neither gradients nor stacked or transposed copies of them: they are what fills the GPU."""
-    wide = Architecture(4096, 512, 2048, 4, 8, 4, 64, 512, 1e4, 1e-6, False, True, False)
+    wide = Architecture(4096, 512, 2048, 4, 8, 4, 64, 512, Rope(1e4), 1e-6, False, True, False)
     compute = ComputeConfig(dtype="float32", remat="full", attention="xla")
     model = transformer.abstract(wide, compute, one_device(), lora=LORA)
     optimizer = make_optimizer(OPTIMIZER, 20)
