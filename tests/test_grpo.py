@@ -17,7 +17,7 @@ from jaxs1.grpo import main, prepare
 from jaxs1.model import transformer
 from jaxs1.rl.config import GrpoConfig
 from tests.conftest import ROOT
-from tests.decoding.engines import PROGRAMS, encode, write_model
+from tests.decoding.engines import encode, write_model
 from tests.numerics import TOLERANCE
 from tests.tiny_models import FLOAT32, one_device
 
@@ -69,17 +69,11 @@ def params_of(run):
 
 
 def start(arguments):
-    """The command on one device; what one run has compiled is not compiled again."""
-    environment = {
-        "XLA_FLAGS": "",
-        "PYTHONUNBUFFERED": "1",
-        "JAX_COMPILATION_CACHE_DIR": PROGRAMS,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
+    """The command on one device."""
     return subprocess.Popen(
         [sys.executable, "-m", "jaxs1.grpo", *arguments],
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, "XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
