@@ -16,6 +16,8 @@ os.environ.setdefault(
     os.path.join(tempfile.gettempdir(), f"jaxs1-test-programs-{os.getuid()}"),
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# of commands, whose output is tested: a program that another test is just writing
+os.environ.setdefault("PYTHONWARNINGS", "ignore:Error reading persistent compilation cache")
 
 import subprocess
 import sys
