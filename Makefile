@@ -28,8 +28,8 @@ test: $(INSTALLED)  ## all tests; no GPU, no network
 test-fast: $(INSTALLED)  ## the tests that take seconds
 	PYTHONPATH=$(abspath $(COMPILER)) $(BIN)/python -m pytest -m "not slow"
 
-coverage: $(INSTALLED)  ## all tests, and the share of the code that they run
-	PYTHONPATH=$(abspath $(COMPILER)) $(BIN)/python -m pytest --cov --cov-fail-under=89
+coverage: $(INSTALLED)  ## all tests, compiled as for users, and the share of the code that they run
+	JAXS1_TEST_XLA_FLAGS= PYTHONPATH=$(abspath $(COMPILER)) $(BIN)/python -m pytest --cov --cov-fail-under=89
 
 lint: $(INSTALLED)  ## format, lint, spelling, types
 	$(BIN)/ruff format --check .

@@ -1,14 +1,18 @@
 """Shared by all tests: eight simulated CPU devices, large data sets, commands in new processes.
 
-Compiled programs are kept on disk: all tests, the commands that they start, and the next run share
-them.
+Compiling takes most of the tests' time. Programs are kept on disk: all tests, the commands that they
+start, and the next run share them. XLA compiles with little optimization, except in `make coverage`
+and with `JAXS1_TEST_XLA_FLAGS= make test`.
 """
 
 import os
 import tempfile
 
+QUICK = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
+#: XLA_FLAGS of commands, which see one device.
+ONE_DEVICE = os.environ.get("JAXS1_TEST_XLA_FLAGS", QUICK)
 # before jax is imported; tests of one device name it
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {ONE_DEVICE}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault(
@@ -27,7 +31,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 #: Folder of public data sets that are too large for the repository; CONTRIBUTING.md lists them.
-SHARED = Path(os.environ.get("JAXS1_TEST_DATA", ROOT / "tests" / "not-given"))
+SHARED = Path(os.environ.get("JAXS1_TEST_DATA") or ROOT / "tests" / "not-given")
 
 
 @pytest.fixture
@@ -46,7 +50,7 @@ def run_module():
         return subprocess.run(
             [sys.executable, "-m", *map(str, arguments)],
             cwd=ROOT,
-            env={**os.environ, "XLA_FLAGS": "", **environment},
+            env={**os.environ, "XLA_FLAGS": ONE_DEVICE, **environment},
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -21,7 +21,7 @@ from jaxs1.config import UserError
 from jaxs1.tasks import puzzle_corpus
 from jaxs1.training import distributed
 from jaxs1.training.config import DistributedConfig
-from tests.conftest import ROOT
+from tests.conftest import ONE_DEVICE, ROOT
 from tests.numerics import assert_close
 from tests.test_train import command
 
@@ -53,7 +53,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def environment():
     """One CPU device."""
-    return {**os.environ, "XLA_FLAGS": ""}
+    return {**os.environ, "XLA_FLAGS": ONE_DEVICE}
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def launch(corpus, environment):
         group = []
         for i in range(count):
             found, variables = LAUNCHERS[by](i, count, port)
-            fake = f"--xla_force_host_platform_device_count={devices}"
+            fake = f"--xla_force_host_platform_device_count={devices} {ONE_DEVICE}"
             with open(run.with_suffix(f".{i}.log"), "w") as log:
                 process = subprocess.Popen(
                     [sys.executable, "-um", *map(str, [*command(corpus, run), *options, *found])],

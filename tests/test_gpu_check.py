@@ -35,7 +35,7 @@ from jaxs1.decoding.decode_loop import ChunkOutput
 from jaxs1.model.architecture import Architecture, read_config
 from kernels.benchmarking import timing
 from kernels.benchmarking.program import Program
-from tests.conftest import ROOT
+from tests.conftest import ONE_DEVICE, ROOT
 from tests.planning.cases import needs
 from tests.tiny_gpu_check import HEADER, TINY, facts_on_disk, tiny_context
 
@@ -147,7 +147,7 @@ def test_prefill_training_and_generation(full_run):
 
 def test_a_run_that_is_killed_keeps_all_earlier_facts(tmp_path):
     command = [sys.executable, "-m", "tests.tiny_gpu_check", str(tmp_path), "env,slice,model"]
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment = {**os.environ, "XLA_FLAGS": ONE_DEVICE}
     printed = []
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True,
                           stderr=subprocess.DEVNULL) as child:  # fmt: skip

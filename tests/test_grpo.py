@@ -16,7 +16,7 @@ from jaxs1.config import UserError, parse
 from jaxs1.grpo import main, prepare
 from jaxs1.model import transformer
 from jaxs1.rl.config import GrpoConfig
-from tests.conftest import ROOT
+from tests.conftest import ONE_DEVICE, ROOT
 from tests.decoding.engines import encode, write_model
 from tests.numerics import TOLERANCE
 from tests.tiny_models import FLOAT32, one_device
@@ -73,7 +73,7 @@ def start(arguments):
     return subprocess.Popen(
         [sys.executable, "-m", "jaxs1.grpo", *arguments],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "XLA_FLAGS": ONE_DEVICE, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -13,7 +13,7 @@ import urllib.request
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ONE_DEVICE, ROOT
 from tests.serving.local import CHAT, QUESTION, joined, parse_events, write_tiny
 
 pytest.importorskip("uvicorn")
@@ -27,7 +27,7 @@ class Process:
     """A server in a process of its own, on a free port."""
 
     def __init__(self, folder, *options):
-        environment = {**os.environ, "XLA_FLAGS": ""}
+        environment = {**os.environ, "XLA_FLAGS": ONE_DEVICE}
         command = [sys.executable, "-m", "jaxs1.serve", "--model", str(folder), "--port", "0"]
         self.process = subprocess.Popen(
             [*command, "--dtype", "float32", *LIMITS, *options],

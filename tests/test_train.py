@@ -17,7 +17,7 @@ from convert.mapping import parameters
 from convert.weights import load_params, open_weights
 from jaxs1.model import transformer
 from jaxs1.tasks import puzzle_corpus
-from tests.conftest import ROOT
+from tests.conftest import ONE_DEVICE, ROOT
 from tests.numerics import assert_close
 from tests.tiny_models import FLOAT32, one_device
 
@@ -67,7 +67,7 @@ def start(arguments):
     return subprocess.Popen(
         [sys.executable, "-m", *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "XLA_FLAGS": ONE_DEVICE, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -128,8 +128,25 @@ def decode_steps(
     running_at_start_B = active.state.phase != Phase.DONE
     start = _Carry(cache, active, _empty_output(num_steps, rows, flags))
     cache, active, output = lax.while_loop(is_unfinished, step, start)
-    decode_state = jax.tree.map(lambda x, new: x.at[:rows].set(new), decode_state, active)
-    return cache, decode_state, output
+    return cache, _with_rows(decode_state, active, rows, flags), output
+
+
+def _with_rows(all_B: DecodeState, active: DecodeState, rows: int, flags: SamplingFlags) -> Any:
+    """The state with what steps may have changed in its first rows.
+
+    All else goes through untouched, which takes neither operations nor memory.
+    """
+
+    def put(all_B: Any, active: Any) -> Any:
+        return jax.tree.map(lambda x, new: x.at[:rows].set(new), all_B, active)
+
+    changes_settings = flags.penalised or flags.adjusted
+    return all_B._replace(
+        state=put(all_B.state, active.state),
+        token=put(all_B.token, active.token),
+        position=put(all_B.position, active.position),
+        sampling=put(all_B.sampling, active.sampling) if changes_settings else all_B.sampling,
+    )
 
 
 def _empty_output(num_steps: int, rows: int, flags: SamplingFlags) -> ChunkOutput:

@@ -12,7 +12,7 @@ import transformers
 
 from jaxs1.data.tokenizer import train_tokenizer
 from jaxs1.tasks.benchmarks import QuestionsConfig, load_questions
-from tests.conftest import ROOT
+from tests.conftest import ONE_DEVICE, ROOT
 from tests.curation.pools import write_jsonl
 
 COUNT = 24
@@ -64,7 +64,7 @@ def start(model, math500, output):
     return subprocess.Popen(
         [sys.executable, "-m", "jaxs1.evaluate", *arguments],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": ""},
+        env={**os.environ, "XLA_FLAGS": ONE_DEVICE},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
