@@ -1,18 +1,21 @@
 """Shared by all tests: eight simulated CPU devices, large data sets, commands in new processes.
 
-Compiling takes most of the tests' time. Programs are kept on disk: all tests, the commands that they
-start, and the next run share them. XLA compiles with little optimization, except in `make coverage`
-and with `JAXS1_TEST_XLA_FLAGS= make test`.
+Compiling takes most of the tests' time. Programs are kept on disk: all tests, the commands that
+they start, and the next run share them. XLA compiles with little optimization, except in
+`make coverage` and with `JAXS1_TEST_XLA_FLAGS= make test`.
 """
 
 import os
 import tempfile
 
-QUICK = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
-#: XLA_FLAGS of commands, which see one device.
-ONE_DEVICE = os.environ.get("JAXS1_TEST_XLA_FLAGS", QUICK)
 # before jax is imported; tests of one device name it
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {ONE_DEVICE}"
+os.environ.setdefault(
+    "JAXS1_TEST_XLA_FLAGS",
+    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0",
+)
+os.environ["XLA_FLAGS"] = " ".join(
+    ["--xla_force_host_platform_device_count=8", os.environ["JAXS1_TEST_XLA_FLAGS"]]
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault(
@@ -30,6 +33,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+#: XLA_FLAGS of commands, which see one device.
+ONE_DEVICE = os.environ["JAXS1_TEST_XLA_FLAGS"]
 #: Folder of public data sets that are too large for the repository; CONTRIBUTING.md lists them.
 SHARED = Path(os.environ.get("JAXS1_TEST_DATA") or ROOT / "tests" / "not-given")
 
