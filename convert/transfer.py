@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from convert.assembly import cast
 from convert.interface import AUX_FILES, Weights
 from convert.mapping import Piece, pieces
-from convert.weights import cast
 from jaxs1.storage import atomic_folder, sync
 
 JOURNAL = "journal.txt"
