@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -73,7 +73,8 @@ class Exchange:
     def held(self, sharding: NamedSharding, shape: tuple[int, ...]) -> list[list[Slices]]:
         """The distinct parts of an array that the devices of each process hold."""
         distinct: list[dict[str, Slices]] = [{} for _ in self.processes]
-        for device, index in sharding.devices_indices_map(shape).items():
+        indices: dict[Any, Slices] = sharding.devices_indices_map(shape)
+        for device, index in indices.items():
             part = bounds(index, shape)
             distinct[self.processes.index(device.process_index)][str(part)] = part
         return [list(parts.values()) for parts in distinct]
