@@ -9,7 +9,7 @@ read a checkpoint once, however it is sharded.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from functools import partial
 from typing import Any, TypeVar
@@ -73,7 +73,7 @@ class Exchange:
     def held(self, sharding: NamedSharding, shape: tuple[int, ...]) -> list[list[Slices]]:
         """The distinct parts of an array that the devices of each process hold."""
         distinct: list[dict[str, Slices]] = [{} for _ in self.processes]
-        indices: dict[Any, Slices] = sharding.devices_indices_map(shape)
+        indices: Mapping[Any, Slices] = sharding.devices_indices_map(shape)
         for device, index in indices.items():
             part = bounds(index, shape)
             distinct[self.processes.index(device.process_index)][str(part)] = part
