@@ -132,7 +132,7 @@ def load_together(
     packed = ahead(pool, jobs, READERS)
     loaded = {}
     for path, target in targets.items():
-        shards, dtype = HostShards(whole(target)), weights.dtype(path)
+        shards, dtype = HostShards(as_parameter(target)), weights.dtype(path)
         for turn in turns[path]:
             length = message_bytes(turn, held[path], dtype.itemsize)
             received = exchange.send(next(packed), length)
@@ -150,7 +150,7 @@ def _contents(
             yield from unpack(message, piece, parts, dtype)
 
 
-def whole(array: jax.ShapeDtypeStruct) -> Stored:
+def as_parameter(array: jax.ShapeDtypeStruct) -> Stored:
     """An array that is a parameter of the model as it is."""
     return Stored(array, tuple(range(array.ndim)))
 

@@ -1,7 +1,7 @@
 """Several processes load one checkpoint: each reads a part and sends the others what they need.
 
 The shard of a device is a part of every matrix, and in a file a part of every row. So a process
-does not read its own shards: it reads whole pieces, which are contiguous, takes turns with the
+does not read its own shards: it reads complete pieces, which are contiguous, takes turns with the
 others, and cuts each piece into the parts that the devices of every process hold. Together they
 read a checkpoint once, however it is sharded.
 """

@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 
 from convert import orbax_io, safetensors_io
 from convert.adapter import Adapter, MergedWeights
-from convert.assembly import READERS, load, load_quantized, load_together, whole
+from convert.assembly import READERS, as_parameter, load, load_quantized, load_together
 from convert.exchange import Exchange
 from convert.foreign import ADAPTER, foreign_companions, foreign_files, foreign_names
 from convert.interface import AUX_FILES, Weights
@@ -203,7 +203,7 @@ def load_params(
             loaded = load_together(weights, by_path, targets, exchange, pool)
         else:
             loaded = {
-                path: load(weights, by_path[path], whole(target), run=pool.map)
+                path: load(weights, by_path[path], as_parameter(target), run=pool.map)
                 for path, target in targets.items()
             }
     return unflatten_dict(loaded, sep=".")

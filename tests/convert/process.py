@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from convert import safetensors_io
+from convert import exchange, safetensors_io
 from convert.weights import open_weights
 from jaxs1.model.sharding import make_sharding_rules
 from tests.convert.checkpoints import MESHES, load
@@ -40,10 +40,15 @@ def shards(params):
     }
 
 
+#: So that messages go in several blocks [bytes].
+SMALL_BLOCKS = 2048
+
+
 def main(port, count, index, output, *sources):
     jax.distributed.initialize(
         f"localhost:{port}", int(count), int(index), cluster_detection_method="deactivate"
     )
+    exchange.BLOCK_BYTES = SMALL_BLOCKS
     results, sizes = {}, record_sizes()
     for source in sources:
         for mesh in MESHES:
