@@ -112,8 +112,9 @@ def _steps(facts: Figures) -> list[str]:
         if not name.startswith("step, "):
             continue
         share = f"{r['bytes'] / read / r['unforced_s']:.0%}" if read else "no ceiling measured"
+        label = f"batch {r['batch']}" + ", int8" * (r.get("weights") == "int8")
         rows.append(
-            f"| batch {r['batch']} | {1e3 * r['unforced_s']:.2f} | {1e3 * r['forced_s']:.2f} | "
+            f"| {label} | {1e3 * r['unforced_s']:.2f} | {1e3 * r['forced_s']:.2f} | "
             f"{r['forced_s'] / r['unforced_s'] - 1:+.1%} | {share} | {r['context']} | "
             f"{r['steps']} | {r['batch'] / r['unforced_s']:.1f} |"
         )

@@ -29,6 +29,7 @@ from jaxs1.model.decode_params import abstract_params
 from jaxs1.model.sharding import make_sharding_rules
 from jaxs1.planning.compile import compile_program
 from kernels.benchmarking.program import Program, draw, draw_program
+from kernels.int8 import LARGEST, Int8
 
 GREEDY = SamplingFlags(sampled=False, filtered=False, penalised=False)
 #: Reserve for temporaries of programs and the allocator's fragmentation [bytes].
@@ -57,9 +58,9 @@ def make_thinking(
     )  # fmt: skip
 
 
-def required_bytes(a: Architecture, dtype: str, *, rows: int, context: int) -> float:
+def required_bytes(a: Architecture, dtype: str, **settings: Any) -> float:
     """Bytes of a filled `RandomWeightsLoop`; drawing needs no temporary memory."""
-    loop = RandomWeightsLoop(a, jax.devices()[0], dtype, rows=rows, context=context)
+    loop = RandomWeightsLoop(a, jax.devices()[0], dtype, **settings)
     leaves = jax.tree.leaves((loop.params, loop.cache))
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves) + SPARE
 
@@ -79,12 +80,22 @@ class RandomWeightsLoop:
         dtype: dtype of weights and cache
         rows: number of sequences
         context: capacity of a sequence [tokens]
+        linear: implementation of products, which says how weights are stored
     """
 
-    def __init__(self, a: Architecture, device: Any, dtype: str, *, rows: int, context: int):
+    def __init__(
+        self,
+        a: Architecture,
+        device: Any,
+        dtype: str,
+        *,
+        rows: int,
+        context: int,
+        linear: str = "xla",
+    ):
         self.rules = make_sharding_rules(MeshConfig(fsdp=1, tensor=1), [device])
         compute: Any = ComputeConfig(dtype=dtype, param_dtype=dtype, remat="none", attention="xla")
-        self.model = transformer.abstract(a, compute, self.rules)
+        self.model = transformer.abstract(a, compute, self.rules, linear=linear)
         self.context, self.rows, self.pages = context, rows, pages_for(context)
         self.params = abstract_params(self.model)
         pool = (a.num_kv_heads, rows * self.pages + 1, kv_cache.PAGE, a.head_dim)
@@ -147,11 +158,13 @@ class RandomWeightsLoop:
         """
         state = self.rows_at_start([[1]] * self.rows, [make_thinking()] * self.rows)
         inputs = (state, self.is_newline_V, NO_LIMIT, np.bool_(False))
-        given = (self.params, self.cache, *map(self._shapes, inputs))
+        given = (self.params, self.cache, *map(self.on_device, inputs))
         static = {"rows": self.rows, "pages": self.pages, "flags": GREEDY}
         function = CompiledFunctions(self.model, impl, steps).decode_steps
         layers = self.model.architecture.num_layers
         name = f"{impl} decode steps: {layers} layers, {self.rows} sequences, {steps} steps"
+        if self.model.build.linear != "xla":
+            name += f", weights in {self.model.build.linear}"
         if options is not None:
             name += f", {', '.join(f'{k}={v}' for k, v in options.items())}"
         return Program(name, function, given, static, options)
@@ -159,8 +172,8 @@ class RandomWeightsLoop:
     def prefill_program(self, rows: int, tokens: int) -> Program:
         """(params, cache, tokens, positions, table) -> cache."""
         int32: Any = np.zeros((rows, tokens), np.int32)
-        table_BM = self._shapes(self.table_BM[:rows])
-        given = (self.params, self.cache, self._shapes(int32), self._shapes(int32), table_BM)
+        table_BM = self.on_device(self.table_BM[:rows])
+        given = (self.params, self.cache, self.on_device(int32), self.on_device(int32), table_BM)
         layers = self.model.architecture.num_layers
         name = f"prefill: {layers} layers, {rows} x {tokens} tokens"
         return Program(name, CompiledFunctions(self.model, "xla", 1).prefill, given)
@@ -201,7 +214,8 @@ class RandomWeightsLoop:
             self._compiled[impl, steps] = self.decode_program(impl, steps).compile()
         return self.call(self._compiled[impl, steps], self.insert(prompts, thinking))
 
-    def _shapes(self, tree: Any) -> Any:
+    def on_device(self, tree: Any) -> Any:
+        """Shapes of arrays on the host, once they are on the device."""
         where = self.rules.sharding(())
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=where), tree
@@ -228,7 +242,7 @@ def logit_gap_program(loop: RandomWeightsLoop, rows: int, tokens: int, steps: in
 
     text, step = np.zeros((rows, tokens), np.int32), np.zeros((rows, steps), np.int32)
     inputs = (text, text, loop.table_BM[:rows], step, step)
-    given = (loop.params, loop.cache, *(loop._shapes(x) for x in inputs))
+    given = (loop.params, loop.cache, *(loop.on_device(x) for x in inputs))
     return Program(f"logit gap of {rows} x {tokens} tokens", jax.jit(gaps), given)
 
 
@@ -270,7 +284,7 @@ def draw_programs(shapes: Any) -> list[Program]:
 
 def fill_weights(shapes: Any, seed: int = 0) -> Any:
     """Random weights in the form of a tree of shapes."""
-    leaves, tree = jax.tree.flatten_with_path(shapes)
+    leaves, tree = jax.tree.flatten_with_path(shapes, is_leaf=_is_int8)
     made = [_weight(_name(path), leaf, seed + i) for i, (path, leaf) in enumerate(leaves)]
     return jax.tree.unflatten(tree, made)
 
@@ -283,19 +297,38 @@ def _is_norm(name: str) -> bool:
     return "norm" in name
 
 
-def _weight(name: str, leaf: Any, seed: int) -> jax.Array:
+def _weight(name: str, leaf: Any, seed: int) -> jax.Array | Int8:
     """Norms of ones; matrices that preserve the scale of their inputs.
 
     Queries and keys are larger: attention concentrates on few keys, which reveals a wrong one.
     """
     if _is_norm(name):
         return jnp.ones(leaf.shape, leaf.dtype, device=leaf.sharding)
+    if isinstance(leaf, Int8):
+        return _int8_weight(name, leaf, seed)
     # stacked layers have an axis of their own in front
     sizes = leaf.shape[1:] if name.startswith("['layers']['") else leaf.shape
     inputs = 1 if "embedding" in name or "bias" in name else sizes[0]
     if "'o'" in name:
         inputs *= sizes[1]
-    return draw(leaf, seed, inputs**-0.5 * (1.5 if "'q'" in name or "'k'" in name else 1))
+    return draw(leaf, seed, _deviation(name, inputs))
+
+
+def _int8_weight(name: str, leaf: Int8, seed: int) -> Int8:
+    """Integers of all values, and scales that differ by up to a factor of three."""
+    inputs = math.prod(leaf.values.shape[leaf.scale.ndim :])
+    deviation = LARGEST / 3**0.5  # of uniform numbers up to the largest
+    relative = 1 + draw(leaf.scale, ~seed, 0.5 / 3**0.5)
+    scale = relative * np.float32(_deviation(name, inputs) / deviation)
+    return Int8(draw(leaf.values, seed, deviation), scale)
+
+
+def _is_int8(leaf: Any) -> bool:
+    return isinstance(leaf, Int8)
+
+
+def _deviation(name: str, inputs: int) -> float:
+    return inputs**-0.5 * (1.5 if "'q'" in name or "'k'" in name else 1)
 
 
 def _rows(texts: Sequence[Ids]) -> tuple[np.ndarray, np.ndarray]:

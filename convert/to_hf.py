@@ -1,11 +1,13 @@
 """Convert weights to a Hugging Face folder: python -m convert.to_hf SRC DST [--dtype bfloat16].
 
 SRC is an Orbax checkpoint, a training run or one of its steps, or Hugging Face weights whose dtype
-or shard size is to change. An interrupted conversion is resumed by repeating the command.
+or shard size is to change. An interrupted conversion is resumed by repeating the command. Several
+processes share the work: srun -n 16 python -m convert.to_hf SRC DST.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +24,7 @@ from convert.transfer import transfer
 from convert.weights import open_weights
 from jaxs1.config import UserError, parse, run_command
 from jaxs1.model.architecture import Architecture
+from jaxs1.processes import ALONE, Process, choose_process
 from jaxs1.storage import check_output
 
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -36,12 +39,17 @@ class ToHf:
         dst: folder to create; must not exist
         dtype: dtype of the written tensors; null preserves that of each tensor
         shard_gb: maximum size of a safetensors file [GB]
+        num_processes: number of processes that convert together, each started with this command;
+            null: as the launcher says (srun, mpirun, GKE)
+        process_id: number of this process, from 0; with num_processes
     """
 
     src: str
     dst: str
     dtype: Dtype | None = None
     shard_gb: float = 5.0
+    num_processes: int | None = None
+    process_id: int | None = None
 
     def __post_init__(self) -> None:
         """Check that a shard can hold something."""
@@ -95,6 +103,7 @@ def to_hf(
     dst: str | Path,
     dtype: Dtype | None = None,
     shard_bytes: int = 5_000_000_000,
+    process: Process = ALONE,
 ) -> None:
     """Write weights as a Hugging Face folder.
 
@@ -103,6 +112,7 @@ def to_hf(
         dst: folder to create; must not exist
         dtype: dtype of the written tensors; None preserves that of each tensor
         shard_bytes: maximum size of a file
+        process: this process, if several convert together; see `transfer`
 
     Raises:
         UserError: see `open_weights` and `transfer`.
@@ -113,14 +123,16 @@ def to_hf(
         piece.param: wanted or weights.dtype(piece.param) for piece in pieces(weights.architecture)
     }
     writer = Writer(weights.architecture, dtypes, shard_bytes)
-    transfer(weights, writer, Path(dst), _with_dtype(weights.config, dtypes["embedding"].name))
+    config = _with_dtype(weights.config, dtypes["embedding"].name)
+    transfer(weights, writer, Path(dst), config, process)
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     options = parse(ToHf, argv, command="python -m convert.to_hf", positionals=("src", "dst"))
-    check_output(options.dst, setting="dst", folder=True, new=True)
-    to_hf(options.src, options.dst, options.dtype, int(options.shard_gb * 1e9))
+    process = choose_process(options.num_processes, options.process_id, os.environ)
+    check_output(options.dst, setting="dst", folder=True, new=process.index == 0)
+    to_hf(options.src, options.dst, options.dtype, int(options.shard_gb * 1e9), process)
 
 
 def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,17 @@ from jax.typing import DTypeLike
 
 from convert import orbax_io, safetensors_io
 from convert.adapter import Adapter, MergedWeights
+from convert.assembly import READERS, as_parameter, load, load_quantized, load_together
+from convert.exchange import Exchange
 from convert.foreign import ADAPTER, foreign_companions, foreign_files, foreign_names
 from convert.interface import AUX_FILES, Weights
 from convert.mapping import Piece, Shape, parameters, pieces, tensors
-from convert.slices import bounds, intersect, relative, shape_of
-from convert.transpose import copy
 from jaxs1.config import UserError, listed, one_line
 from jaxs1.model import transformer
 from jaxs1.model.architecture import Architecture, read_config
-from jaxs1.model.decode_params import Key, Stored, assemble, in_layers, stored
-from jaxs1.model.quantization import Int8, quantize
+from jaxs1.model.decode_params import Key, assemble, in_layers, stored
+from jaxs1.model.quantization import Int8
 from jaxs1.model.transformer import Transformer
-
-#: Number of threads that read pieces.
-READERS = 2
 
 
 class HfWeights:
@@ -177,7 +174,8 @@ def load_params(
     """Load the parameters of a model as sharded arrays, with layers stacked.
 
     One parameter after another is assembled on the host, piece by piece, and only the parts that
-    this process's devices hold.
+    this process's devices hold. If the mesh has devices of several processes, all of them must call
+    this; each reads its share of the pieces.
 
     Args:
         weights: source
@@ -193,13 +191,21 @@ def load_params(
     by_path: dict[str, list[Piece]] = {path: [] for path in shapes}
     for piece in pieces(weights.architecture):
         by_path[piece.param].append(piece)
-    loaded = {}
+    targets = {
+        path: jax.ShapeDtypeStruct(
+            x.shape, x.dtype if dtype is None else dtype, sharding=shardings[path]
+        )
+        for path, x in shapes.items()
+    }
+    exchange = Exchange(model.rules.mesh.devices.flat)
     with ThreadPoolExecutor(READERS) as pool:
-        for path, parameter in shapes.items():
-            wanted = parameter.dtype if dtype is None else dtype
-            array = jax.ShapeDtypeStruct(parameter.shape, wanted, sharding=shardings[path])
-            target = Stored(array, tuple(range(array.ndim)))
-            loaded[path] = _load(weights, by_path[path], target, run=pool.map)
+        if len(exchange.processes) > 1:
+            loaded = load_together(weights, by_path, targets, exchange, pool)
+        else:
+            loaded = {
+                path: load(weights, by_path[path], as_parameter(target), run=pool.map)
+                for path, target in targets.items()
+            }
     return unflatten_dict(loaded, sep=".")
 
 
@@ -223,100 +229,19 @@ def load_decode_params(weights: Weights, model: Transformer) -> transformer.Para
         layer = piece.index[0].start if in_layers(piece.param) else None
         by_key.setdefault((piece.param, layer), []).append(piece)
 
-    def load(key: Key) -> jax.Array | Int8:
+    def load_key(key: Key) -> jax.Array | Int8:
         path, layer = key
-        function = _load if targets[path].scale is None else _load_quantized
+        function = load if targets[path].scale is None else load_quantized
         return function(weights, by_key[key], targets[path], layer)
 
     with ThreadPoolExecutor(READERS) as pool:
-        return assemble(dict(zip(by_key, pool.map(load, by_key), strict=True)))
-
-
-def cast(block: np.ndarray, dtype: np.dtype, path: str) -> np.ndarray:
-    """Change the dtype of a block; raises `UserError` if a number overflows."""
-    if block.dtype == dtype:
-        return block
-    with np.errstate(over="ignore", invalid="ignore"):
-        out = block.astype(dtype)
-    if dtype == np.float16:
-        lost = int(np.isinf(out).sum()) - int(np.isinf(block).sum())
-        if lost:
-            raise UserError(
-                f"dtype=float16: {lost} numbers of {path} are beyond its range (65504); "
-                "use bfloat16 or float32"
-            )
-    return out
+        return assemble(dict(zip(by_key, pool.map(load_key, by_key), strict=True)))
 
 
 def _check_architecture(weights: Weights, model: Transformer) -> None:
     arrays = flatten_dict(transformer.parameters(model), sep=".")
     expected = {path: tuple(array.shape) for path, array in arrays.items()}
     compare(weights.name, expected, parameters(weights.architecture), "parameters")
-
-
-def _load(
-    weights: Weights,
-    parts: Iterable[Piece],
-    target: Stored,
-    layer: int | None = None,
-    run: Callable[[Callable[[Piece], None], Iterable[Piece]], Iterable[None]] = map,
-) -> jax.Array:
-    """Assemble one array. Devices that hold the same part share its buffer.
-
-    Args:
-        weights: source
-        parts: all pieces of the array
-        target: shape, dtype, sharding and order of axes of the array
-        layer: the layer of a stacked parameter that it is; None: all of the parameter
-        run: applies a function to all pieces: `map`, or that of a thread pool
-    """
-    array, order = target.array, target.order
-    indices = array.sharding.addressable_devices_indices_map(array.shape)
-    places = {device: bounds(index, array.shape) for device, index in indices.items()}
-    keys = {device: str(place) for device, place in places.items()}
-    distinct = {keys[device]: place for device, place in places.items()}
-    buffers = {key: np.empty(shape_of(place), array.dtype) for key, place in distinct.items()}
-    # with the axes of the parameter, as pieces have them
-    axes = tuple(order.index(i) for i in range(array.ndim))
-    views = {key: buffer.transpose(axes) for key, buffer in buffers.items()}
-    held = {key: tuple(place[i] for i in axes) for key, place in distinct.items()}
-    if layer is not None:
-        views = {key: view[None] for key, view in views.items()}
-        held = {key: (slice(layer, layer + 1), *place) for key, place in held.items()}
-
-    def fill(piece: Piece) -> None:
-        overlaps = {key: intersect(piece.index, place) for key, place in held.items()}
-        if not any(overlaps.values()):
-            return
-        block = cast(weights.read(piece), array.dtype, piece.param)
-        for key, inside in overlaps.items():
-            if inside is not None:
-                part = block[relative(inside, piece.index)]
-                copy(views[key][relative(inside, held[key])], part)
-
-    for _ in run(fill, parts):
-        pass
-    shards = [jax.device_put(buffers[keys[device]], device) for device in indices]
-    return jax.make_array_from_single_device_arrays(array.shape, array.sharding, shards)
-
-
-def _load_quantized(
-    weights: Weights, parts: Sequence[Piece], target: Stored, layer: int | None
-) -> Int8:
-    """Assemble one parameter on the host, and only its integers and scales on the devices."""
-    w = np.empty(target.array.shape, np.float32)
-    # with the axes of the parameter, as pieces have them
-    view = w.transpose([target.order.index(i) for i in range(w.ndim)])
-    for piece in parts:
-        index = piece.index if layer is None else piece.index[1:]
-        block = cast(weights.read(piece), w.dtype, piece.param)
-        copy(view[index], block if layer is None else block[0])
-    try:
-        quantized = quantize(w, target.inputs)
-    except ValueError as error:
-        where = parts[0].param if layer is None else f"{parts[0].param} of layer {layer}"
-        raise UserError(f"weights=int8: {where} {error}; give --weights auto") from None
-    return jax.tree.map(lambda x, array: jax.device_put(x, array.sharding), quantized, target.leaf)
 
 
 def _read_architecture(folder: Path) -> tuple[dict[str, Any], Architecture]:

@@ -27,7 +27,7 @@ from convert.generation_config import with_stop_tokens
 from convert.weights import open_weights
 from jaxs1.config import UserError, parse, run_command
 from jaxs1.data.end_of_turn import end_of_turn
-from jaxs1.data.model_settings import attach_settings, with_preset
+from jaxs1.data.model_settings import with_preset
 from jaxs1.data.tokenizer import check_vocabulary, load_tokenizer
 from jaxs1.decoding.controls import check_sizes
 from jaxs1.decoding.loading import cache_pages
@@ -122,10 +122,9 @@ def prepare(config: GrpoConfig) -> Job:
         UserError: a setting that does not fit the model, the questions or the devices.
     """
     weights = open_weights(config.model)
-    tokenizer = load_tokenizer(config.tokenizer or str(weights.aux_files))
+    tokenizer = load_tokenizer(config.tokenizer or str(weights.aux_files), weights.aux_files)
     architecture = weights.architecture
     check_vocabulary(tokenizer, config.tokenizer or config.model, architecture.vocab_size)
-    attach_settings(tokenizer, weights.aux_files)
     questions = load_questions(config.task, config.data)
     if config.prompts > len(questions.items):
         raise UserError(

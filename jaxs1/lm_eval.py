@@ -13,14 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
-
-import lm_eval.models  # noqa: F401  (registers the names of the harness itself)
-from lm_eval.__main__ import cli_evaluate
-from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import register_model
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from jaxs1.config import UserError, run_command
 from jaxs1.data.conversation import Conversation
@@ -36,6 +31,19 @@ from jaxs1.decoding.params import (
     resolve_preset,
 )
 from jaxs1.decoding.scheduler import Limits
+
+try:
+    import lm_eval.models  # noqa: F401  (registers the names of the harness itself)
+    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ImportError as error:
+    if __name__ != "__main__":
+        raise
+    name = str(error.name).partition(".")[0]
+    print(f"error: {name} is not installed; pip install 'jaxs1[lm-eval]'", file=sys.stderr)
+    sys.exit(2)
 
 #: Prefix of the settings of thinking.
 THINKING = "thinking_"

@@ -55,6 +55,7 @@ MODULES = {
     "jaxs1.config": "config",
     "jaxs1.config_errors": "config",
     "jaxs1.devices": "config",
+    "jaxs1.processes": "config",
     "jaxs1.storage": "config",
 }
 OURS = ("jaxs1", "convert", "kernels")

@@ -1,6 +1,8 @@
 """What every command refuses in the same way."""
 
 import json
+import runpy
+import sys
 from importlib import import_module
 
 import pytest
@@ -51,3 +53,15 @@ def test_a_model_without_tokenizer_files(command, paths):
 def test_a_model_without_tokenizer_files_in_python(paths):
     with pytest.raises(UserError, match="has no tokenizer files"):
         jaxs1.LLM(paths["model"])
+
+
+def test_the_harness_is_not_installed(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("jaxs1.lm_eval", run_name="__main__")
+    assert ended.value.code == 2
+    error = "error: lm_eval is not installed; pip install 'jaxs1[lm-eval]'\n"
+    assert capsys.readouterr().err == error
+    monkeypatch.delitem(sys.modules, "jaxs1.lm_eval", raising=False)
+    with pytest.raises(ImportError):  # of a program, which may go on without it
+        import_module("jaxs1.lm_eval")

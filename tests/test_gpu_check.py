@@ -17,7 +17,7 @@ pytest.importorskip("triton", reason="Triton has wheels for Linux only")
 
 from benchmarks import gpu_summary
 from benchmarks.gpu_check import main
-from benchmarks.gpu_parts import decoding, training
+from benchmarks.gpu_parts import decoding, int8, training
 from benchmarks.gpu_parts.context import Part, raise_if
 from benchmarks.gpu_parts.decoding import LARGEST_GAP
 from benchmarks.gpu_parts.registry import PARTS, choose, compile_part, estimates, run_parts
@@ -121,6 +121,33 @@ def test_steps_of_the_model(full_run):
         assert total == pytest.approx(r["steps"] * r["forced_s"])
     assert list(full_run[1]["batches"]["facts"]) == ["model filled, batch 2",
                                                       "step, batch 2, decode_steps 10"]  # fmt: skip
+
+
+def test_int8_weights(full_run):
+    facts, of_model = (full_run[1][part]["facts"] for part in ("int8", "model"))
+    assert facts["int8 layer and head against float64"]["difference"] <= 1e-5
+    step, whole = (
+        found[f"step, {label}batch 1, decode_steps 10"]
+        for found, label in ((facts, "int8, "), (of_model, ""))
+    )
+    assert 0.5 < step["bytes"] / whole["bytes"] < 0.6  # the cache and the biases stay as they are
+    ratio = facts["int8 and unquantized weights"]["ratio"]
+    assert ratio == pytest.approx(whole["unforced_s"] / step["unforced_s"])
+    assert "| batch 1, int8 |" in next(full_run[0].glob("cpu/*.md")).read_text()
+
+
+def test_int8_scales_of_other_outputs_are_seen(monkeypatch, tmp_path):
+    from jaxs1.model.linear import Int8Linear
+
+    right = Int8Linear.product
+    monkeypatch.setattr(
+        Int8Linear,
+        "product",
+        lambda self, x, w, *rest: right(self, x, w._replace(scale=w.scale[::-1]), *rest),
+    )
+    ctx = tiny_context(tmp_path)
+    (problem,) = int8.compare_logits(ctx, int8._one_layer(ctx).fill())
+    assert problem.startswith("logits differ from float64 by")
 
 
 def test_prefill_training_and_generation(full_run):

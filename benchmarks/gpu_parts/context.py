@@ -68,7 +68,7 @@ class CheckContext:
     train_layers: int = 2
     train_tokens: tuple[int, int] = (16384, 1024)
     batches: tuple[int, ...] = (1, 8, 32)
-    odd_batches: tuple[int, ...] = (3, 17, 64)
+    odd_batches: tuple[int, ...] = (3, 33)
     odd_contexts: tuple[int, ...] = (65, 4097)
     context: int = 4096
     decode_steps: tuple[int, int] = (32, 128)

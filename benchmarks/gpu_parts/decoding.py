@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -128,7 +129,7 @@ def _take_turns(ctx: CheckContext, loop: RandomWeightsLoop, programs: Any, state
 
 def model_programs(ctx: CheckContext) -> Iterator[Program]:
     """The complete model's weights and decode steps at the smallest batch."""
-    yield from _step_programs(ctx, ctx.batches[0], ctx.context, ctx.decode_steps)
+    yield from step_programs(ctx, ctx.batches[0], ctx.context, ctx.decode_steps)
 
 
 def model(ctx: CheckContext) -> None:
@@ -149,7 +150,7 @@ def batches_programs(ctx: CheckContext) -> Iterator[Program]:
     for batch in ctx.batches[1:]:
         context = fitting_context(ctx, batch)
         if context:
-            yield from _step_programs(ctx, batch, context, ctx.decode_steps[:1])
+            yield from step_programs(ctx, batch, context, ctx.decode_steps[:1])
 
 
 def batches(ctx: CheckContext) -> None:
@@ -184,27 +185,30 @@ def fitting_context(ctx: CheckContext, batch: int) -> int:
 
 
 def time_steps(
-    ctx: CheckContext, batch: int, context: int, decode_steps: Sequence[int]
+    ctx: CheckContext, batch: int, context: int, decode_steps: Sequence[int], linear: str = "xla"
 ) -> dict[int, dict[str, float]]:
     """Median seconds of a step by steps per call, forced and unforced, taking turns."""
-    loop = _model_loop(ctx, batch, context, decode_steps)
+    loop = _model_loop(ctx, batch, context, decode_steps, linear)
+    label = f"batch {batch}" if linear == "xla" else f"{linear}, batch {batch}"
     start = time.perf_counter()
     loop.fill()
-    ctx.facts.add(f"model filled, batch {batch}", seconds=time.perf_counter() - start,
+    ctx.facts.add(f"model filled, {label}", seconds=time.perf_counter() - start,
                   context=context, required_bytes=required_bytes(
-                      ctx.architecture, ctx.dtype, rows=batch, context=loop.context),
+                      ctx.architecture, ctx.dtype, rows=batch, context=loop.context,
+                      linear=linear),
                   **memory(ctx.device))  # fmt: skip
     prompts = [[1] * context] * batch
     thinking = {"unforced": [make_thinking()] * batch, "forced": [make_thinking(budget=8)] * batch}
     states = {name: loop.insert(prompts, each) for name, each in thinking.items()}
     if not ctx.loads_in_graphs:
-        _load_kernels(ctx, batch, context, decode_steps)
+        _load_kernels(ctx, loop)
+    shape = dataclasses.replace(ctx.shape, weight_bytes=1) if linear == "int8" else ctx.shape
     medians = {}
     for steps in decode_steps:
         program, took = loop.decode_program(ctx.impl, steps).compile_timed()
         taken: dict[str, list[float]] = {name: [] for name in states}
-        # the first two of each warm up
-        for _ in range(2 + (ctx.samples + 1) // 2):
+        # the first two of each warm up; a call of more steps needs fewer repetitions
+        for _ in range(2 + max(3, (ctx.samples + 1) // 2 * min(decode_steps) // steps)):
             for name, state in states.items():
                 start = time.perf_counter()
                 output = loop.call(program, state)
@@ -215,37 +219,40 @@ def time_steps(
                     )
         medians[steps] = {name: float(np.median(values[2:])) for name, values in taken.items()}
         # the average context of the steps
-        work = step_work(ctx.shape, batch, context + steps // 2)
-        ctx.facts.add(f"step, batch {batch}, decode_steps {steps}", batch=batch, context=context,
-                      steps=steps, bytes=work.bytes, **took, first_s=taken["unforced"][0] * steps,
+        work = step_work(shape, batch, context + steps // 2)
+        ctx.facts.add(f"step, {label}, decode_steps {steps}", batch=batch, context=context,
+                      weights=linear, steps=steps, bytes=work.bytes, **took,
+                      first_s=taken["unforced"][0] * steps,
                       **{f"{name}_s": value for name, value in medians[steps].items()},
                       **memory(ctx.device))  # fmt: skip
     return medians
 
 
-def _step_programs(
-    ctx: CheckContext, batch: int, context: int, decode_steps: Sequence[int]
+def step_programs(
+    ctx: CheckContext, batch: int, context: int, decode_steps: Sequence[int], linear: str = "xla"
 ) -> Iterator[Program]:
-    loop = _model_loop(ctx, batch, context, decode_steps)
+    """The programs of `time_steps`."""
+    loop = _model_loop(ctx, batch, context, decode_steps, linear)
     yield from loop.draw_programs()
     for steps in decode_steps:
         yield loop.decode_program(ctx.impl, steps)
 
 
 def _model_loop(
-    ctx: CheckContext, batch: int, context: int, decode_steps: Sequence[int]
+    ctx: CheckContext, batch: int, context: int, decode_steps: Sequence[int], linear: str
 ) -> RandomWeightsLoop:
-    held = context + max(decode_steps)
-    return RandomWeightsLoop(ctx.architecture, ctx.device, ctx.dtype, rows=batch, context=held)
+    return RandomWeightsLoop(ctx.architecture, ctx.device, ctx.dtype, rows=batch,
+                             context=context + max(decode_steps), linear=linear)  # fmt: skip
 
 
-def _load_kernels(ctx: CheckContext, batch: int, context: int, decode_steps: Sequence[int]) -> None:
+def _load_kernels(ctx: CheckContext, loop: RandomWeightsLoop) -> None:
     """Load the model's kernels outside of a graph, with one layer; all layers use the same."""
-    held = context + max(decode_steps)
-    one = RandomWeightsLoop(ctx.slice_of(1), ctx.device, ctx.dtype, rows=batch, context=held).fill()
+    rows, linear = loop.rows, loop.model.build.linear
+    one = RandomWeightsLoop(ctx.slice_of(1), ctx.device, ctx.dtype, rows=rows,
+                            context=loop.context, linear=linear).fill()  # fmt: skip
     program = one.decode_program(ctx.impl, 2, ctx.without_graph).compile()
-    one.call(program, one.insert([[1] * context] * batch, [make_thinking()] * batch))
-    ctx.facts.add(f"kernels loaded outside of a graph, batch {batch}")
+    one.call(program, one.insert([[1] * (loop.context - 2)] * rows, [make_thinking()] * rows))
+    ctx.facts.add(f"kernels loaded outside of a graph, {linear}, batch {rows}")
 
 
 # --- prefill --------------------------------------------------------------------------------

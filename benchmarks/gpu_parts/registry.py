@@ -18,6 +18,7 @@ from benchmarks.gpu_parts import (
     decoding,
     environment,
     generating,
+    int8,
     speed,
     training,
 )
@@ -33,11 +34,13 @@ PARTS: tuple[Part, ...] = (
     Part("probe", 3, "nothing", correctness.probe, correctness.probe_programs, essential=True),
     Part("slice", 60, "8 layers: 12 GB", decoding.slice_, decoding.slice_programs, essential=True),
     Part("ceilings", 8, "1 GiB", speed.ceilings, speed.ceilings_programs, essential=True),
-    Part("model", 70, "all weights: 67 GB", decoding.model, decoding.model_programs,
+    Part("model", 58, "all weights: 67 GB", decoding.model, decoding.model_programs,
          essential=True),
     Part("times", 30, "3 GB", speed.times, speed.times_programs, essential=True),
-    Part("sweep", 30, "3 GB", speed.sweep, speed.sweep_programs),
-    Part("batches", 60, "all weights: 75 GB", decoding.batches, decoding.batches_programs),
+    Part("int8", 35, "all weights in 8 bits: 35 GB; part model for the ratio", int8.int8,
+         int8.int8_programs),
+    Part("sweep", 24, "3 GB", speed.sweep, speed.sweep_programs),
+    Part("batches", 53, "all weights: 75 GB", decoding.batches, decoding.batches_programs),
     Part("training", 95, "2 layers and AdamW: 65 GB; cuDNN", training.training,
          training.training_programs),
     Part("prefill", 20, "8 layers: 12 GB", decoding.prefill, decoding.prefill_programs),
@@ -45,7 +48,7 @@ PARTS: tuple[Part, ...] = (
          generating.generate_programs, host_only="the engine's programs, and the folder"),
     Part("cublas", 25, "torch with CUDA; 2.5 GB outside JAX's pool", cublas.cublas,
          cublas.cublas_programs, host_only="everything, since it runs in torch"),
-    Part("shapes", 45, "6.2 GB for the head in float64", correctness.shapes,
+    Part("shapes", 36, "6.2 GB for the head in float64", correctness.shapes,
          correctness.shapes_programs),
 )  # fmt: skip
 

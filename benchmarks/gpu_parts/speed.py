@@ -24,14 +24,14 @@ from kernels.shapes import kernel_work
 TILINGS: dict[str, list[Tiling]] = {
     "gate_up": [
         *(Tiling(128, stages, warps=warps) for stages in (3, 4) for warps in (4, 8)),
-        *(Tiling(64, stages) for stages in (4, 6)),
+        Tiling(64, 6),
     ],
     "down": [
-        *(Tiling(64, stages, slices) for stages in (4, 5, 6) for slices in (4, 5, 6)),
+        *(Tiling(64, stages, slices) for stages in (5, 6) for slices in (4, 5, 6)),
         *(Tiling(128, 4, slices) for slices in (6, 9)),
     ],
     "out": [
-        *(Tiling(64, stages, slices) for stages in (5, 6) for slices in (3, 4, 5)),
+        *(Tiling(64, stages, slices) for stages in (5, 6) for slices in (3, 4)),
         Tiling(128, 4, 6),
     ],
     "qkv": [
@@ -39,7 +39,7 @@ TILINGS: dict[str, list[Tiling]] = {
         Tiling(128, 4, 5),
     ],
     "head": [
-        *(Tiling(64, stages) for stages in (4, 5, 6)),
+        *(Tiling(64, stages) for stages in (4, 6)),
         Tiling(128, 4),
         Tiling(128, 3, warps=8),
     ],

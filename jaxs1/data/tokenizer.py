@@ -35,8 +35,12 @@ CHAT_TEMPLATE = (
 )
 
 
-def load_tokenizer(name: str) -> Any:
-    """A tokenizer from a Hugging Face folder or hub id, with the folder's `model_settings`.
+def load_tokenizer(name: str, model: Path | None = None) -> Any:
+    """A tokenizer from a Hugging Face folder or hub id, with a folder's `model_settings`.
+
+    Args:
+        name: folder or hub id
+        model: folder whose settings count; None: that of the tokenizer
 
     Raises:
         UserError: the folder has no tokenizer, or one that cannot be loaded or encodes nothing; the
@@ -63,7 +67,7 @@ def load_tokenizer(name: str) -> Any:
         ) from None
     if not encodes:
         raise UserError(f"tokenizer={name}: encodes text to no token; copy its files again")
-    attach_settings(tokenizer, name if Path(name).is_dir() else None)
+    attach_settings(tokenizer, model or (name if Path(name).is_dir() else None))
     return tokenizer
 
 

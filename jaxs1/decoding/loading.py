@@ -13,7 +13,6 @@ from convert.interface import Weights
 from convert.mapping import parameters
 from convert.weights import load_decode_params, open_weights
 from jaxs1.config import UserError
-from jaxs1.data.model_settings import attach_settings
 from jaxs1.data.tokenizer import check_vocabulary, load_tokenizer
 from jaxs1.decoding.base_engine import BaseEngine
 from jaxs1.decoding.data_parallel import DataParallelEngine
@@ -151,10 +150,9 @@ def resolve_impl(name: str, dtype: str, weights: Weights, parallel: ParallelConf
 
 
 def _tokenizer(config: EngineConfig, weights: Weights) -> Any:
-    tokenizer = load_tokenizer(config.tokenizer or str(weights.aux_files))
+    tokenizer = load_tokenizer(config.tokenizer or str(weights.aux_files), weights.aux_files)
     name = config.tokenizer or config.model
     check_vocabulary(tokenizer, name, weights.architecture.vocab_size)
-    attach_settings(tokenizer, weights.aux_files)
     return tokenizer
 
 

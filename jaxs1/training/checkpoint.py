@@ -45,9 +45,9 @@ FREE_TO_CHANGE = (
     "distributed",
 )
 
-#: Arrays are written in chunks of at most this many bytes, stacked ones layer by layer, so a reader
-#: such as the conversion needs little memory.
-CHUNK_BYTES = 128 * 2**20
+#: Arrays are written in chunks of at most this many bytes, so a reader such as the conversion needs
+#: little memory: stacked ones layer by layer, and others in bands, of which a piece reads a few.
+STACKED_BYTES, OTHER_BYTES = 128 * 2**20, 8 * 2**20
 
 
 def latest_step(run: Path) -> int:
@@ -202,10 +202,14 @@ def _by_name(opt_state: Any) -> dict[str, Any]:
 
 
 def _save_args(tree: Any) -> Any:
-    def save_args(x: Any) -> ocp.SaveArgs:
-        return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if x.ndim else ())
+    def save_args(path: Any, x: Any) -> ocp.SaveArgs:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if "layers" in name.split("."):
+            return ocp.SaveArgs(chunk_byte_size=STACKED_BYTES, shard_axes=(0,))
+        # along an axis of shard_axes, every index becomes a file
+        return ocp.SaveArgs(chunk_byte_size=OTHER_BYTES)
 
-    return ocp.args.PyTreeSave(tree, save_args=jax.tree.map(save_args, tree))
+    return ocp.args.PyTreeSave(tree, save_args=jax.tree_util.tree_map_with_path(save_args, tree))
 
 
 def _restore_args(tree: Any) -> Any:

@@ -28,15 +28,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxs1.config import UserError, one_line
+from jaxs1.processes import find_process
 from jaxs1.training.config import DistributedConfig
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-#: Environment variables in which launchers store how many processes they started.
-COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-#: GKE's list of the hosts in a TPU slice.
-HOSTS = "TPU_WORKER_HOSTNAMES"
 
 #: Messages of errors that are caused by another process.
 _LOST = re.compile(
@@ -146,8 +142,7 @@ def finds_many(cluster: str, environment: Mapping[str, str]) -> bool:
     """
     if cluster != "auto":
         return cluster == "jax"
-    counts = [int(environment.get(name, 1)) for name in COUNTS]
-    return max(counts) > 1 or "," in environment.get(HOSTS, "")
+    return find_process(environment).count > 1
 
 
 def _connect(config: DistributedConfig) -> bool:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from convert import orbax_io, safetensors_io, to_hf, transfer
+from convert import journal, orbax_io, safetensors_io, to_hf
 from convert.from_hf import from_hf
 from jaxs1.config import UserError
 from tests.convert.checkpoints import make_hf, read_bits
@@ -62,7 +62,7 @@ def test_a_re_run_goes_on(direction, sources, tmp_path, monkeypatch):
     assert second
     assert not set(first) & set(second)
     assert not (tmp_path / "dst.partial").exists()
-    assert not (dst / transfer.JOURNAL).exists()
+    assert not (dst / journal.MAIN).exists()
     whole = dst if direction == "to_hf" else tmp_path / "whole"
     if direction == "from_hf":
         to_hf.to_hf(dst, whole)
@@ -90,9 +90,9 @@ def test_another_source_or_target_starts_afresh(what, sources, tmp_path, monkeyp
 def test_killed_at_any_time_it_goes_on(tmp_path):
     src = make_hf(tmp_path / "src", layers=12)
     command = [sys.executable, "-m", "convert.from_hf", src, tmp_path / "dst"]
-    journal = tmp_path / "dst.partial" / transfer.JOURNAL
+    written = tmp_path / "dst.partial" / journal.MAIN
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (journal.exists() and journal.stat().st_size > 500):
+    while process.poll() is None and not (written.exists() and written.stat().st_size > 500):
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -39,6 +39,11 @@ def make_state(step, seed=0, frozen=None):
     )
 
 
+def files(array):
+    """Files of a stored array, without its metadata."""
+    return [path.name for path in array.iterdir() if not path.name.startswith(".")]
+
+
 def save(run, *states, config=CONFIG):
     with closing(Checkpoints(run, config.checkpoint)) as checkpoints:
         for state in states:
@@ -54,6 +59,16 @@ def assert_equal_bits(found, expected):
     for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         assert a.dtype == b.dtype
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_one_file_for_each_layer_and_few_for_the_vocabulary(tmp_path):
+    params = {"embedding": jnp.ones((3000, 8)), "layers": {"q": {"kernel": jnp.ones((3, 8, 4))}}}
+    opt_state = optax.adamw(0.1).init(params)
+    save(tmp_path, TrainState(jnp.int32(1), params, opt_state, None))
+    step = tmp_path / "checkpoints/1"
+    arrays = [*step.glob("*/*layers.q.kernel"), *step.glob("*/*embedding")]
+    assert len(arrays) == 6  # with both moments
+    assert {a.name.split(".")[-1]: len(files(a)) for a in arrays} == {"kernel": 3, "embedding": 1}
 
 
 def test_restored_state_equals_the_saved_one_bit_by_bit(tmp_path):

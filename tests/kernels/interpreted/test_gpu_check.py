@@ -1,8 +1,10 @@
 """The parts of `make gpu-check` that run single kernels, interpreted in the place of a GPU."""
 
+import dataclasses
+
 import pytest
 
-from benchmarks.gpu_parts import speed
+from benchmarks.gpu_parts import int8, speed
 from benchmarks.gpu_parts.registry import choose, run_parts
 from benchmarks.gpu_summary import read_results
 from kernels import bench
@@ -10,7 +12,7 @@ from kernels.benchmarking import cases, timing
 from kernels.interpreted import on_jax
 from kernels.matmul_tile import Tiling
 from kernels.shapes import MODELS
-from tests.tiny_gpu_check import tiny_context
+from tests.tiny_gpu_check import TINY, tiny_context
 
 SHAPE = bench.small(MODELS["qwen2.5-32b"])
 NAMES = "kernels,probe,ceilings,times,sweep,shapes"
@@ -39,6 +41,16 @@ def test_the_parts_that_run_single_kernels(context, tmp_path):
     assert [f["kernel"] for f in parts["times"]["facts"].values()] == list(bench.KERNELS)
     assert [f["slices"] for f in parts["sweep"]["facts"].values()] == [2, None]
     assert "| down, batch 1 |" in next(tmp_path.glob("cpu/*.md")).read_text()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_int8_kernels_against_the_check_s_float64(tied, tmp_path):
+    architecture = dataclasses.replace(
+        TINY, hidden_size=128, intermediate_size=192, num_heads=4, num_kv_heads=2, head_dim=64,
+        tie_word_embeddings=tied,
+    )  # fmt: skip
+    ctx = tiny_context(tmp_path, impl="triton-interpreted", architecture=architecture)
+    assert not int8.compare_logits(ctx, int8._one_layer(ctx).fill())
 
 
 def test_a_wrong_kernel_fails_and_the_others_are_checked(context, tmp_path, monkeypatch):
