@@ -23,7 +23,7 @@ from jaxs1.config import UserError, parse, run_command, to_yaml
 from jaxs1.curation import features as feats
 from jaxs1.curation.decontaminate import read_benchmarks
 from jaxs1.curation.features import Feature, FeatureStats
-from jaxs1.curation.labelers import Model, ModelConfig
+from jaxs1.curation.labelers import Labeler, ModelConfig
 from jaxs1.curation.openai_model import OpenAIModel
 from jaxs1.curation.output import write_output
 from jaxs1.curation.pool import Pool
@@ -273,7 +273,7 @@ def _gpus(config: CurateConfig) -> int:
     return max(m.tensor * m.replicas if m.model and not m.url else 0 for m in models)
 
 
-def open_model(config: ModelConfig) -> Model:
+def open_model(config: ModelConfig) -> Labeler:
     """The model of a configuration; takes no device before its first question.
 
     Raises:
@@ -286,7 +286,7 @@ def open_model(config: ModelConfig) -> Model:
     return LocalModel(config)
 
 
-def _open_named(name: str, config: ModelConfig) -> Model:
+def _open_named(name: str, config: ModelConfig) -> Labeler:
     try:
         return open_model(config)
     except UserError as error:
