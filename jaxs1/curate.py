@@ -34,6 +34,11 @@ from jaxs1.curation.table import NAMES, ScanConfig, Table, read_table
 from jaxs1.data.tokenizer import load_tokenizer
 from jaxs1.storage import check_output
 
+#: Standard column -> its name in s1K-1.1, and in what `jaxs1.traces` writes.
+S1K_1_1 = {
+    "thinking_trajectories": "deepseek_thinking_trajectory",
+    "attempt": "deepseek_attempt",
+}
 #: Column -> how to compute it.
 REMEDIES = {
     "length": "compute it with --features.tokenizer DIR",
@@ -219,7 +224,7 @@ def curate(config: CurateConfig) -> int:
     Raises:
         UserError: any error that the user can fix; values computed until then stay in the cache.
     """
-    pool = Pool(config.input, config.split, config.columns)
+    pool = _open_pool(config)
     output = Path(config.output)
     if config.shard is None:
         check_output(output, folder=True, new=True)
@@ -248,6 +253,17 @@ def curate(config: CurateConfig) -> int:
         print(note)
     print(f"wrote {output}: {int(chosen.selected_N.sum()):,} of {len(table):,} questions")
     return 0
+
+
+def _open_pool(config: CurateConfig) -> Pool:
+    """The pool; traces in the columns of s1K-1.1 count under their standard names."""
+    pool = Pool(config.input, config.split, config.columns)
+    found = {
+        standard: name
+        for standard, name in S1K_1_1.items()
+        if standard not in pool.names and name in pool.names
+    }
+    return replace(pool, columns={**found, **config.columns}) if found else pool
 
 
 def _features(config: CurateConfig, titles: dict[str, str]) -> list[Feature]:

@@ -5,7 +5,7 @@ This file does not know what prompts and answers are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Protocol, TypeVar
 
@@ -55,7 +55,7 @@ def answer_all(
     model: Model[P, A],
     prompts: Iterable[tuple[K, P]],
     may_start: Callable[[P], bool] = lambda _: True,
-) -> Iterator[tuple[K, A | NoAnswer]]:
+) -> Generator[tuple[K, A | NoAnswer]]:
     """Answer prompts, at most `model.parallel` at a time; then close the model.
 
     Args:
@@ -78,17 +78,10 @@ def answer_all(
             return failure
 
     pending: dict[Future[A | NoAnswer], K] = {}
-    source, broken = iter(prompts), None
+    broken: list[UserError] = []
     with ThreadPoolExecutor(model.parallel) as workers:
         try:
-            while True:
-                try:
-                    key, prompt = next(source)
-                except StopIteration:
-                    break
-                except UserError as error:  # pending answers are not lost with it
-                    broken = error
-                    break
+            for key, prompt in _until_broken(prompts, broken):
                 while not (starts := may_start(prompt)) and pending:
                     yield from _finished(pending)
                 if not starts:
@@ -102,7 +95,15 @@ def answer_all(
             workers.shutdown(wait=False, cancel_futures=True)
             model.close()
     if broken:
-        raise broken
+        raise broken[0]
+
+
+def _until_broken(items: Iterable[P], broken: list[UserError]) -> Iterator[P]:
+    """Items until there is an error, which is put into `broken`: pending answers are not lost."""
+    try:
+        yield from items
+    except UserError as error:
+        broken.append(error)
 
 
 def _finished(pending: dict[Future[A | NoAnswer], K]) -> Iterator[tuple[K, A | NoAnswer]]:

@@ -166,10 +166,11 @@ def _content(body: bytes, read: Callable[[Any], A]) -> A:
 
 def _refusal(error: urllib.error.HTTPError) -> str:
     """What a status says; raises `NoAnswer` if another attempt would end the same way."""
-    try:
-        says = one_line(error.read(1000).decode(errors="replace"))[:200]
-    except (OSError, http.client.HTTPException):  # cut off
-        says = ""
+    with error:
+        try:
+            says = one_line(error.read(1000).decode(errors="replace"))[:200]
+        except (OSError, http.client.HTTPException):  # cut off
+            says = ""
     reason = f"HTTP {error.code} {error.reason}" + (f": {says}" if says else "")
     if error.code < 500 and error.code not in _RETRIED:
         fatal = error.code in _FATAL
