@@ -41,6 +41,7 @@ def traces(config: TracesConfig) -> int:
     Raises:
         UserError: any error that the user can fix; answers that came until then are kept.
     """
+    config.endpoint.check_key("endpoint")
     kind, questions = read_questions(config.questions, config.data, config.limit)
     check_output(config.output, folder=True)
     answers = Answers(Path(config.output), settings_of(config))
@@ -50,13 +51,13 @@ def traces(config: TracesConfig) -> int:
         for stored in answers.stored.values():
             account.add(stored)
         failures = _request(config, questions, answers, account)
-        tally = write_output(config, kind, questions, answers, failures.reasons)
+        counts = write_output(config, kind, questions, answers, failures.reasons)
     finally:
         answers.close()
     write_text(Path(config.output) / "config.yaml", to_yaml(config))
-    files = write_report(config, tally, account)
+    files = write_report(config, counts, account)
     print(usage_line(account))
-    print(f"wrote {config.output}: {tally.total.kept:,} traces; {', '.join(files)}")
+    print(f"wrote {config.output}: {counts.total.kept:,} traces; {', '.join(files)}")
     left = sum(key not in answers.stored and key not in failures.reasons for key in wanted)
     if left:
         print(

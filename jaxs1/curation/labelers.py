@@ -49,6 +49,7 @@ class ModelConfig(EndpointConfig):
     def check(self, setting: str) -> None:
         """Reject impossible settings; `setting` is the field that holds this model."""
         super().check(setting)
+        self.check_key(setting)
         if self.url and not self.model:
             raise UserError(f"{setting}.model='': {self.url} needs the name of the model; give it")
         for name in ("max_tokens", "tensor", "replicas"):

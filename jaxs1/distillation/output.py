@@ -15,8 +15,8 @@ from pathlib import Path
 
 from jaxs1.distillation.answers import Answer, Answers, Key
 from jaxs1.distillation.config import TracesConfig
+from jaxs1.distillation.counts import SampleCounts
 from jaxs1.distillation.questions import TeacherQuestion
-from jaxs1.distillation.tally import Tally
 from jaxs1.distillation.verify import Verdict, check, select
 from jaxs1.storage import JsonlWriter, Row, explained, sync
 from jaxs1.tasks.benchmarks import GRADERS, Kind
@@ -45,7 +45,7 @@ def write_output(
     questions: Sequence[TeacherQuestion],
     answers: Answers,
     failures: Mapping[Key, str],
-) -> Tally:
+) -> SampleCounts:
     """Check all answers, and write those that are kept and those that are dropped.
 
     Args:
@@ -61,21 +61,21 @@ def write_output(
     Raises:
         UserError: the folder cannot be written.
     """
-    folder, tally = Path(config.output), Tally(tuple(config.group_by))
+    folder, counts = Path(config.output), SampleCounts(tuple(config.group_by))
     with ExitStack() as stack:
         kept, dropped = (
             stack.enter_context(_replaced(folder / name)) for name in (TRACES, DROPPED)
         )
         for question in questions:
             samples = list(_samples(config, kind, question, answers, failures))
-            tally.add(question, samples)
+            counts.add(question, samples)
             for sample in samples:
                 row = _record(config, question, sample)
                 if reason := sample.verdict.reason:
                     dropped.write({"reason": reason, "detail": sample.verdict.detail, **row})
                 else:
                     kept.write(row)
-    return tally
+    return counts
 
 
 def _samples(
@@ -112,13 +112,15 @@ def _record(config: TracesConfig, question: TeacherQuestion, sample: Sample) -> 
     """A sample in the columns of s1K-1.1, and where it comes from."""
     answer, correct = sample.answer, sample.verdict.correct
     columns = {"solution": question.gold or None, **question.columns}
+    # curate counts a column without a value as missing
+    graded = {} if correct is None else {"correct": correct}
     return {
         "question": question.text,
         **columns,
         "deepseek_thinking_trajectory": answer.thinking if answer else None,
         "deepseek_attempt": answer.answer if answer else None,
         "deepseek_grade": None if correct is None else ("No", "Yes")[correct],
-        "correct": correct,
+        **graded,
         "teacher": config.model,
         "question_number": question.number,
         "sample": sample.number,

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from jaxs1.distillation.tally import Tally
+from jaxs1.distillation.counts import SampleCounts
 from jaxs1.distillation.verify import REASONS
 from jaxs1.evaluation.metrics import wilson
 
@@ -20,14 +20,14 @@ TEXT, SMALL = 12, 10  # points
 MOST = 8
 
 
-def draw(tally: Tally, path: Path) -> None:
+def draw(counts: SampleCounts, path: Path) -> None:
     """Draw the picture.
 
     Args:
-        tally: Counts of all samples
+        counts: Counts of all samples
         path: PNG file to write
     """
-    groups = _groups(tally)
+    groups = _groups(counts)
     height = max(4.2, 1.4 + 0.3 * len(groups))
     figure = Figure(figsize=(14, height), layout="constrained")
     lengths, samples, right = figure.subplots(1, 3)
@@ -35,20 +35,20 @@ def draw(tally: Tally, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=SMALL)
         axes.set_axisbelow(True)
-    _draw_lengths(tally, lengths)
-    _draw_samples(tally, samples)
+    _draw_lengths(counts, lengths)
+    _draw_samples(counts, samples)
     _draw_shares(groups, right)
     figure.savefig(path, dpi=120)
 
 
-def _draw_lengths(tally: Tally, axes: Axes) -> None:
-    both = [*tally.kept_tokens, *tally.dropped_tokens]
+def _draw_lengths(counts: SampleCounts, axes: Axes) -> None:
+    both = [*counts.kept_tokens, *counts.dropped_tokens]
     axes.set_xlabel("thinking and answer [tokens]", fontsize=TEXT)
     axes.set_ylabel("samples", fontsize=TEXT)
     if not both:
         return
     bins = np.geomspace(max(min(both), 1), max(*both, 2) + 1, 40)
-    parts = [[max(n, 1) for n in part] for part in (tally.kept_tokens, tally.dropped_tokens)]
+    parts = [[max(n, 1) for n in part] for part in (counts.kept_tokens, counts.dropped_tokens)]
     axes.hist(parts, bins.tolist(), stacked=True, color=[KEPT, DROPPED], label=["kept", "dropped"])
     axes.set_xscale("log", base=2)
     axes.xaxis.set_minor_locator(NullLocator())
@@ -56,20 +56,20 @@ def _draw_lengths(tally: Tally, axes: Axes) -> None:
     axes.legend(loc="upper left", fontsize=SMALL, frameon=False)
 
 
-def _draw_samples(tally: Tally, axes: Axes) -> None:
-    counts = {name: tally.reasons[name] for name in REASONS if tally.reasons[name]}
-    names, values = ["kept", *counts], [tally.total.kept, *counts.values()]
-    bars = axes.barh(names, values, color=[KEPT, *[DROPPED] * len(counts)])
+def _draw_samples(counts: SampleCounts, axes: Axes) -> None:
+    dropped = {name: counts.reasons[name] for name in REASONS if counts.reasons[name]}
+    names, values = ["kept", *dropped], [counts.total.kept, *dropped.values()]
+    bars = axes.barh(names, values, color=[KEPT, *[DROPPED] * len(dropped)])
     axes.bar_label(bars, [f"{n:,}" for n in values], padding=4, fontsize=SMALL)
     axes.set_xlim(0, 1.2 * max(*values, 1))
     axes.invert_yaxis()
     axes.set_xlabel("samples", fontsize=TEXT)
 
 
-def _groups(tally: Tally) -> list[tuple[str, float, int]]:
+def _groups(counts: SampleCounts) -> list[tuple[str, float, int]]:
     """Name, sum of the shares of right answers, and number of questions, of each bar."""
-    found = [("all questions", tally.total)]
-    for column, group in tally.groups.items():
+    found = [("all questions", counts.total)]
+    for column, group in counts.groups.items():
         ranked = sorted(group.items(), key=lambda item: (-item[1].questions, item[0]))
         found += [(f"{column}: {value}", share) for value, share in ranked[:MOST]]
     return [(_label(name), s.right, s.questions) for name, s in found if s.questions]

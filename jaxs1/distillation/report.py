@@ -16,8 +16,8 @@ import numpy as np
 
 from jaxs1.distillation.account import Account
 from jaxs1.distillation.config import TracesConfig
+from jaxs1.distillation.counts import SampleCounts, Share
 from jaxs1.distillation.plots import draw
-from jaxs1.distillation.tally import Share, Tally
 from jaxs1.distillation.verify import REASONS
 from jaxs1.evaluation.metrics import wilson
 from jaxs1.storage import write_text
@@ -27,50 +27,50 @@ QUANTILES = (0, 10, 50, 90, 100)
 MOST_LINES = 40
 
 
-def write_report(config: TracesConfig, tally: Tally, account: Account) -> list[str]:
+def write_report(config: TracesConfig, counts: SampleCounts, account: Account) -> list[str]:
     """Write report.json, report.md and report.png; returns their names.
 
     Args:
         config: Settings
-        tally: Counts of all samples
+        counts: Counts of all samples
         account: Tokens and cost of all samples
     """
     folder = Path(config.output)
-    found = figures(config, tally, account)
+    found = figures(config, counts, account)
     write_text(folder / "report.json", json.dumps(found, indent=2) + "\n")
-    draw(tally, folder / PICTURE)
-    write_text(folder / REPORT, markdown(found, tally))
+    draw(counts, folder / PICTURE)
+    write_text(folder / REPORT, markdown(found, counts))
     return ["report.json", REPORT, PICTURE]
 
 
-def figures(config: TracesConfig, tally: Tally, account: Account) -> dict[str, Any]:
+def figures(config: TracesConfig, counts: SampleCounts, account: Account) -> dict[str, Any]:
     """All figures of the report as JSON."""
     return {
         "teacher": config.model,
-        "questions": tally.questions,
-        "questions_with_answer": tally.with_gold,
+        "questions": counts.questions,
+        "questions_with_answer": counts.with_gold,
         "samples_per_question": config.n,
         "keep": config.keep,
-        "kept": tally.total.kept,
-        "dropped": {name: tally.reasons[name] for name in REASONS if tally.reasons[name]},
+        "kept": counts.total.kept,
+        "dropped": {name: counts.reasons[name] for name in REASONS if counts.reasons[name]},
         "prompt_tokens": account.prompt_tokens,
         "completion_tokens": account.completion_tokens,
         "price": vars(config.price),
         "cost": account.cost,
         "tokens": {
             name: _quantiles(lengths)
-            for name, lengths in (("kept", tally.kept_tokens), ("dropped", tally.dropped_tokens))
+            for name, lengths in (("kept", counts.kept_tokens), ("dropped", counts.dropped_tokens))
             if lengths
         },
-        "right": _share(tally.total),
+        "right": _share(counts.total),
         "right_by": {
             column: {value: _share(share) for value, share in _ranked(group)}
-            for column, group in tally.groups.items()
+            for column, group in counts.groups.items()
         },
     }
 
 
-def markdown(found: dict[str, Any], tally: Tally) -> str:
+def markdown(found: dict[str, Any], counts: SampleCounts) -> str:
     """The report for people."""
     n, kept = found["samples_per_question"], found["kept"]
     lines = [
@@ -99,10 +99,10 @@ def markdown(found: dict[str, Any], tally: Tally) -> str:
                 for which, row in found["tokens"].items()
             ],
         )
-    if tally.total.questions:
+    if counts.total.questions:
         lines += ["", "## Right answers", ""]
-        lines += _table(_HEADER, [_row("all", tally.total)])
-    for column, group in tally.groups.items():
+        lines += _table(_HEADER, [_row("all", counts.total)])
+    for column, group in counts.groups.items():
         ranked = _ranked(group)
         lines += ["", f"## Right answers by {_cell(column)}", ""]
         rows = [_row(value, share) for value, share in ranked[:MOST_LINES]]

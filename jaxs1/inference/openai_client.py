@@ -58,11 +58,6 @@ class EndpointConfig:
         """Reject impossible settings; `setting` is the field that holds this endpoint."""
         if self.url and not self.url.startswith(("http://", "https://")):
             raise UserError(f"{setting}.url={self.url}: must begin with http:// or https://")
-        if self.url and self.key_variable and not os.environ.get(self.key_variable):
-            raise UserError(
-                f"{setting}.key_variable={self.key_variable}: no such environment variable; set it "
-                "to the API key"
-            )
         for name in ("parallel", "timeout", "requests_per_minute"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -70,6 +65,14 @@ class EndpointConfig:
         for name in ("retries", "backoff"):
             if getattr(self, name) < 0:
                 raise UserError(f"{setting}.{name}={getattr(self, name)}: must be 0 or more")
+
+    def check_key(self, setting: str) -> None:
+        """Require the API key; `setting` is the field that holds this endpoint."""
+        if self.url and self.key_variable and not os.environ.get(self.key_variable):
+            raise UserError(
+                f"{setting}.key_variable={self.key_variable}: no such environment variable; set it "
+                "to the API key"
+            )
 
 
 class OpenAIClient:

@@ -7,6 +7,7 @@ killed one end with the same answers. How often it fails before depends on them 
 import hashlib
 import json
 import random
+import re
 import threading
 from collections import Counter
 from contextlib import contextmanager
@@ -58,7 +59,8 @@ def answer_of(question, seed):
     """Kind, thinking, answer, and tokens of prompt and completion."""
     rng = random.Random(f"{question} {seed}")
     (kind,) = rng.choices(list(KINDS), WEIGHTS)
-    right = 2 * int(question.split()[2])
+    numbers = re.findall(r"\d+", question)
+    right = 2 * int(numbers[0]) if numbers else 0
     thinking = f"Let me see, {rng.random()}. " + "Hmm. " * rng.randrange(60)
     answer = f"So it is \\boxed{{{right + (kind == 'wrong')}}}"
     thinking = "" if kind == "unthinking" else thinking.strip()

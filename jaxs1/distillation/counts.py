@@ -51,7 +51,7 @@ class Share:
 
 
 @dataclass
-class Tally:
+class SampleCounts:
     """Counts of all samples.
 
     Args:
