@@ -424,6 +424,10 @@ def test_a_folder_of_other_settings_or_content(tmp_path):
         assert "its answers have sampling.temperature=0.6, now it is 1.0; give the same" in message
         # what no answer depends on may change
         assert main([*argv, "--endpoint.parallel", "2", "--price.input", "3", "--n", "2"]) == 0
+        # nor is anything lost where there is no answer yet
+        bad = [*argv, "--output", str(tmp_path / "new"), "--endpoint.retries", "0"]
+        line_of([*bad, "--endpoint.url", "http://127.0.0.1:1/v1", "--sampling.temperature", "1"])
+        assert main([*argv, "--output", str(tmp_path / "new")]) == 0
         other = tmp_path / "thesis"
         other.mkdir()
         (other / "thesis.txt").write_text("mine")

@@ -132,7 +132,7 @@ class Answers:
 
 
 def _require_same(folder: Path, settings: dict[str, Any]) -> None:
-    path = folder / SETTINGS
+    path, answers = folder / SETTINGS, folder / ANSWERS
     if not path.exists():
         # a kill may have come before the settings were written
         if any(p.name not in (ANSWERS, f"{SETTINGS}.partial") for p in folder.iterdir()):
@@ -140,6 +140,8 @@ def _require_same(folder: Path, settings: dict[str, Any]) -> None:
                 f"output={folder}: exists and has no answers of a teacher; give another folder"
             )
         return
+    if not answers.exists() or answers.stat().st_size == 0:
+        return  # no answer depends on them
     try:
         changed = changed_settings(json.loads(path.read_text()), settings)
     except (ValueError, AttributeError):
