@@ -12,7 +12,7 @@ folder contains
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxs1.config import UserError, parse, run_command, to_yaml
@@ -21,9 +21,9 @@ from jaxs1.distillation.answers import Answers, Key
 from jaxs1.distillation.collect import Failures, collect, usage_line
 from jaxs1.distillation.config import TracesConfig
 from jaxs1.distillation.output import write_output
-from jaxs1.distillation.questions import TeacherQuestion, read_questions
+from jaxs1.distillation.questions import read_questions
 from jaxs1.distillation.report import write_report
-from jaxs1.distillation.teachers import Job, make_job, open_teacher, settings_of
+from jaxs1.distillation.teachers import make_job, open_teacher, settings_of
 from jaxs1.storage import check_output, write_text
 
 
@@ -47,10 +47,15 @@ def traces(config: TracesConfig) -> int:
     answers = Answers(Path(config.output), settings_of(config))
     try:
         account = Account(config.price, config.max_tokens, config.max_cost)
-        wanted = [Key(q.key, s) for q in questions if q.repeats is None for s in range(config.n)]
+        wanted = {
+            Key(q.key, sample): q.text
+            for q in questions
+            if q.repeats is None
+            for sample in range(config.n)
+        }
         for stored in answers.stored.values():
             account.add(stored)
-        failures = _request(config, questions, answers, account)
+        failures = _request(config, wanted, answers, account)
         counts = write_output(config, kind, questions, answers, failures.reasons)
     finally:
         answers.close()
@@ -68,10 +73,10 @@ def traces(config: TracesConfig) -> int:
 
 
 def _request(
-    config: TracesConfig, questions: Sequence[TeacherQuestion], answers: Answers, account: Account
+    config: TracesConfig, wanted: Mapping[Key, str], answers: Answers, account: Account
 ) -> Failures:
-    """Request all samples that are not stored."""
-    jobs = _missing(config, questions, answers)
+    """Request all wanted samples that are not stored, given with the texts of their questions."""
+    jobs = [make_job(config, text, k) for k, text in wanted.items() if k not in answers.stored]
     stored = len(answers.stored)
     print(f"{len(jobs):,} samples to request, {stored:,} stored already", flush=True)
     if not jobs:
@@ -86,18 +91,6 @@ def _request(
             f"request the others{drop}"
         )
     return failures
-
-
-def _missing(
-    config: TracesConfig, questions: Sequence[TeacherQuestion], answers: Answers
-) -> list[Job]:
-    return [
-        make_job(config, question.text, key)
-        for question in questions
-        if question.repeats is None
-        for key in (Key(question.key, sample) for sample in range(config.n))
-        if key not in answers.stored
-    ]
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ class Account:
         max_cost: Limit of `cost` [dollars]; None: no limit
         prompt_tokens: Tokens of all prompts that were answered
         completion_tokens: Tokens of all answers
-        exhausted: Whether a request did not start, since its longest answer could cost too much
     """
 
     price: PriceConfig
@@ -32,7 +31,6 @@ class Account:
     max_cost: float | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    exhausted: bool = False
     _reserved: dict[Key, tuple[int, int]] = field(default_factory=dict)
 
     def add(self, stored: Stored) -> None:
@@ -54,9 +52,7 @@ class Account:
         prompt = TEMPLATE_TOKENS + sum(len(m["content"].encode()) for m in job.messages)
         most = [(prompt, self.max_tokens), *self._reserved.values()]
         if self.cost + self._cost_of(most) > self.max_cost:
-            self.exhausted = True
             return False
-        self.exhausted = False
         self._reserved[job.key] = most[0]
         return True
 

@@ -52,14 +52,21 @@ class _Recorded:
 
     def __init__(self, teacher: Model[Job, Answer], answers: Answers) -> None:
         self._teacher, self._answers = teacher, answers
+        self._running = set[Key]()
         self.parallel = teacher.parallel
 
     def answer(self, job: Job) -> Answer:
-        answer = self._teacher.answer(job)
-        self._answers.add(job.key, answer)
+        self._running.add(job.key)
+        try:
+            answer = self._teacher.answer(job)
+            self._answers.add(job.key, answer)
+        finally:
+            self._running.discard(job.key)
         return answer
 
     def close(self) -> None:
+        if running := len(self._running):
+            print(f"waiting for {running} requests that are under way", flush=True)
         self._teacher.close()
 
 
@@ -100,9 +107,6 @@ def collect(
                 account.add(answers.stored[key])
                 _require_usage(result, account)
             progress.show(failures)
-    except KeyboardInterrupt:
-        print("interrupted: waiting for the requests that are under way", flush=True)
-        raise
     finally:
         results.close()  # stops the teacher now, not when the generator is collected
     return failures

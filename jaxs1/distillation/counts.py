@@ -5,23 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from jaxs1.distillation.answers import Answer
 from jaxs1.distillation.questions import TeacherQuestion
-from jaxs1.distillation.verify import Verdict
-
-
-class Judged(Protocol):
-    """A sample with its verdict."""
-
-    @property
-    def answer(self) -> Answer | None:
-        """What the teacher wrote; None if there is nothing."""
-
-    @property
-    def verdict(self) -> Verdict:
-        """What became of it."""
+from jaxs1.distillation.verify import Sample
 
 
 @dataclass
@@ -40,7 +26,7 @@ class Share:
     solved: int = 0
     kept: int = 0
 
-    def add(self, samples: Sequence[Judged]) -> None:
+    def add(self, samples: Sequence[Sample]) -> None:
         """Count the samples of a question."""
         graded = [s.verdict.correct for s in samples if s.answer and s.verdict.correct is not None]
         self.kept += sum(not s.verdict.reason for s in samples)
@@ -73,7 +59,7 @@ class SampleCounts:
     total: Share = field(default_factory=Share)
     groups: dict[str, dict[str, Share]] = field(default_factory=dict)
 
-    def add(self, question: TeacherQuestion, samples: Sequence[Judged]) -> None:
+    def add(self, question: TeacherQuestion, samples: Sequence[Sample]) -> None:
         """Count the samples of a question."""
         self.questions += 1
         self.with_gold += bool(question.gold)

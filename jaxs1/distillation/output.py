@@ -10,33 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from jaxs1.distillation.answers import Answer, Answers, Key
 from jaxs1.distillation.config import TracesConfig
 from jaxs1.distillation.counts import SampleCounts
 from jaxs1.distillation.questions import TeacherQuestion
-from jaxs1.distillation.verify import Verdict, check, select
+from jaxs1.distillation.verify import Sample, Verdict, check, select
 from jaxs1.storage import JsonlWriter, Row, explained, sync
 from jaxs1.tasks.benchmarks import GRADERS, Kind
 
 TRACES, DROPPED = "traces.jsonl", "dropped.jsonl"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sample of a question.
-
-    Args:
-        number: Number of the sample; None where a question is dropped before it is asked
-        answer: What the teacher wrote; None if there is nothing
-        verdict: What became of it
-    """
-
-    number: int | None
-    answer: Answer | None
-    verdict: Verdict
 
 
 def write_output(

@@ -85,11 +85,6 @@ class EndpointTeacher:
         self._client = OpenAIClient(config.endpoint)
         self.parallel = config.endpoint.parallel
 
-    @property
-    def retries(self) -> int:
-        """Number of requests that were sent again."""
-        return self._client.retries
-
     def answer(self, job: Job) -> Answer:
         """The answer to a job; raises `NoAnswer` once all retries have failed."""
         config = self._config
@@ -115,8 +110,6 @@ class EngineTeacher:
     Args:
         config: Settings without the url of an endpoint
     """
-
-    retries = 0
 
     def __init__(self, config: TracesConfig) -> None:
         self._config = config

@@ -40,6 +40,21 @@ class Verdict:
     correct: bool | None = None
 
 
+@dataclass(frozen=True)
+class Sample:
+    """One sample of a question.
+
+    Args:
+        number: Number of the sample; None where a question is dropped before any request
+        answer: What the teacher wrote; None if there is nothing
+        verdict: What became of it
+    """
+
+    number: int | None
+    answer: Answer | None
+    verdict: Verdict
+
+
 def check(answer: Answer, gold: str, grader: Grader) -> Verdict:
     """Check one answer.
 
