@@ -135,10 +135,10 @@ class Fake:
         faults = [rng.choice(FAULTS) for _ in range(rng.choice((0, 0, 0, 1, 1, 2)))]
         fault = faults[attempt] if self.faulty and attempt < len(faults) else None
         text = json.dumps(self.change(reply_of(question, seed)))
-        self.write(handler, fault, text)
-        if fault is None:
+        if fault is None:  # before the client can have the reply
             with self.lock:
                 self.answered[question, seed] += 1
+        self.write(handler, fault, text)
 
     def write(self, handler, fault, text):
         if fault == "cut":
