@@ -6,8 +6,8 @@
     print(llm.chat("How many primes are below 100?", thinking=ThinkingParams(max=2000)).answer)
 
 `import jaxs1` is cheap: a name of `__all__` is imported from its module when it is first used.
-`jaxs1.train`, `jaxs1.grpo`, `jaxs1.evaluate` and `jaxs1.curate` are functions. The modules of the
-same names are reached by `from jaxs1.train import ...` and `python -m jaxs1.train`.
+`jaxs1.train`, `jaxs1.grpo`, `jaxs1.evaluate`, `jaxs1.curate` and `jaxs1.traces` are functions. The
+modules of the same names are reached by `from jaxs1.train import ...` and `python -m jaxs1.train`.
 """
 
 import sys
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from jaxs1.decoding.params import ThinkingParams as ThinkingParams
     from jaxs1.decoding.pieces import Piece as Piece
     from jaxs1.decoding.scheduler import Limits as Limits
+    from jaxs1.distillation.config import PriceConfig as PriceConfig
+    from jaxs1.distillation.config import TeacherEndpoint as TeacherEndpoint
+    from jaxs1.distillation.config import TeacherSampling as TeacherSampling
+    from jaxs1.distillation.config import TracesConfig as TracesConfig
     from jaxs1.evaluate import EvaluateConfig as EvaluateConfig
     from jaxs1.evaluate import evaluate as evaluate
     from jaxs1.evaluation.methods import SweepConfig as SweepConfig
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
     from jaxs1.rl.config import HeldOutConfig as HeldOutConfig
     from jaxs1.rl.config import ObjectiveConfig as ObjectiveConfig
     from jaxs1.tasks.benchmarks import QuestionsConfig as QuestionsConfig
+    from jaxs1.traces import traces as traces
     from jaxs1.train import train as train
     from jaxs1.training.config import CheckpointConfig as CheckpointConfig
     from jaxs1.training.config import DistributedConfig as DistributedConfig
@@ -82,6 +87,11 @@ _EXPORTS = {
     "SweepConfig": "jaxs1.evaluation.methods",
     "curate": "jaxs1.curate",
     "CurateConfig": "jaxs1.curate",
+    "traces": "jaxs1.traces",
+    "TracesConfig": "jaxs1.distillation.config",
+    "TeacherEndpoint": "jaxs1.distillation.config",
+    "TeacherSampling": "jaxs1.distillation.config",
+    "PriceConfig": "jaxs1.distillation.config",
     "UserError": "jaxs1.config",
 }
 __all__ = ["__version__", *_EXPORTS]

@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": ("jaxs1.evaluate", "measure accuracy on a benchmark at several thinking budgets"),
     "serve": ("jaxs1.serve", "serve a model with OpenAI's API, within thinking budgets"),
     "curate": ("jaxs1.curate", "select training data from a pool of questions"),
+    "traces": ("jaxs1.traces", "let a teacher write traces, and keep those that are right"),
     "plan": ("jaxs1.plan", "compile a run for a target: memory, time and cost, without hardware"),
     "demo": ("jaxs1.demo", "train and evaluate a tiny reasoning model on this CPU"),
     "convert from_hf": ("convert.from_hf", "convert a Hugging Face model to a checkpoint"),

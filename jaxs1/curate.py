@@ -23,7 +23,7 @@ from jaxs1.config import UserError, parse, run_command, to_yaml
 from jaxs1.curation import features as feats
 from jaxs1.curation.decontaminate import read_benchmarks
 from jaxs1.curation.features import Feature, FeatureStats
-from jaxs1.curation.labelers import Model, ModelConfig
+from jaxs1.curation.labelers import Labeler, ModelConfig
 from jaxs1.curation.openai_model import OpenAIModel
 from jaxs1.curation.output import write_output
 from jaxs1.curation.pool import Pool
@@ -34,6 +34,11 @@ from jaxs1.curation.table import NAMES, ScanConfig, Table, read_table
 from jaxs1.data.tokenizer import load_tokenizer
 from jaxs1.storage import check_output
 
+#: Standard column -> its name in s1K-1.1, and in what `jaxs1.traces` writes.
+S1K_1_1 = {
+    "thinking_trajectories": "deepseek_thinking_trajectory",
+    "attempt": "deepseek_attempt",
+}
 #: Column -> how to compute it.
 REMEDIES = {
     "length": "compute it with --features.tokenizer DIR",
@@ -219,7 +224,7 @@ def curate(config: CurateConfig) -> int:
     Raises:
         UserError: any error that the user can fix; values computed until then stay in the cache.
     """
-    pool = Pool(config.input, config.split, config.columns)
+    pool = _open_pool(config)
     output = Path(config.output)
     if config.shard is None:
         check_output(output, folder=True, new=True)
@@ -250,6 +255,17 @@ def curate(config: CurateConfig) -> int:
     return 0
 
 
+def _open_pool(config: CurateConfig) -> Pool:
+    """The pool; traces in the columns of s1K-1.1 count under their standard names."""
+    pool = Pool(config.input, config.split, config.columns)
+    found = {
+        standard: name
+        for standard, name in S1K_1_1.items()
+        if standard not in pool.names and name in pool.names
+    }
+    return replace(pool, columns={**found, **config.columns}) if found else pool
+
+
 def _features(config: CurateConfig, titles: dict[str, str]) -> list[Feature]:
     """The features to compute, cheap ones first."""
     settings, wanted = config.features, []
@@ -273,7 +289,7 @@ def _gpus(config: CurateConfig) -> int:
     return max(m.tensor * m.replicas if m.model and not m.url else 0 for m in models)
 
 
-def open_model(config: ModelConfig) -> Model:
+def open_model(config: ModelConfig) -> Labeler:
     """The model of a configuration; takes no device before its first question.
 
     Raises:
@@ -286,7 +302,7 @@ def open_model(config: ModelConfig) -> Model:
     return LocalModel(config)
 
 
-def _open_named(name: str, config: ModelConfig) -> Model:
+def _open_named(name: str, config: ModelConfig) -> Labeler:
     try:
         return open_model(config)
     except UserError as error:

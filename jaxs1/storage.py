@@ -332,8 +332,11 @@ class JsonlWriter:
             self._file.close()
             raise
 
-    def write(self, *rows: Row) -> None:
+    def write(self, *rows: Row) -> int:
         """Append rows; a kill meanwhile may leave only the first ones, an error leaves none.
+
+        Returns:
+            the offset in the file at which the first of them begins [bytes]
 
         Raises:
             UserError: the disk is full, or any other `OSError`.
@@ -347,6 +350,7 @@ class JsonlWriter:
             except OSError:
                 self._file.truncate(size)  # a full disk takes the first part of a line
                 raise
+        return size
 
     def truncate(self, size: int) -> None:
         """Cut the file off behind `size` bytes, e.g. at the end of a `Line`."""

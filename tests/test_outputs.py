@@ -25,8 +25,8 @@ from tests.test_generate import run as run_generate
 from tests.test_train import command as train_command
 
 # jaxs1's attributes of these names are functions
-evaluate_module, train_module, curate_module = (
-    import_module(f"jaxs1.{name}") for name in ("evaluate", "train", "curate")
+evaluate_module, train_module, curate_module, traces_module = (
+    import_module(f"jaxs1.{name}") for name in ("evaluate", "train", "curate", "traces")
 )
 #: No command may get as far as this model.
 MODEL = ("--model", "no such model")
@@ -42,6 +42,9 @@ def commands(tmp_path):
         "train": lambda out: train_module.main([*MODEL, *data, "--output", out]),
         "evaluate": lambda out: evaluate_module.main([*MODEL, *task, "--output", out]),
         "curate": lambda out: curate_module.main([*curated, "--output", out]),
+        "traces": lambda out: traces_module.main(
+            ["--questions", str(pool), *MODEL, "--output", out]
+        ),
         "from_hf": lambda out: from_hf.main(["no such model", out]),
         "to_hf": lambda out: to_hf.main(["no such model", out]),
         "demo": lambda out: demo.main(["--output", out]),
@@ -49,7 +52,7 @@ def commands(tmp_path):
     }
 
 
-NAMES = ["train", "evaluate", "curate", "from_hf", "to_hf", "demo", "corpus"]
+NAMES = ["train", "evaluate", "curate", "traces", "from_hf", "to_hf", "demo", "corpus"]
 FILES = {
     "generate": lambda out: generate.main([*MODEL, "--prompt", "a", "--output", out]),
     "plan": lambda out: plan.main(["--target", "cpu:1", "--config", "s1_32b", "--output", out]),

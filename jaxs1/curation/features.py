@@ -19,9 +19,10 @@ from typing import Any
 
 from jaxs1.config import UserError
 from jaxs1.curation.cache import Cache
-from jaxs1.curation.labelers import Model, NoAnswer, answer_all
+from jaxs1.curation.labelers import Labeler
 from jaxs1.curation.pool import Pool
 from jaxs1.curation.table import COLUMNS, read_text, read_value
+from jaxs1.inference.interface import NoAnswer, answer_all
 from jaxs1.tasks import graders
 
 #: Key, and the values of the columns that a feature is computed from.
@@ -119,7 +120,7 @@ def correct_feature() -> Feature:
     return Feature("correct", ("attempt", "solution"), graders.VERSION, run)
 
 
-def solved_feature(name: str, model: Model) -> Feature:
+def solved_feature(name: str, model: Labeler) -> Feature:
     """Whether a model solves the question; None if the solution has no final answer."""
     prompt = read_prompt("solve")
 
@@ -150,7 +151,7 @@ def solved_feature(name: str, model: Model) -> Feature:
     )
 
 
-def subject_feature(model: Model, subjects: Mapping[str, str]) -> Feature:
+def subject_feature(model: Labeler, subjects: Mapping[str, str]) -> Feature:
     """The code of the question's subject; None if the answer names no known one.
 
     Args:

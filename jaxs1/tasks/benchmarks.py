@@ -1,4 +1,4 @@
-"""Questions and their right answers: named benchmarks, your own JSONL, the demo's puzzles.
+"""Questions and their right answers: named benchmarks, your own files, the demo's puzzles.
 
 `TASKS` gives a benchmark's hub dataset, its columns and the kind of its answers; a new benchmark is
 one row. `GRADERS` reads and compares the answers of each kind.
@@ -62,6 +62,7 @@ TASKS = {
 }
 #: Columns of a custom file that may hold the answer, the likeliest first.
 ANSWER_COLUMNS = ("answer", "solution", "target")
+_NOTHING = (None, "")
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,16 @@ class QuestionsConfig:
         path: file with the questions of a named task, .jsonl or .parquet; null takes them from
             the hub
         fields: column names that differ, e.g. '{"question": "prompt", "answer": "gold"}'
-        kind: kind of the answers of a custom JSONL file; auto is math
+        kind: kind of the answers of your own questions; auto is math
         seed: random seed of the order of the choices of a multiple-choice question
+        split: split of a hub dataset that is no named task
     """
 
     path: str | None = None
     fields: dict[str, str] = field(default_factory=dict)
     kind: Literal["auto", "math", "integer", "letter", "puzzle"] = "auto"
     seed: int = 0
+    split: str = "train"
 
     def __post_init__(self) -> None:
         """Reject unknown columns."""
@@ -94,7 +97,7 @@ class Question:
     Args:
         number: index in the task, from 0
         text: text that the model reads
-        gold: right answer, in the form that the grader of its kind takes
+        gold: right answer, in the form that the grader of its kind takes; empty if unknown
     """
 
     number: int
@@ -122,36 +125,51 @@ class Questions:
 
 
 def load_questions(task: str, config: QuestionsConfig) -> Questions:
-    """All questions of a named task or of a JSONL file.
+    """All questions of a named task, a file or a hub dataset.
 
     Args:
-        task: name in TASKS, or FILE.jsonl
+        task: name in TASKS, FILE.jsonl, FILE.parquet, or id of a hub dataset (owner/name)
         config: their source
 
     Raises:
         UserError: an unknown task, a missing file, a row without question or answer.
     """
+    name, kind, rows = stream_questions(task, config)
+    items = tuple(question for question, _ in rows)
+    if not items:
+        raise UserError(f"task={task}: has no questions; give a file with at least one")
+    return Questions(name, kind, items)
+
+
+def stream_questions(
+    task: str, config: QuestionsConfig, *, needs_gold: bool = True
+) -> tuple[str, Kind, Iterator[tuple[Question, Row]]]:
+    """The name of a task, the kind of its answers, and its questions with their rows.
+
+    Args:
+        task: as in `load_questions`
+        config: their source
+        needs_gold: whether a question without a right answer is an error
+
+    Raises:
+        UserError: an unknown task; the iterator: a missing file, a row without question or answer.
+    """
     if task in TASKS:
-        known = TASKS[task]
-        name = task
-        rows = _rows_of(task, known, config.path)
-    elif task.endswith(".jsonl"):
+        name, known, rows = task, TASKS[task], _rows_of(task, TASKS[task], config.path)
+    elif task.endswith((".jsonl", ".parquet")) or "/" in task:
         if config.path is not None:
             raise UserError(f"data.path={config.path}: the task is a file already; leave it out")
-        source = Source(task, setting="task")
-        name = Path(task).name
-        known = _custom(source, config)
-        rows = source.rows()
+        source = Source(task, config.split, setting="task")
+        name, known, rows = Path(task).name, _custom(source, config, needs_gold), source.rows()
     else:
         raise UserError(
             f"task={task}: unknown task; choose one of {', '.join(TASKS)}, or FILE.jsonl"
         )
-    items = tuple(
-        _question(number, where, row, known, config) for number, (where, row) in enumerate(rows)
+    questions = (
+        (_question(number, where, row, known, config, needs_gold), row)
+        for number, (where, row) in enumerate(rows)
     )
-    if not items:
-        raise UserError(f"task={task}: has no questions; give a file with at least one")
-    return Questions(name, known.kind, items)
+    return name, known.kind, questions
 
 
 def _rows_of(name: str, task: Task, path: str | None) -> Iterator[tuple[str, Row]]:
@@ -168,13 +186,14 @@ def _rows_of(name: str, task: Task, path: str | None) -> Iterator[tuple[str, Row
         raise UserError(f"task={name}: {error}; or give --data.path FILE.jsonl") from None
 
 
-def _custom(source: Source, config: QuestionsConfig) -> Task:
-    """The columns of a custom JSONL file, found in its first row."""
+def _custom(source: Source, config: QuestionsConfig, needs_gold: bool) -> Task:
+    """The columns of a custom file, found in its first row."""
     where, row = next(source.rows(), (source.path, {}))
     names = {}
     for column, known in (("question", (*QUESTION_COLUMNS, "prompt")), ("answer", ANSWER_COLUMNS)):
         found = [n for n in known if n in row]
-        if not found and column not in config.fields and row:
+        is_needed = column == "question" or needs_gold
+        if not found and is_needed and column not in config.fields and row:
             raise UserError(
                 f"{where}: has no {column} (any of {', '.join(known)}) among its columns "
                 f"""{", ".join(row)}; name it with --data.fields '{{"{column}": "COLUMN"}}'"""
@@ -184,22 +203,29 @@ def _custom(source: Source, config: QuestionsConfig) -> Task:
     return Task(kind, question=names["question"], answer=names["answer"])
 
 
-def _question(number: int, where: str, row: Row, task: Task, config: QuestionsConfig) -> Question:
+def _question(
+    number: int, where: str, row: Row, task: Task, config: QuestionsConfig, needs_gold: bool
+) -> Question:
     if task.kind == "puzzle":
         return _puzzle(number, where, row)
     columns = {"question": task.question, "answer": task.answer, **config.fields}
+    if not needs_gold and row.get(columns["answer"]) in _NOTHING:
+        known = () if "answer" in config.fields else ANSWER_COLUMNS
+        columns["answer"] = next((n for n in known if row.get(n) not in _NOTHING), "")
+        if not columns["answer"]:
+            return Question(number, _text(where, row, columns["question"], "question"), "")
     text, answer = (_text(where, row, columns[name], name) for name in ("question", "answer"))
     if task.wrong:
         wrong = [_text(where, row, name, name) for name in task.wrong]
         text, gold = _with_choices(text, answer, wrong, random.Random(f"{config.seed} {number}"))
     else:
         found = GRADERS[task.kind].extract(answer)
-        if found is None:
+        if found is None and needs_gold:
             raise UserError(
                 f"{where}: {columns['answer']}={answer[:60]!r} is not an answer of kind "
                 f"{task.kind}; give another --data.kind, or another column in --data.fields"
             )
-        gold = found
+        gold = found or ""
     return Question(number, text, gold)
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from jaxs1.config import UserError
 from jaxs1.curate import main, open_model
-from jaxs1.curation.labelers import ModelConfig, answer_all
+from jaxs1.curation.labelers import ModelConfig
 from jaxs1.curation.pool import write_rows
+from jaxs1.inference.interface import answer_all
 from tests.curation.conftest import bare_pool, command, feature_settings, reply
 from tests.curation.pools import planted_pool, write_benchmarks, write_jsonl
 from tests.curation.server import number_of, serve

@@ -8,10 +8,11 @@ import pytest
 
 from jaxs1.config import UserError
 from jaxs1.curate import main, open_model
-from jaxs1.curation.labelers import ModelConfig, NoAnswer, answer_all
-from jaxs1.curation.local_model import LocalModel
+from jaxs1.curation.labelers import ModelConfig
 from jaxs1.decoding.params import ThinkingParams
 from jaxs1.decoding.prompt import prompt_ids
+from jaxs1.inference.interface import NoAnswer, answer_all
+from jaxs1.inference.local_engine import LocalEngine
 from tests.curation.conftest import bare_pool, command
 from tests.decoding import engines
 
@@ -86,7 +87,7 @@ class Broken:
 
 
 def test_engine_that_breaks_tells_all_who_ask(model, monkeypatch):
-    monkeypatch.setattr(LocalModel, "_open", lambda self: Broken())
+    monkeypatch.setattr(LocalEngine, "_open", lambda self: Broken())
     answers = dict(answer_all(open_model(settings(model)), PROMPTS.items()))
     assert answers.keys() == PROMPTS.keys()
     for failure in answers.values():
@@ -97,7 +98,7 @@ def test_engine_that_breaks_tells_all_who_ask(model, monkeypatch):
 def test_closing_ends_all_who_wait(model, monkeypatch):
     broken = Broken()
     broken.step = lambda meanwhile: []  # never answers
-    monkeypatch.setattr(LocalModel, "_open", lambda self: broken)
+    monkeypatch.setattr(LocalEngine, "_open", lambda self: broken)
     opened = open_model(settings(model))
     caught = []
 
@@ -156,7 +157,7 @@ def test_command_with_our_own_engine(model, tmp_path, subjects, monkeypatch):
     ]
     assert [line["value"] for line in lines] == [False] * 5
     # nothing is computed twice: the engine is not even opened
-    monkeypatch.delattr(LocalModel, "_open")
+    monkeypatch.delattr(LocalEngine, "_open")
     pool.write_text("".join(json.dumps(row) + "\n" for i, row in enumerate(rows) if i != 1))
     assert curate(pool, tmp_path / "again", *more) == 0
 

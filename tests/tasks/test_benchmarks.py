@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxs1.config import UserError
-from jaxs1.tasks.benchmarks import QuestionsConfig, load_questions
+from jaxs1.tasks.benchmarks import QuestionsConfig, load_questions, stream_questions
 from jaxs1.tasks.puzzles import Problem
 from tests.curation.pools import write_jsonl
 from tests.data.test_sources import Dataset
@@ -122,6 +122,44 @@ def test_questions_from_parquet(tmp_path):
     pq.write_table(pa.Table.from_pylist([{"problem": "1+1?", "answer": "2"}]), path)
     (question,) = load_questions("math500", QuestionsConfig(path=str(path))).items
     assert (question.text, question.gold) == ("1+1?", "2")
+
+
+def test_own_questions_from_parquet_and_the_hub(tmp_path, monkeypatch):
+    table = pa.Table.from_pylist([{"problem": "1+1?", "answer": "2"}])
+
+    def load_dataset(path, name=None, *, split):
+        assert (path, name, split) == ("owner/sums", None, "validation")
+        return Dataset(table)
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    pq.write_table(table, tmp_path / "rows.parquet")
+    for task, settings in (
+        (str(tmp_path / "rows.parquet"), {}),
+        ("owner/sums", {"split": "validation"}),
+    ):
+        (question,) = load_questions(task, QuestionsConfig(**settings)).items
+        assert (question.text, question.gold) == ("1+1?", "2")
+
+
+def test_answers_may_be_unknown(tmp_path):
+    """Each row has its own column with an answer, if any."""
+    rows = [
+        {"question": "a"},
+        {"question": "b", "solution": "\\boxed{7}"},
+        {"question": "c", "answer": "8", "solution": ""},
+        {"question": "d", "solution": "A proof.\nOf many lines."},
+        {"question": "e", "answer": None},
+    ]
+    path = str(write_jsonl(tmp_path / "rows.jsonl", rows))
+    _, kind, questions = stream_questions(path, QuestionsConfig(), needs_gold=False)
+    found = [(q.text, q.gold, row) for q, row in questions]
+    golds = ["", "7", "8", "", ""]
+    assert (kind, found) == ("math", list(zip("abcde", golds, rows, strict=True)))
+    named = QuestionsConfig(fields={"answer": "solution"})
+    golds = [q.gold for q, _ in stream_questions(path, named, needs_gold=False)[2]]
+    assert golds == ["", "7", "", "", ""]
+    with pytest.raises(UserError, match=r"rows.jsonl:1: has no answer"):
+        load_questions(path, QuestionsConfig())
 
 
 def test_unknown_field_is_refused():

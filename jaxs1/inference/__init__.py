@@ -1,0 +1,1 @@
+"""Models that answer prompts, many concurrently: at an endpoint, or in our own engine."""
