@@ -25,6 +25,7 @@ from jax.typing import DTypeLike
 from convert import orbax_io, safetensors_io
 from convert.adapter import Adapter, MergedWeights
 from convert.foreign import ADAPTER, foreign_companions, foreign_files, foreign_names
+from convert.fused_experts import split_experts
 from convert.interface import AUX_FILES, Weights
 from convert.mapping import Piece, Shape, parameters, pieces, tensors
 from convert.slices import bounds, intersect, relative, shape_of
@@ -49,7 +50,7 @@ class HfWeights:
         self.aux_files: Path | None = folder
         self.config, self.architecture = _read_architecture(folder)
         _refuse(self.name, foreign_companions(folder))
-        entries = safetensors_io.read_folder(folder)
+        entries = split_experts(safetensors_io.read_folder(folder))
         # older checkpoints store the rotary frequencies, which rope_theta determines
         self._entries = {n: entry for n, entry in entries.items() if ".rotary_emb." not in n}
         expected = tensors(self.architecture)

@@ -47,6 +47,7 @@ class Family(NamedTuple):
         head_dim: width of a head; None: hidden_size / num_attention_heads
         rope_theta: base of the rotary embedding; None: must be given
         kv_heads: whether num_key_value_heads must be given, else it is num_attention_heads
+        has_experts: whether its MLPs are mixtures of experts
         fixed: fields with only one supported value
     """
 
@@ -55,15 +56,35 @@ class Family(NamedTuple):
     head_dim: int | None = None
     rope_theta: float | None = None
     kv_heads: bool = True
+    has_experts: bool = False
     fixed: tuple[_Fixed, ...] = ()
 
 
 FAMILIES = {
     "qwen2": Family(qkv_bias=True),
     "qwen3": Family(qk_norm=True, head_dim=128, fixed=(_NO_BIAS,)),
+    "qwen3_moe": Family(qk_norm=True, has_experts=True, fixed=(_NO_BIAS,)),
     "llama": Family(rope_theta=1e4, kv_heads=False, fixed=(_NO_BIAS, _NO_MLP_BIAS)),
     "mistral": Family(rope_theta=1e4, fixed=(_NO_BIAS, _NO_MLP_BIAS)),
 }
+
+
+class ExpertSpec(NamedTuple):
+    """The experts of a layer.
+
+    Args:
+        count: number of experts
+        per_token: number of experts that each token uses
+        width: width of each expert
+        renormalise: whether the weights of a token's experts sum to 1
+        loss_coefficient: weight of the load-balancing loss in training
+    """
+
+    count: int
+    per_token: int
+    width: int
+    renormalise: bool
+    loss_coefficient: float
 
 
 @dataclass(frozen=True)
@@ -146,7 +167,7 @@ def check_supported(fields: Fields) -> Family:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
-        fields.refuse("model_type", f"must be one of {known} (dense); others are not supported")
+        fields.refuse("model_type", f"must be one of {known}; others are not supported")
     family = FAMILIES[model_type]
     for name in _QUANTIZATION:
         if config.get(name) not in (None, {}):
@@ -171,6 +192,26 @@ def check_supported(fields: Fields) -> Family:
     _check_dual_chunks(fields)
     token_ids(config, "eos_token_id", fields.source)
     return family
+
+
+def experts(fields: Fields) -> ExpertSpec:
+    """The experts of a mixture, which every layer must have."""
+    if fields.count("decoder_sparse_step", 1) != 1:
+        fields.refuse("decoder_sparse_step", "must be 1; layers without experts are not supported")
+    if fields.config.get("mlp_only_layers") not in (None, []):
+        fields.refuse("mlp_only_layers", "must be []; layers without experts are not supported")
+    # transformers 5 writes the second name
+    name = "num_experts" if fields.config.get("num_experts") is not None else "num_local_experts"
+    count = fields.count(name, 128)
+    if fields.config.get("num_local_experts") not in (None, count):
+        fields.refuse("num_local_experts", f"contradicts num_experts={count}; remove one of them")
+    return ExpertSpec(
+        count,
+        fields.count("num_experts_per_tok", 8, maximum=count),
+        fields.count("moe_intermediate_size", 768),
+        fields.flag("norm_topk_prob"),
+        fields.number("router_aux_loss_coef", 0.001, least=0),
+    )
 
 
 def _check_window(fields: Fields) -> None:

@@ -20,18 +20,20 @@ from jaxs1.config import UserError
 from jaxs1.model.architecture import Architecture
 from jaxs1.model.config import MeshConfig
 
-MESH_AXES = ("data", "fsdp", "context", "tensor")
+MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 
 #: Logical axis -> mesh axes. Axes that are not listed are never split.
 LOGICAL_RULES: dict[str, tuple[str, ...]] = {
     # parameters
-    "embed": ("fsdp", "context"),
+    "embed": ("fsdp", "expert", "context"),
+    "expert": ("expert",),
+    "expert_embed": ("fsdp", "context"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
     # activations
-    "rows": ("data", "fsdp"),
+    "rows": ("data", "fsdp", "expert"),
     "sequence": ("context",),
 }
 
@@ -85,7 +87,7 @@ class ShardingRules:
         """
         if self.mesh.size == 1:
             return w
-        gathered = NamedSharding(self.mesh, self.spec(axes, without=("embed",)))
+        gathered = NamedSharding(self.mesh, self.spec(axes, without=("embed", "expert_embed")))
         return _gather(w, gathered, self.sharding(axes))
 
 
@@ -112,7 +114,7 @@ _gather.defvjp(_gather_forward, _gather_backward)
 def make_sharding_rules(
     config: MeshConfig, devices: list[jax.Device] | None = None
 ) -> ShardingRules:
-    """Arrange devices in a mesh of (data, fsdp, context, tensor).
+    """Arrange devices in a mesh of (data, fsdp, expert, context, tensor).
 
     Args:
         config: size of each axis
