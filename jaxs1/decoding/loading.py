@@ -147,6 +147,7 @@ def resolve_impl(name: str, dtype: str, weights: Weights, parallel: ParallelConf
         return name
     # triton on NVIDIA once a passing `make gpu-check` from there is committed in benchmarks/gpu
     exact = stored == {"bfloat16"} and dtype == "float32" and parallel.tensor == 1
+    exact &= weights.architecture.experts is None
     return "bf16x3" if exact and _multiplies_bfloat16() else "xla"
 
 

@@ -20,6 +20,7 @@ from jax import lax
 
 from jaxs1.config import UserError
 from jaxs1.model import ops
+from jaxs1.model.linear import LINEAR
 from jaxs1.model.modules import Builder, Linear
 from jaxs1.model.sharding import LOGICAL_RULES
 
@@ -88,11 +89,17 @@ class Experts(nnx.Module):
     def __init__(self, *, build: Builder, rngs: nnx.Rngs):
         a = build.architecture
         assert a.experts is not None
-        if build.lora.rank and set(build.lora.target_modules) & {"gate_proj", "up_proj", "down_proj"}:
+        if build.lora.rank and set(build.lora.target_modules) & {
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        }:
             raise UserError(
                 "lora.target_modules: adapters on experts are not supported; give "
                 '["q_proj", "k_proj", "v_proj", "o_proj"]'
             )
+        if LINEAR[build.linear].quantized:
+            raise UserError("weights=int8: experts cannot be quantized; give --weights auto")
         self.build, self.spec = build, a.experts
         D, F, E = a.hidden_size, a.experts.width, a.experts.count
         self.router = Linear("router", (D, E), ("embed", None), build=build, rngs=rngs)
@@ -117,7 +124,8 @@ class Experts(nnx.Module):
         )
         kernels = tuple(self.build.use(w) for w in (self.gate, self.up, self.down))
         within = tuple(
-            rules.spec(w.logical, without=("expert_embed",)) for w in (self.gate, self.up, self.down)
+            rules.spec(w.logical, without=("expert_embed",))
+            for w in (self.gate, self.up, self.down)
         )
         few = x.shape[1] == 1
         apply = partial(_on_device, few=few, is_divided=rules.mesh.size > 1, count=spec.count)
