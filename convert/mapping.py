@@ -18,6 +18,8 @@ import numpy as np
 from jaxs1.model.architecture import Architecture
 
 Shape = tuple[int, ...]
+#: What a model has or not.
+Property = Literal["always", "untied", "qkv_bias", "qk_norm", "dense", "experts"]
 
 #: Most elements of a piece of a tensor outside the layers (256 MB in float32).
 PIECE_ELEMENTS = 64 << 20
@@ -32,8 +34,8 @@ class ParamSpec:
         param: dotted path in the parameter tree; those under `layers` have a leading layer axis,
             those with {e} an axis of experts behind it
         transform: "transpose" where Hugging Face stores [out, in] for our [in, out]
-        axes: axes of the parameter without layer and expert; each word is one axis of the Hugging Face
-            tensor
+        axes: axes of the parameter without layer and expert; each word is one axis of the
+            Hugging Face tensor
         only: property that a model must have for this parameter to exist
     """
 
@@ -41,7 +43,7 @@ class ParamSpec:
     param: str
     transform: Literal["copy", "transpose"]
     axes: str
-    only: Literal["always", "untied", "qkv_bias", "qk_norm", "dense", "experts"] = "always"
+    only: Property = "always"
 
 
 COPY: Final = "copy"

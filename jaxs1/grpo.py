@@ -215,7 +215,7 @@ def _describe(job: Job, start: int) -> None:
     config, a = job.config, job.model.architecture
     mesh = ", ".join(f"{k} {v}" for k, v in job.model.rules.mesh.shape.items())
     compute = job.model.compute
-    print_main(f"model     {a.num_parameters:,} parameters ({config.model})")
+    print_main(f"model     {a.size} ({config.model})")
     print_main(
         f"devices   {jax.device_count()} x {jax.devices()[0].device_kind}: {mesh}; "
         f"attention {compute.attention}, {compute.dtype}"

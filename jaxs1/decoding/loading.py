@@ -214,7 +214,7 @@ def _describe(config: EngineConfig, numerics: _Numerics, engine: Engine) -> str:
     is_graph = BACKENDS[impl].compiler_options() and parallel.tensor == 1
     graph = ", each run of decode steps as one CUDA graph" if is_graph else ""
     return (
-        f"{config.model}: {engine.model.architecture.num_parameters:,} parameters, "
+        f"{config.model}: {engine.model.architecture.size}, "
         f"{numerics.summary}, {impl}{graph}; "
         f"{parallel.replicas} x {parallel.tensor} {jax.devices()[0].device_kind}; "
         f"context {engine.context:,} tokens, cache {engine.scheduler.pages.size * PAGE:,} tokens, "

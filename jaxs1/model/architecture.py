@@ -107,6 +107,19 @@ class Architecture:
         experts = self.experts
         return self.intermediate_size if experts is None else experts.per_token * experts.width
 
+    @property
+    def expert_parameters(self) -> int:
+        """Number of parameters of all experts."""
+        if self.experts is None:
+            return 0
+        return self.num_layers * self.experts.count * 3 * self.hidden_size * self.experts.width
+
+    @property
+    def size(self) -> str:
+        """Number of parameters, for people."""
+        active = "" if self.experts is None else f", {self.active_parameters:,} active for a token"
+        return f"{self.num_parameters:,} parameters{active}"
+
     def _count(self, experts: int | None) -> int:
         """Number of parameters with this number of experts in each layer."""
         d, h = self.hidden_size, self.head_dim
@@ -123,8 +136,8 @@ class Architecture:
     def train_flops(self, num_tokens: int, num_token_pairs: int) -> float:
         """FLOPs of one forward and backward pass, without recomputation.
 
-        Six per matrix parameter that a token uses (the embedding lookup is free), and in attention twelve
-        per (query, key) pair, head dimension and layer.
+        Six per matrix parameter that a token uses (the embedding lookup is free), and in attention
+        twelve per (query, key) pair, head dimension and layer.
 
         Args:
             num_tokens: number of tokens without padding

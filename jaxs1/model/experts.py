@@ -1,9 +1,9 @@
 """Mixture of experts as in Qwen3 MoE: a router chooses J of E feed-forward blocks for each token.
 
-No token is dropped. `jax.lax.ragged_dot`, the usual product over sorted tokens, is native on TPUs
-only: on GPUs and CPUs, JAX 0.10 multiplies all tokens with all experts (of the 30B-A3B, 16 times the
-products, and a copy of the tokens for each expert: 34 GB for 8,192 tokens). So `expert_mlps` sorts
-the tokens and runs over blocks of one expert's tokens, whose number depends on the choices.
+No token is dropped. `jax.lax.ragged_dot`, the usual product over sorted tokens, is native to TPUs
+only: elsewhere, JAX 0.10 multiplies every choice with every expert (of the 30B-A3B, 128 times the
+products, and 34 GB of temporaries for 8,192 tokens, as compiled for an H100). So `expert_mlps`
+sorts the tokens and runs over blocks of one expert's tokens; their number depends on the choices.
 
 Letters: `jaxs1/model/architecture.py`; C tokens of a block, R = T J choices of all tokens.
 """
@@ -168,9 +168,10 @@ def _on_device(
     else:
         block = block_size(experts_TJ.size // count)
         out_TD = expert_mlps(block, x_TD, weights_TJ, experts_TJ, kernels)
+    out_TD = out_TD.astype(x_BTD.dtype)  # half of the bytes to exchange, if that is bfloat16
     if is_divided:
-        out_TD = lax.psum_scatter(lax.psum(out_TD, tensor), expert, tiled=True)
-    return out_TD.astype(x_BTD.dtype).reshape(x_BTD.shape)
+        out_TD = lax.psum(lax.psum_scatter(out_TD, expert, tiled=True), tensor)
+    return out_TD.reshape(x_BTD.shape)
 
 
 def block_size(mean: int) -> int:
@@ -238,7 +239,7 @@ def expert_mlps(
     Returns:
         float32 [T, D].
     """
-    (T, D), J = x_TD.shape, weights_TJ.shape[1]
+    T, D = x_TD.shape
     blocks = _Blocks.of(experts_TJ, kernels[0].shape[0], block)
 
     def add(i: jax.Array, out_TD: jax.Array) -> jax.Array:
@@ -323,7 +324,7 @@ def few_tokens(
 ) -> jax.Array:
     """`expert_mlps` of a decode step, which is bound by the bytes of weights that it moves.
 
-    Gathering the chosen experts reads and writes a copy of T J of them and reads that: 3 T J experts.
+    Gathering the chosen experts reads T J of them, writes a copy and reads that: 3 T J experts.
     Computing all experts for all tokens reads E. Of 128 experts and 8 for a token, the copies move
     fewer bytes up to 5 tokens: 24 experts instead of 128 for one.
     """

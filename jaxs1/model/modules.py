@@ -1,7 +1,7 @@
 """What layers are made of: parameters, norms, linear maps with adapters.
 
-Every parameter names its logical axes, which `sharding.LOGICAL_RULES` maps to a layout. It is stored
-in a dtype of its own and cast to the compute dtype where it is used.
+Every parameter names its logical axes, which `sharding.LOGICAL_RULES` maps to a layout. It is
+stored in a dtype of its own and cast to the compute dtype where it is used.
 """
 
 from __future__ import annotations

@@ -156,13 +156,29 @@ def check_divisible(architecture: Architecture, rules: ShardingRules) -> None:
     """
     a, mesh = architecture, rules.mesh.shape
     tensor, attention = mesh["tensor"], mesh["tensor"] * mesh["context"]
+    if a.experts is None:
+        mlp = [("intermediate_size", a.intermediate_size, "mesh.tensor", tensor)]
+        if mesh["expert"] > 1:
+            raise UserError(
+                f"mesh.expert={mesh['expert']}: must be 1, this model has no experts; use mesh.fsdp"
+            )
+    else:
+        mlp = [
+            ("moe_intermediate_size", a.experts.width, "mesh.tensor", tensor),
+            ("num_experts", a.experts.count, "mesh.expert", mesh["expert"]),
+        ]
     requirements = [
         ("num_attention_heads", a.num_heads, "mesh.tensor", tensor),
         ("num_key_value_heads", a.num_kv_heads, "mesh.tensor", tensor),
-        ("intermediate_size", a.intermediate_size, "mesh.tensor", tensor),
+        *mlp,
         ("vocab_size", a.vocab_size, "mesh.tensor", tensor),
         ("num_attention_heads", a.num_heads, "mesh.context x mesh.tensor", attention),
-        ("hidden_size", a.hidden_size, "mesh.fsdp x mesh.context", rules.size("embed")),
+        (
+            "hidden_size",
+            a.hidden_size,
+            "mesh.fsdp x mesh.expert x mesh.context",
+            rules.size("embed"),
+        ),
     ]
     for name, width, axis, size in requirements:
         if width % size:

@@ -1,7 +1,7 @@
 """The decoder of all families in Flax NNX: dense, or with a mixture of experts.
 
-Layers are stacked along a leading axis and scanned, so that only one is compiled. What they are made
-of is in `jaxs1/model/modules.py`.
+Layers are stacked along a leading axis and scanned, so that only one is compiled. What they are
+made of is in `jaxs1/model/modules.py`.
 
 The model knows token ids only: no text, no loss, no optimizer. The letters in names are explained
 in `jaxs1/model/architecture.py`.
@@ -158,7 +158,7 @@ class Transformer(nnx.Module):
     def hidden_and_router_loss(
         self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array
     ) -> tuple[jax.Array, jax.Array | None]:
-        """`__call__`, and the load-balancing loss of the routers, float32 []; None without experts."""
+        """`__call__`, and the load-balancing loss, float32 []; None where there are no experts."""
         a, real_BT = self.architecture, segments_BT != 0
         x = self.build.embed(self.embedding[...], tokens_BT)
         x = self.rules.constrain(x, "rows", "sequence", None)
