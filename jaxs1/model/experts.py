@@ -103,7 +103,7 @@ class Experts(nnx.Module):
         self.build, self.spec = build, a.experts
         D, F, E = a.hidden_size, a.experts.width, a.experts.count
         self.router = Linear("router", (D, E), ("embed", None), build=build, rngs=rngs)
-        into, out = ("expert", "expert_embed", "mlp"), ("expert", "mlp", "expert_embed")
+        into, out = ("experts", None, "mlp"), ("experts", "mlp", None)
         self.gate = build.normal(rngs, (E, D, F), into)
         self.up = build.normal(rngs, (E, D, F), into)
         self.down = build.normal(rngs, (E, F, D), out, depth=2 * a.num_layers)
@@ -122,11 +122,9 @@ class Experts(nnx.Module):
             jnp.sum(chosen, axis=(0, 1, 2)),
             jnp.sum(jnp.where(real_BT[..., None], probability_BTE, 0), axis=(0, 1)),
         )
-        kernels = tuple(self.build.use(w) for w in (self.gate, self.up, self.down))
-        within = tuple(
-            rules.spec(w.logical, without=("expert_embed",))
-            for w in (self.gate, self.up, self.down)
-        )
+        stored = (self.gate, self.up, self.down)
+        kernels = tuple(self.build.use(w) for w in stored)
+        within = tuple(rules.gathered(w.logical) for w in stored)
         few = x.shape[1] == 1
         apply = partial(_on_device, few=few, is_divided=rules.mesh.size > 1, count=spec.count)
         run = rules.shard_map(apply, (tokens, tokens, tokens, within), tokens)

@@ -26,16 +26,19 @@ MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 LOGICAL_RULES: dict[str, tuple[str, ...]] = {
     # parameters
     "embed": ("fsdp", "expert", "context"),
-    "expert": ("expert",),
-    "expert_embed": ("fsdp", "context"),
+    "experts": ("expert", "fsdp", "context"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
     # activations
+    "expert": ("expert",),
     "rows": ("data", "fsdp", "expert"),
     "sequence": ("context",),
 }
+
+#: What remains of a parameter's axes once it is gathered for a matrix product.
+GATHERED: dict[str | None, str | None] = {"embed": None, "experts": "expert"}
 
 Axes = tuple[str | None, ...]
 
@@ -54,11 +57,13 @@ class ShardingRules:
         """Number of shards along a logical axis."""
         return math.prod(self.mesh.shape[axis] for axis in LOGICAL_RULES.get(name, ()))
 
-    def spec(self, axes: Axes, *, without: tuple[str, ...] = ()) -> PartitionSpec:
-        """Logical axis names to a `PartitionSpec`; names in `without` are not split."""
-        return PartitionSpec(
-            *(LOGICAL_RULES.get(a) if a is not None and a not in without else None for a in axes)
-        )
+    def spec(self, axes: Axes) -> PartitionSpec:
+        """Logical axis names to a `PartitionSpec`."""
+        return PartitionSpec(*(LOGICAL_RULES.get(a) if a is not None else None for a in axes))
+
+    def gathered(self, axes: Axes) -> PartitionSpec:
+        """The `PartitionSpec` of a parameter after `gather`."""
+        return self.spec(tuple(GATHERED.get(a, a) for a in axes))
 
     def sharding(self, axes: Axes) -> NamedSharding:
         """The sharding of an array with these logical axes; `()` replicates it."""
@@ -87,7 +92,7 @@ class ShardingRules:
         """
         if self.mesh.size == 1:
             return w
-        gathered = NamedSharding(self.mesh, self.spec(axes, without=("embed", "expert_embed")))
+        gathered = NamedSharding(self.mesh, self.gathered(axes))
         return _gather(w, gathered, self.sharding(axes))
 
 
@@ -165,7 +170,12 @@ def check_divisible(architecture: Architecture, rules: ShardingRules) -> None:
     else:
         mlp = [
             ("moe_intermediate_size", a.experts.width, "mesh.tensor", tensor),
-            ("num_experts", a.experts.count, "mesh.expert", mesh["expert"]),
+            (
+                "num_experts",
+                a.experts.count,
+                "mesh.expert x mesh.fsdp x mesh.context",
+                rules.size("experts"),
+            ),
         ]
     requirements = [
         ("num_attention_heads", a.num_heads, "mesh.tensor", tensor),

@@ -123,7 +123,8 @@ def estimate_received(model: Transformer, workload: Workload, length: float) -> 
     gathers = 3 * weights * (shards - 1) / shards
     replicas = 2 * (weights + experts) / shards * (data - 1) / data  # all-reduce of the gradients
     # experts are gathered along the other axes; their tokens are gathered, summed, and back
-    parallel, others = rules.size("expert"), rules.size("expert_embed")
+    parallel = rules.size("expert")
+    others = rules.size("experts") / parallel
     gathers += 3 * experts / parallel * (others - 1) / others
     tokens_moved = tokens * a.num_layers * a.hidden_size * size * 5 * (parallel - 1)
     moved = gathers + sequences + reduced + replicas + tokens_moved
