@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -133,7 +133,7 @@ def parameters(architecture: Architecture) -> dict[str, Shape]:
     """Shapes of a model's parameters by dotted path, layer axis included."""
     counts = architecture.num_layers, architecture.experts.count if architecture.experts else 0
     return {
-        part.spec.param: counts[: len(part.index)] + _shape(part.spec, architecture)
+        part.spec.param: counts[: len(part.place)] + _shape(part.spec, architecture)
         for part in _parts(architecture)
     }
 
@@ -143,21 +143,22 @@ def pieces(architecture: Architecture) -> list[Piece]:
     return [piece for part in _parts(architecture) for piece in _split(part, architecture)]
 
 
-class _Part(NamedTuple):
+@dataclass(frozen=True)
+class _Part:
     """A Hugging Face tensor.
 
     Args:
         spec: its entry
-        index: its place in the parameter: (), (layer,) or (layer, expert)
+        place: its index in the parameter: (), (layer,) or (layer, expert)
     """
 
     spec: ParamSpec
-    index: tuple[int, ...] = ()
+    place: tuple[int, ...] = ()
 
     @property
     def hf(self) -> str:
         """Its name."""
-        return self.spec.hf.format(**dict(zip("ie", self.index, strict=False)))
+        return self.spec.hf.format(**dict(zip("ie", self.place, strict=False)))
 
 
 def _parts(architecture: Architecture) -> list[_Part]:
@@ -212,9 +213,9 @@ def _split(part: _Part, architecture: Architecture) -> list[Piece]:
     spec = part.spec
     shape, hf_shape = _shape(spec, architecture), _hf_shape(spec, architecture)
     full = tuple(slice(0, n) for n in shape)
-    if part.index:
-        index = (*(slice(i, i + 1) for i in part.index), *full)
-        rows, one = slice(0, hf_shape[0]), (1,) * len(part.index)
+    if part.place:
+        index = (*(slice(i, i + 1) for i in part.place), *full)
+        rows, one = slice(0, hf_shape[0]), (1,) * len(part.place)
         return [Piece(part.hf, rows, hf_shape, spec.param, index, one + shape, spec.transform)]
     axis = len(shape) - 1 if spec.transform == "transpose" else 0
     count = hf_shape[0]

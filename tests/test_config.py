@@ -289,7 +289,7 @@ def test_architectures_have_their_published_sizes(name):
         ({"model_type": "gemma2"}, ["model_type='gemma2'", "qwen2"]),
         ({"hidden_size": None}, ["hidden_size is missing"]),
         ({"num_key_value_heads": 3}, ["num_key_value_heads=3", "num_attention_heads=14"]),
-        ({"use_sliding_window": True}, ["use_sliding_window"]),
+        ({"use_sliding_window": True, "sliding_window": 512}, ["sliding_window=512"]),
         ({"rope_scaling": {"type": "longrope"}}, ["longrope", "rope_scaling"]),
         ({"hidden_act": "gelu"}, ["hidden_act='gelu'"]),
         ({"num_hidden_layers": 0}, ["num_hidden_layers=0"]),

@@ -13,23 +13,27 @@ from typing import Any, NamedTuple, NoReturn
 from jaxs1.config import UserError
 from jaxs1.model.rope import Linear, Llama3, Rope, Scaling, Yarn, yarn_attention_factor
 
+_SLIDING = "sliding_attention"
 #: Largest size of an axis: positions and token ids are int32.
 MAX_COUNT = 2**31 - 1
 
 #: Fields that quantized models have: transformers', compressed-tensors', MLX's.
 _QUANTIZATION = ("quantization_config", "compression_config", "quantization")
 
+#: Fields of models of other types, and what they mean.
+_FEATURES = {
+    "vision_config": "this one reads images",
+    "audio_config": "this one reads audio",
+    "kv_lora_rank": "this one has multi-head latent attention (MLA)",
+    "n_shared_experts": "this one has experts that all tokens share",
+    "shared_expert_intermediate_size": "this one has an expert that all tokens share",
+}
+
 #: A field, the only value that is supported, and a remedy.
 _Fixed = tuple[str, Any, str]
 
 _FIXED: tuple[_Fixed, ...] = (
     ("hidden_act", "silu", "other activations are not supported"),
-    (
-        "use_sliding_window",
-        False,
-        "sliding windows are not supported; set it to false, its value in every published Qwen2.5 "
-        "and Qwen3 dense model",
-    ),
     ("use_mrope", False, "multimodal rotary embeddings are not supported"),
     ("is_causal", True, "models that attend in both directions are not supported"),
     ("partial_rotary_factor", 1, "rotary embeddings of a part of each head are not supported"),
@@ -69,7 +73,8 @@ FAMILIES = {
 }
 
 
-class ExpertSpec(NamedTuple):
+@dataclass(frozen=True)
+class ExpertSpec:
     """The experts of a layer.
 
     Args:
@@ -167,7 +172,8 @@ def check_supported(fields: Fields) -> Family:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
-        fields.refuse("model_type", f"must be one of {known}; others are not supported")
+        found = next((f"; {text}" for name, text in _FEATURES.items() if config.get(name)), "")
+        fields.refuse("model_type", f"must be one of {known}; others are not supported{found}")
     family = FAMILIES[model_type]
     for name in _QUANTIZATION:
         if config.get(name) not in (None, {}):
@@ -183,12 +189,7 @@ def check_supported(fields: Fields) -> Family:
             value != supported or isinstance(value, bool) is not isinstance(supported, bool)
         ):
             fields.refuse(name, f"must be {str(supported).lower()}; {remedy}")
-    if config.get("layer_types") is not None:
-        types = config["layer_types"]
-        if not isinstance(types, list) or any(kind != "full_attention" for kind in types):
-            fields.refuse("layer_types", "must be a list of full_attention; others are unsupported")
-    if model_type == "mistral":
-        _check_window(fields)
+    _check_window(fields, always=model_type == "mistral")
     _check_dual_chunks(fields)
     token_ids(config, "eos_token_id", fields.source)
     return family
@@ -214,11 +215,22 @@ def experts(fields: Fields) -> ExpertSpec:
     )
 
 
-def _check_window(fields: Fields) -> None:
-    """Mistral's window, 4,096 where the file has none, equals causal attention within itself."""
+def _check_window(fields: Fields, *, always: bool) -> None:
+    """A window, 4,096 where the file has none, equals causal attention within itself.
+
+    Args:
+        fields: of the file
+        always: whether the family has a window without saying so
+    """
+    types = fields.config.get("layer_types") or []
+    if not isinstance(types, list) or set(map(str, types)) - {"full_attention", _SLIDING}:
+        fields.refuse("layer_types", f"must be a list of full_attention or {_SLIDING}")
     name = "sliding_window"
     window = fields.config.get(name, 4096)
-    if window is None:
+    if window is None and _SLIDING in types:
+        fields.refuse("layer_types", f"must be full_attention without a {name}")
+    used = fields.flag("use_sliding_window") or always or _SLIDING in types
+    if window is None or not used:
         return
     if type(window) is not int or window < 1:
         fields.refuse(name, "must be null or a positive integer")
@@ -226,7 +238,7 @@ def _check_window(fields: Fields) -> None:
         fields.refuse(
             name,
             f"windows are not supported (a missing one is 4096); contexts up to {window} do not "
-            f"need it: set it to null, and max_position_embeddings to at most {window}",
+            f"need it: set max_position_embeddings to at most {window}",
         )
 
 
