@@ -233,8 +233,9 @@ def plan_decoding(
         context=options.context,
         steps=options.steps,
     )
-    copies = f", {len(devices) // tensor} copies of the model" if tensor < len(devices) else ""
-    work = f"{options.sequences} sequences of {options.context:,} tokens, {options.steps} steps{copies}"
+    copies = f", {len(devices) // tensor} copies" if tensor < len(devices) else ""
+    work = f"{options.sequences} sequences of {options.context:,} tokens{copies}, "
+    work += f"{options.steps} steps"
     impl = options.impl if options.weights == "auto" else f"{options.impl}, int8 weights"
     report.print_decoding(program, architecture, origin, target, f"{impl}, {work}")
     return program, target

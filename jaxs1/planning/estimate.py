@@ -93,7 +93,8 @@ def estimate_flops(model: Transformer, padded_tokens: float) -> float:
     D, L = a.hidden_size, a.num_layers
     F, router = (a.intermediate_size, 0) if a.experts is None else (0, D * a.experts.count)
     q, kv = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-    again = {"none": 0, "attention": 2 * D * F, "full": 2 * D * F + 2 * D * (q + kv)}[remat]
+    mlp = 2 * D * F + router
+    again = {"none": 0, "attention": mlp, "full": mlp + 2 * D * (q + kv)}[remat]
     layers = L * (3 * D * F + router + 2 * D * (q + kv))
     backward = 4 if transformer.trained(model) is nnx.Param else 2
     head = (2 + backward) * a.vocab_size * D

@@ -5,9 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
+import transformers
+from transformers.models.qwen3_moe.modeling_qwen3_moe import (
+    Qwen3MoeTopKRouter,
+    load_balancing_loss_func,
+)
 
-from jaxs1.model import experts
+from jaxs1.config import UserError
+from jaxs1.model import experts, transformer
+from jaxs1.model.architecture import Architecture
+from jaxs1.model.config import LoraConfig
 from jaxs1.model.experts import (
     Load,
     block_size,
@@ -16,7 +23,10 @@ from jaxs1.model.experts import (
     load_balancing_loss,
     route,
 )
+from jaxs1.model.hf_config import ExpertSpec
+from jaxs1.model.rope import Rope
 from tests.numerics import assert_close
+from tests.tiny_models import FLOAT32, one_device
 
 T, D, F = 21, 6, 10
 
@@ -108,3 +118,46 @@ def test_router_loss_is_that_of_transformers(masked):
     assert_close(
         load_balancing_loss(load, mask.sum()), expected.numpy(), "operator = plain formula"
     )
+
+
+@pytest.mark.parametrize("renormalise", [True, False])
+def test_router_is_that_of_transformers(renormalise):
+    config = transformers.Qwen3MoeConfig(
+        hidden_size=5, num_experts=7, num_experts_per_tok=3, norm_topk_prob=renormalise
+    )
+    router, x = Qwen3MoeTopKRouter(config), torch.randn(1, 9, 5)
+    torch.nn.init.normal_(router.weight)
+    with torch.no_grad():
+        logits, weights, chosen = router(x)
+    mine = route(jnp.asarray(logits)[None], per_token=3, renormalise=renormalise)
+    assert np.array_equal(mine[1][0], chosen)
+    assert_close(mine[0][0], weights.numpy(), "operator = plain formula")
+
+
+ARCHITECTURE = Architecture(
+    64, 32, 48, 2, 8, 4, 8, 256, Rope(1e4), 1e-6, False, False, True,
+    experts=ExpertSpec(4, 2, 24, True, 0.1),
+)  # fmt: skip
+
+
+def test_adapters_are_for_attention_only():
+    def build(**names):
+        lora = LoraConfig(rank=2, **names)
+        return transformer.abstract(ARCHITECTURE, FLOAT32, one_device(), lora=lora)
+
+    attention = ("q_proj", "k_proj", "v_proj", "o_proj")
+    model = build(target_modules=attention)
+    adapters = transformer.parameters(model, transformer.Adapter)
+    assert set(adapters["layers"]) == {"attn"}
+    with pytest.raises(UserError, match=r"lora\.target_modules: .* experts .*q_proj") as error:
+        build()
+    assert "\n" not in str(error.value)
+    assert len(jax.tree.leaves(adapters)) == 2 * len(attention)
+
+
+def test_number_of_parameters():
+    params = transformer.parameters(transformer.abstract(ARCHITECTURE, FLOAT32, one_device()))
+    assert ARCHITECTURE.num_parameters == sum(x.size for x in jax.tree.leaves(params))
+    kernels = [params["layers"]["mlp"][name].size for name in ("gate", "up", "down")]
+    assert ARCHITECTURE.expert_parameters == sum(kernels)
+    assert ARCHITECTURE.num_parameters - ARCHITECTURE.active_parameters == sum(kernels) / 2
