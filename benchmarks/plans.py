@@ -99,8 +99,8 @@ distributed as in s1K (5,500 tokens on average), in 5 epochs of 1,000. v5p and v
 |---|---|---|---|---|---|---|---|---|
 """
 DECODING_HEADER = f"""
-Decoding with XLA: sequences of {CONTEXT:,} tokens, 32 steps a call. Memory is the compiler's figure,
-or that of loading if that is larger. The time of a step is a lower bound: reading weights and full
+Decoding with XLA: sequences of {CONTEXT:,} tokens, 32 steps a call. Memory is the compiler's, or
+that of loading if it is larger. The time of a step is a lower bound: reading weights and full
 contexts once at the data sheet's bandwidth, but only experts that the sequences can choose.
 
 | model | target, devices of a copy | sequences | weights | cache | GB a device | of | fits | ms |

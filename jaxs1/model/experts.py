@@ -204,13 +204,12 @@ class _Blocks(NamedTuple):
         """Sort the choices; those of expert `count` are in no block."""
         chosen_R = experts_TJ.reshape(-1)
         order_R = jnp.argsort(chosen_R, stable=True)
-        end_E = jnp.searchsorted(chosen_R[order_R], jnp.arange(count), side="right")
-        blocks_E = -(-jnp.diff(end_E, prepend=0) // block)
-        return cls(order_R, end_E, jnp.cumsum(blocks_E))
+        size_E = jnp.sum(chosen_R[:, None] == jnp.arange(count), axis=0)
+        return cls(order_R, jnp.cumsum(size_E), jnp.cumsum(-(-size_E // block)))
 
     def choices(self, i: jax.Array, block: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Expert of block i, its choices [C], and whether each is one [C]: the last may be less."""
-        expert = jnp.searchsorted(self.block_end_E, i, side="right")
+        expert = jnp.sum(self.block_end_E <= i)  # searchsorted would be a loop
         before = expert - 1
         first_block = jnp.where(expert > 0, self.block_end_E[before], 0)
         start = jnp.where(expert > 0, self.end_E[before], 0)

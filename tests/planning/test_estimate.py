@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -57,12 +58,15 @@ def test_products_of_a_block_of_experts():
         shapes,
         is_leaf=lambda s: isinstance(s[0], int),
     )
-    jaxpr = jax.make_jaxpr(jax.value_and_grad(total, (0, 1, 2)))(x, weights, kernels)
-    assert product_flops(jaxpr, 1) == 0
-    bodies = [e.params["body_jaxpr"] for e in jaxpr.eqns if e.primitive.name == "while"]
+    backward = jax.make_jaxpr(jax.grad(total, (0, 1, 2)))(x, weights, kernels)
+    chosen = jnp.zeros((16, J), jnp.int32)
+    plain = partial(expert_mlps.__wrapped__, C)
+    forward = jax.make_jaxpr(plain)(x, weights, chosen, kernels)
+    for jaxpr, products in ((forward, 3), (backward, 9)):
+        assert product_flops(jaxpr, 1) == 0
+        (body,) = [e.params["body_jaxpr"] for e in jaxpr.eqns if e.primitive.name == "while"]
+        assert product_flops(body, 1) == products * 2 * C * D * F
     # the backward pass traces the last product of the forward pass, which nothing uses
-    counts = [product_flops(body, 1) / (2 * C * D * F) for body in bodies]
-    assert counts == [3, 9]
     model = tiny_run(architecture=EXPERTS).model
     block = 2.0 * TINY.num_layers * TINY.hidden_size * EXPERTS.active_width
     assert expert_flops(model, 1) == 1.25 * (3 + 9 - 1) * block
