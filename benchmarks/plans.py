@@ -93,7 +93,9 @@ Made by `make aot`: the real train step of each recipe, compiled ahead of time f
 without the hardware. Memory and communication are the compiler's figures, for the longest row of
 the run. Times are roofline estimates over the compiled step, with the assumptions of the section
 Calibration; they were **not measured**. Unless stated otherwise, sequences have random lengths
-distributed as in s1K (5,500 tokens on average), in 5 epochs of 1,000. v5p and v6e count chips.
+distributed as in s1K (5,500 tokens on average), in 5 epochs of 1,000. v5p and v6e count chips. Experts
+are assumed to be equally loaded and to be multiplied as fast as other matrices, which no
+calibration supports.
 
 | recipe | target | fsdp x context, rows, recomputes | GB a device | of | fits | s/step | run | $ |
 |---|---|---|---|---|---|---|---|---|

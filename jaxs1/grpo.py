@@ -174,7 +174,7 @@ def _model(config: GrpoConfig, architecture: Any) -> Transformer:
     rules = make_sharding_rules(config.mesh)
     check_divisible(architecture, rules)
     for name, value, axis, size in (
-        ("rows", config.rows, "mesh.data x mesh.fsdp", rules.size("rows")),
+        ("rows", config.rows, "mesh.data x mesh.fsdp x mesh.expert", rules.size("rows")),
         ("row_length", config.row_length or ROW_MULTIPLE, "mesh.context", rules.size("sequence")),
         ("tensor: devices of the mesh", rules.mesh.size, "tensor", config.tensor),
     ):
