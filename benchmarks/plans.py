@@ -57,6 +57,7 @@ PLANS = (
     RecipePlan("72B", "s1_72b", "h100:4x8"),
     RecipePlan("30B-A3B", "s1_30b_a3b", "h100:1x8"),
     RecipePlan("Llama 70B, adapters", "s1_llama_70b", "h100:2x8"),
+    RecipePlan("Llama 70B", "s1_llama_70b", "h100:2x8", ("--lora.rank", "0"), fits=False),
     RecipePlan("7B", "s1_7b", "h100:1x8"),
     RecipePlan("7B, adapters", "s1_7b_h200", "h200:1x1"),
     RecipePlan("32B, adapters", "s1_32b_lora", "h200:1x1"),
@@ -93,9 +94,9 @@ Made by `make aot`: the real train step of each recipe, compiled ahead of time f
 without the hardware. Memory and communication are the compiler's figures, for the longest row of
 the run. Times are roofline estimates over the compiled step, with the assumptions of the section
 Calibration; they were **not measured**. Unless stated otherwise, sequences have random lengths
-distributed as in s1K (5,500 tokens on average), in 5 epochs of 1,000. v5p and v6e count chips. Experts
-are assumed to be equally loaded and to be multiplied as fast as other matrices, which no
-calibration supports.
+distributed as in s1K (5,500 tokens on average), in 5 epochs of 1,000. v5p and v6e count chips.
+Experts are assumed to be equally loaded and to be multiplied as fast as other matrices, which no
+published run confirms.
 
 | recipe | target | fsdp x context, rows, recomputes | GB a device | of | fits | s/step | run | $ |
 |---|---|---|---|---|---|---|---|---|
