@@ -321,18 +321,21 @@ def few_tokens(
 ) -> jax.Array:
     """`expert_mlps` of a decode step, which is bound by the bytes of weights that it moves.
 
-    Gathering the chosen experts reads T J of them, writes a copy and reads that: 3 T J experts.
+    Gathering the chosen experts reads T J of them, writes a copy and reads it: at most 3 T J experts.
     Computing all experts for all tokens reads E. Of 128 experts and 8 for a token, the copies move
-    fewer bytes up to 5 tokens: 24 experts instead of 128 for one.
+    fewer bytes up to 5 tokens: 24 experts instead of 128 for one. Tokens are broadcast because XLA
+    on GPU would otherwise make one product of all, for which it transposes a copy of the weights.
     """
     count, J = kernels[0].shape[0], weights_TJ.shape[1]
     if 3 * x_TD.shape[0] * J < count:
         chosen = [jnp.take(kernel, experts_TJ, axis=0, mode="clip") for kernel in kernels]
-        gate, up = (jnp.einsum("td,tjdf->tjf", x_TD, w) for w in chosen[:2])
+        x_TJD = jnp.broadcast_to(x_TD[:, None], (len(x_TD), J, x_TD.shape[1]))
+        gate, up = (jnp.einsum("tjd,tjdf->tjf", x_TJD, w) for w in chosen[:2])
         weights_TJ = jnp.where(experts_TJ < count, weights_TJ, 0)
         hidden = ops.swiglu(gate, up) * weights_TJ[..., None]
         return jnp.einsum("tjf,tjfd->td", hidden, chosen[2], preferred_element_type=jnp.float32)
-    gate, up = (jnp.einsum("td,edf->etf", x_TD, w) for w in kernels[:2])
+    x_ETD = jnp.broadcast_to(x_TD, (count, *x_TD.shape))
+    gate, up = (jnp.einsum("etd,edf->etf", x_ETD, w) for w in kernels[:2])
     is_chosen = jax.nn.one_hot(experts_TJ, count, dtype=weights_TJ.dtype)
     weights_ET = jnp.einsum("tje,tj->et", is_chosen, weights_TJ)
     hidden = ops.swiglu(gate, up) * weights_ET[..., None]
