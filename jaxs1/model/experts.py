@@ -323,8 +323,8 @@ def few_tokens(
 
     Gathering the chosen experts reads T J of them, writes a copy and reads it: at most 3 T J of
     them. Computing all experts for all tokens reads E. Of 128 experts and 8 for a token, the copies
-    move fewer bytes up to 5 tokens: 24 experts instead of 128 for one. Tokens are broadcast because XLA
-    on GPU would otherwise make one product of all, for which it transposes a copy of the weights.
+    move fewer bytes up to 5 tokens: 24 experts instead of 128 for one. Tokens are broadcast because
+    XLA on GPU would otherwise make one product, for which it transposes a copy of the weights.
     """
     count, J = kernels[0].shape[0], weights_TJ.shape[1]
     if 3 * x_TD.shape[0] * J < count:
