@@ -30,6 +30,9 @@ BLOCK = (8, 4096)
 #: Logical axes of an expert's choices and tokens.
 _TOKENS = ("rows", "sequence", None)
 
+#: Linear maps that experts have; they take no adapters.
+_OF_EXPERTS = frozenset(("gate_proj", "up_proj", "down_proj"))
+
 #: Kernels of the experts: gate [E, D, F], up [E, D, F], down [E, F, D].
 Kernels = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -89,11 +92,7 @@ class Experts(nnx.Module):
     def __init__(self, *, build: Builder, rngs: nnx.Rngs):
         a = build.architecture
         assert a.experts is not None
-        if build.lora.rank and set(build.lora.target_modules) & {
-            "gate_proj",
-            "up_proj",
-            "down_proj",
-        }:
+        if build.lora.rank and not _OF_EXPERTS.isdisjoint(build.lora.target_modules):
             raise UserError(
                 "lora.target_modules: adapters on experts are not supported; give "
                 '["q_proj", "k_proj", "v_proj", "o_proj"]'
@@ -117,16 +116,15 @@ class Experts(nnx.Module):
         weights_BTJ, experts_BTJ, probability_BTE = run(self.router(x))
         # the experts of padding have a number that no expert has
         experts_BTJ = jnp.where(real_BT[..., None], experts_BTJ, spec.count)
-        chosen = jax.nn.one_hot(experts_BTJ, spec.count, dtype=jnp.float32)
-        load = Load(
-            jnp.sum(chosen, axis=(0, 1, 2)),
-            jnp.sum(jnp.where(real_BT[..., None], probability_BTE, 0), axis=(0, 1)),
-        )
+        chosen_BTJE = jax.nn.one_hot(experts_BTJ, spec.count, dtype=jnp.float32)
+        probability_BTE = jnp.where(real_BT[..., None], probability_BTE, 0)
+        load = Load(chosen_BTJE.sum(axis=(0, 1, 2)), probability_BTE.sum(axis=(0, 1)))
         stored = (self.gate, self.up, self.down)
         kernels = tuple(self.build.use(w) for w in stored)
         within = tuple(rules.gathered(w.logical) for w in stored)
-        few = x.shape[1] == 1
-        apply = partial(_on_device, few=few, is_divided=rules.mesh.size > 1, count=spec.count)
+        is_step = x.shape[1] == 1
+        divided = rules.mesh.size > 1
+        apply = partial(_on_device, is_step=is_step, is_divided=divided, count=spec.count)
         run = rules.shard_map(apply, (tokens, tokens, tokens, within), tokens)
         return run(x, weights_BTJ, experts_BTJ, kernels), load
 
@@ -137,7 +135,7 @@ def _on_device(
     experts_BTJ: jax.Array,
     kernels: Kernels,
     *,
-    few: bool,
+    is_step: bool,
     is_divided: bool,
     count: int,
 ) -> jax.Array:
@@ -148,7 +146,7 @@ def _on_device(
         weights_BTJ: weights of their experts
         experts_BTJ: their experts; `count` or more for none
         kernels: of this device's experts
-        few: whether this is a decode step
+        is_step: whether this is a decode step, of one token for each sequence
         is_divided: whether there are mesh axes
         count: number of experts on all devices
     """
@@ -161,7 +159,7 @@ def _on_device(
     if is_divided:
         experts_TJ = experts_TJ - local * lax.axis_index(expert)
     experts_TJ = jnp.where((experts_TJ >= 0) & (experts_TJ < local), experts_TJ, local)
-    if few:
+    if is_step:
         out_TD = few_tokens(x_TD, weights_TJ, experts_TJ, kernels)
     else:
         block = block_size(experts_TJ.size // count)
@@ -330,13 +328,13 @@ def few_tokens(
     if 3 * x_TD.shape[0] * J < count:
         chosen = [jnp.take(kernel, experts_TJ, axis=0, mode="clip") for kernel in kernels]
         x_TJD = jnp.broadcast_to(x_TD[:, None], (len(x_TD), J, x_TD.shape[1]))
-        gate, up = (jnp.einsum("tjd,tjdf->tjf", x_TJD, w) for w in chosen[:2])
+        gate, up = (jnp.einsum("TJD,TJDF->TJF", x_TJD, w) for w in chosen[:2])
         weights_TJ = jnp.where(experts_TJ < count, weights_TJ, 0)
         hidden = ops.swiglu(gate, up) * weights_TJ[..., None]
-        return jnp.einsum("tjf,tjfd->td", hidden, chosen[2], preferred_element_type=jnp.float32)
+        return jnp.einsum("TJF,TJFD->TD", hidden, chosen[2], preferred_element_type=jnp.float32)
     x_ETD = jnp.broadcast_to(x_TD, (count, *x_TD.shape))
-    gate, up = (jnp.einsum("etd,edf->etf", x_ETD, w) for w in kernels[:2])
-    is_chosen = jax.nn.one_hot(experts_TJ, count, dtype=weights_TJ.dtype)
-    weights_ET = jnp.einsum("tje,tj->et", is_chosen, weights_TJ)
+    gate, up = (jnp.einsum("ETD,EDF->ETF", x_ETD, w) for w in kernels[:2])
+    is_chosen = experts_TJ[..., None] == jnp.arange(count)
+    weights_ET = jnp.sum(jnp.where(is_chosen, weights_TJ[..., None], 0), axis=1).T
     hidden = ops.swiglu(gate, up) * weights_ET[..., None]
-    return jnp.einsum("etf,efd->td", hidden, kernels[2], preferred_element_type=jnp.float32)
+    return jnp.einsum("ETF,EFD->TD", hidden, kernels[2], preferred_element_type=jnp.float32)
