@@ -125,7 +125,7 @@ class PublishedRun:
 
     @cached_property
     def _model(self) -> Transformer:
-        mesh = AbstractMesh((self.data, self.fsdp, 1, self.tensor), MESH_AXES)
+        mesh = AbstractMesh((self.data, self.fsdp, 1, 1, self.tensor), MESH_AXES)
         rules = ShardingRules(mesh)  # type: ignore[arg-type]  # only sizes are read
         attention = "cudnn" if self.kind.platform == "gpu" else "splash"
         compute = ComputeConfig(remat=self.remat, attention=attention)  # type: ignore[arg-type]

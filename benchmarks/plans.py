@@ -1,9 +1,9 @@
 """Plan every recipe for its hardware: python -m benchmarks.plans docs/plans.md
 
-Compiles the train step of every recipe with `jaxs1.plan` (about a minute each for GPUs, up to 20
-for TPUs, on two idle cores), checks the limits that each must meet, and writes a table, followed by
-the calibration of the time estimate. Exit status 1 if a limit is exceeded. `--folder` keeps the
-plans as JSON; a plan that is already there is not compiled again.
+Compiles the train step of every recipe, and some decode loops, with `jaxs1.plan` (about a minute
+each for GPUs, up to 20 for TPUs, on two idle cores), checks the limits that each must meet, and
+writes tables, followed by the calibration of the time estimate. Exit status 1 if a limit is
+exceeded. `--folder` keeps the plans as JSON; a plan that is already there is not compiled again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks import calibration
 from jaxs1.config import UserError, parse, run_command
+from jaxs1.planning.targets import parse_target
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,37 @@ PLANS = (
     RecipePlan("32B", "s1_32b_v5p", "v5p:2x4x4"),
     RecipePlan("32B", "s1_32b_v6e", "v6e:8x8"),
     RecipePlan("72B", "s1_72b", "h100:4x8"),
+    RecipePlan("30B-A3B", "s1_30b_a3b", "h100:1x8"),
+    RecipePlan("Llama 70B, adapters", "s1_llama_70b", "h100:2x8"),
+    RecipePlan("Llama 70B", "s1_llama_70b", "h100:2x8", ("--lora.rank", "0"), fits=False),
     RecipePlan("7B", "s1_7b", "h100:1x8"),
     RecipePlan("7B, adapters", "s1_7b_h200", "h200:1x1"),
     RecipePlan("32B, adapters", "s1_32b_lora", "h200:1x1"),
     RecipePlan("7B, adapters", "s1_7b_lora", "rtx4090:1x1"),
+)
+
+
+@dataclass(frozen=True)
+class DecodingPlan:
+    """A model that is decoded on some hardware; it must fit.
+
+    Args:
+        model: name of its shapes
+        target: accelerators
+        tensor: devices that share a copy of the model
+        sequences: sequences decoded at the same time by a copy
+    """
+
+    model: str
+    target: str
+    tensor: int
+    sequences: int
+
+
+CONTEXT = 4096
+DECODING = (
+    DecodingPlan("qwen3-30b-a3b", "h100:1x1", 1, 8),
+    DecodingPlan("llama3.1-70b", "h100:2x8", 8, 16),
 )
 
 HEADER = """# Plans
@@ -67,8 +95,18 @@ without the hardware. Memory and communication are the compiler's figures, for t
 the run. Times are roofline estimates over the compiled step, with the assumptions of the section
 Calibration; they were **not measured**. Unless stated otherwise, sequences have random lengths
 distributed as in s1K (5,500 tokens on average), in 5 epochs of 1,000. v5p and v6e count chips.
+Experts are assumed to be equally loaded and to be multiplied as fast as other matrices, which no
+published run confirms.
 
 | recipe | target | fsdp x context, rows, recomputes | GB a device | of | fits | s/step | run | $ |
+|---|---|---|---|---|---|---|---|---|
+"""
+DECODING_HEADER = f"""
+Decoding with XLA: sequences of {CONTEXT:,} tokens, 32 steps a call. Memory is the compiler's, or
+that of loading if it is larger. The time of a step is a lower bound: reading weights and full
+contexts once at the data sheet's bandwidth, but only experts that the sequences can choose.
+
+| model | target, devices of a copy | sequences | weights | cache | GB a device | of | fits | ms |
 |---|---|---|---|---|---|---|---|---|
 """
 NOTE = "\n\\* rescaled from a plan that assumed products at 63 % of the peak.\n"
@@ -97,10 +135,13 @@ def main(argv: Sequence[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         chosen = [plan for plan in PLANS if options.only in (None, plan.target)]
         plans = [(plan, read_figures(plan, folder)) for plan in chosen]
+        targets = [plan for plan in DECODING if options.only in (None, plan.target)]
+        decoding = [(plan, read_decoding(plan, folder)) for plan in targets]
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(options.output).write_text(page(plans))
+    Path(options.output).write_text(page(plans, decoding))
     wrong = [f"{plan.name} on {plan.target}: {e}" for plan, x in plans for e in errors(plan, x)]
-    print("\n".join(wrong) or f"all {len(plans)} plans meet their limits")
+    wrong += [f"{p.model} on {p.target} does not fit" for p, x in decoding if not _fits(p, x)]
+    print("\n".join(wrong) or f"all {len(plans) + len(decoding)} plans meet their limits")
     return 1 if wrong else 0
 
 
@@ -108,28 +149,72 @@ def read_figures(plan: RecipePlan, folder: Path) -> dict[str, Any]:
     """Figures of a plan, compiled in a separate process unless they are in the folder."""
     words = "".join(word.replace("--", "_").replace(".", "") for word in plan.arguments)
     file = folder / f"{plan.recipe}_{plan.target.replace(':', '_')}{words}.json"
+    arguments = ["--config", plan.recipe, "--target", plan.target, "--changes", "0"]
+    return _figures(f"{plan.name} for {plan.target}", file, [*arguments, *plan.arguments])
+
+
+def read_decoding(plan: DecodingPlan, folder: Path) -> dict[str, Any]:
+    """Figures of a decode loop, as `read_figures`."""
+    file = folder / f"decode_{plan.model}_{plan.target.replace(':', '_')}.json"
+    arguments = ["--decode", "--architecture", plan.model, "--target", plan.target]
+    arguments += ["--tensor", str(plan.tensor), "--sequences", str(plan.sequences)]
+    arguments += ["--context", str(CONTEXT)]
+    return _figures(f"decoding {plan.model} for {plan.target}", file, arguments)
+
+
+def _figures(name: str, file: Path, arguments: Sequence[str]) -> dict[str, Any]:
     if not file.exists():
-        print(f"compiling {plan.name} for {plan.target}", flush=True)
-        command = [sys.executable, "-m", "jaxs1.plan", "--config", plan.recipe]
-        command += ["--target", plan.target, "--changes", "0", "--output", str(file)]
-        done = subprocess.run([*command, *plan.arguments], capture_output=True, text=True)
+        print(f"compiling {name}", flush=True)
+        command = [sys.executable, "-m", "jaxs1.plan", *arguments, "--output", str(file)]
+        done = subprocess.run(command, capture_output=True, text=True)
         if not file.exists():
-            reason = done.stderr.strip().split("\n")[-1]
-            raise UserError(f"{plan.recipe} for {plan.target}: {reason}")
+            raise UserError(f"{name}: {done.stderr.strip().split(chr(10))[-1]}")
     return json.loads(file.read_text())
 
 
-def page(plans: Sequence[tuple[RecipePlan, dict[str, Any]]]) -> str:
+def decoding_line(plan: DecodingPlan, figures: dict[str, Any]) -> str:
+    """One line of the table of decoding."""
+    cells = [
+        plan.model,
+        f"`{plan.target}`, {plan.tensor}",
+        str(plan.sequences),
+        f"{figures['weights'] / 1e9:.1f}",
+        f"{figures['cache'] / 1e9:.1f}",
+        f"{_peak(figures) / 1e9:.1f}",
+        f"{parse_target(plan.target).available / 1e9:.1f}",
+        "yes" if _fits(plan, figures) else "**no**",
+        f"{figures['floor'] * 1e3:.1f}",
+    ]
+    return "| " + " | ".join(cells) + " |\n"
+
+
+def _peak(figures: dict[str, Any]) -> float:
+    decoding = figures["weights"] + figures["cache"] + figures["temporaries"]
+    return max(decoding, figures["loading_peak"])
+
+
+def _fits(plan: DecodingPlan, figures: dict[str, Any]) -> bool:
+    return _peak(figures) <= parse_target(plan.target).available
+
+
+def page(
+    plans: Sequence[tuple[RecipePlan, dict[str, Any]]],
+    decoding: Sequence[tuple[DecodingPlan, dict[str, Any]]],
+) -> str:
     """The document."""
     table = HEADER + "".join(line(plan, figures) for plan, figures in plans)
     if any(figures.get("rescaled") for _, figures in plans):
         table += NOTE
+    if decoding:
+        table += DECODING_HEADER + "".join(decoding_line(*plan) for plan in decoding)
     return f"{table}\n{details(plans[0][1])}\n{calibration.section()}"
 
 
 def line(plan: RecipePlan, figures: dict[str, Any]) -> str:
     """One line of the table."""
     mesh = f"{figures['mesh']['fsdp']} x {figures['mesh']['context']}"
+    if figures["mesh"].get("expert", 1) > 1:
+        mesh += f" x {figures['mesh']['expert']} (expert)"
     rows = f"{figures['rows']} x {figures['row_length']:,}"
     if figures["gradient_accumulation_steps"] > 1:
         rows = f"{figures['gradient_accumulation_steps']} x {rows}"

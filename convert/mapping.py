@@ -4,7 +4,7 @@ Everything is derived from `TABLE`: the expected Hugging Face names and shapes (
 model's parameters and their shapes (`parameters`), and the pieces that a conversion moves
 (`pieces`). Nothing here opens a file.
 
-Letters: `jaxs1/model/architecture.py`.
+Letters: `jaxs1/model/architecture.py`; M width of an expert.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import numpy as np
 from jaxs1.model.architecture import Architecture
 
 Shape = tuple[int, ...]
+#: What a model has or not.
+Property = Literal["always", "untied", "qkv_bias", "qk_norm", "dense", "experts"]
 
 #: Most elements of a piece of a tensor outside the layers (256 MB in float32).
 PIECE_ELEMENTS = 64 << 20
@@ -25,14 +27,15 @@ PIECE_ELEMENTS = 64 << 20
 
 @dataclass(frozen=True)
 class ParamSpec:
-    """A parameter and the Hugging Face tensor that it is stored as.
+    """A parameter and the Hugging Face tensor that it is stored as, or those of its parts.
 
     Args:
-        hf: name of the Hugging Face tensor; {i} stands for the layer
-        param: dotted path in the parameter tree; those under `layers` have a leading layer axis
+        hf: name of the Hugging Face tensor; {i} stands for the layer, {e} for the expert
+        param: dotted path in the parameter tree; those under `layers` have a leading layer axis,
+            those with {e} an axis of experts behind it
         transform: "transpose" where Hugging Face stores [out, in] for our [in, out]
-        axes: axes of the parameter without the layer; each word is one axis of the Hugging Face
-            tensor
+        axes: axes of the parameter without layer and expert; each word is one axis of the
+            Hugging Face tensor
         only: property that a model must have for this parameter to exist
     """
 
@@ -40,7 +43,7 @@ class ParamSpec:
     param: str
     transform: Literal["copy", "transpose"]
     axes: str
-    only: Literal["always", "untied", "qkv_bias", "qk_norm"] = "always"
+    only: Property = "always"
 
 
 COPY: Final = "copy"
@@ -65,9 +68,13 @@ TABLE = (
     _layer("self_attn.v_proj.bias",           "attn.v.bias",       COPY, "KH",   "qkv_bias"),
     _layer("self_attn.o_proj.weight",         "attn.o.kernel",     SWAP, "NH D"),
     _layer("post_attention_layernorm.weight", "mlp_norm.scale",    COPY, "D"),
-    _layer("mlp.gate_proj.weight",            "mlp.gate.kernel",   SWAP, "D F"),
-    _layer("mlp.up_proj.weight",              "mlp.up.kernel",     SWAP, "D F"),
-    _layer("mlp.down_proj.weight",            "mlp.down.kernel",   SWAP, "F D"),
+    _layer("mlp.gate_proj.weight",            "mlp.gate.kernel",   SWAP, "D F",  "dense"),
+    _layer("mlp.up_proj.weight",              "mlp.up.kernel",     SWAP, "D F",  "dense"),
+    _layer("mlp.down_proj.weight",            "mlp.down.kernel",   SWAP, "F D",  "dense"),
+    _layer("mlp.gate.weight",                 "mlp.router.kernel", SWAP, "D E",  "experts"),
+    _layer("mlp.experts.{e}.gate_proj.weight", "mlp.gate",         SWAP, "D M",  "experts"),
+    _layer("mlp.experts.{e}.up_proj.weight",  "mlp.up",            SWAP, "D M",  "experts"),
+    _layer("mlp.experts.{e}.down_proj.weight", "mlp.down",         SWAP, "M D",  "experts"),
     ParamSpec("model.norm.weight",            "final_norm.scale",  COPY, "D"),
     ParamSpec("lm_head.weight",               "lm_head",           SWAP, "D V",  "untied"),
 )
@@ -119,40 +126,63 @@ class Piece:
 
 def tensors(architecture: Architecture) -> dict[str, Shape]:
     """Names and shapes of a model's Hugging Face tensors, in order."""
-    return {
-        spec.hf.format(i=layer): _hf_shape(spec, architecture)
-        for spec, layer in _specs(architecture)
-    }
+    return {part.hf: _hf_shape(part.spec, architecture) for part in _parts(architecture)}
 
 
 def parameters(architecture: Architecture) -> dict[str, Shape]:
     """Shapes of a model's parameters by dotted path, layer axis included."""
-    layers = architecture.num_layers
+    counts = architecture.num_layers, architecture.experts.count if architecture.experts else 0
     return {
-        spec.param: (() if layer is None else (layers,)) + _shape(spec, architecture)
-        for spec, layer in _specs(architecture)
+        part.spec.param: counts[: len(part.place)] + _shape(part.spec, architecture)
+        for part in _parts(architecture)
     }
 
 
 def pieces(architecture: Architecture) -> list[Piece]:
     """All pieces of a model, in the order of `tensors`."""
-    return [piece for spec in _specs(architecture) for piece in _split(*spec, architecture)]
+    return [piece for part in _parts(architecture) for piece in _split(part, architecture)]
 
 
-def _specs(architecture: Architecture) -> list[tuple[ParamSpec, int | None]]:
-    """The entries that apply; those of the layers once per layer, layer by layer."""
+@dataclass(frozen=True)
+class _Part:
+    """A Hugging Face tensor.
+
+    Args:
+        spec: its entry
+        place: its index in the parameter: (), (layer,) or (layer, expert)
+    """
+
+    spec: ParamSpec
+    place: tuple[int, ...] = ()
+
+    @property
+    def hf(self) -> str:
+        """Its name."""
+        return self.spec.hf.format(**dict(zip("ie", self.place, strict=False)))
+
+
+def _parts(architecture: Architecture) -> list[_Part]:
+    """The tensors of a model; those of the layers layer by layer."""
     has = {
         "always": True,
         "untied": not architecture.tie_word_embeddings,
         "qkv_bias": architecture.qkv_bias,
         "qk_norm": architecture.qk_norm,
+        "dense": architecture.experts is None,
+        "experts": architecture.experts is not None,
     }
+    experts = range(architecture.experts.count) if architecture.experts else range(0)
     specs = [spec for spec in TABLE if has[spec.only]]
     stacked = [spec for spec in specs if "{i}" in spec.hf]
     first = specs.index(stacked[0])
     last = first + len(stacked)
-    layers = [(spec, layer) for layer in range(architecture.num_layers) for spec in stacked]
-    return [*((s, None) for s in specs[:first]), *layers, *((s, None) for s in specs[last:])]
+    layers = [
+        _Part(spec, (layer, *expert))
+        for layer in range(architecture.num_layers)
+        for spec in stacked
+        for expert in ([(e,) for e in experts] if "{e}" in spec.hf else [()])
+    ]
+    return [*map(_Part, specs[:first]), *layers, *map(_Part, specs[last:])]
 
 
 def _groups(spec: ParamSpec, a: Architecture) -> list[Shape]:
@@ -163,6 +193,8 @@ def _groups(spec: ParamSpec, a: Architecture) -> list[Shape]:
         "K": a.num_kv_heads,
         "N": a.num_heads,
         "V": a.vocab_size,
+        "E": a.experts.count if a.experts else 0,
+        "M": a.experts.width if a.experts else 0,
     }
     return [tuple(widths[letter] for letter in word) for word in spec.axes.split()]
 
@@ -176,15 +208,15 @@ def _hf_shape(spec: ParamSpec, architecture: Architecture) -> Shape:
     return shape[::-1] if spec.transform == "transpose" else shape
 
 
-def _split(spec: ParamSpec, layer: int | None, architecture: Architecture) -> list[Piece]:
-    """One piece per layer; elsewhere equal ranges of rows (the last may be shorter)."""
+def _split(part: _Part, architecture: Architecture) -> list[Piece]:
+    """One piece per layer and expert; elsewhere equal ranges of rows (the last may be shorter)."""
+    spec = part.spec
     shape, hf_shape = _shape(spec, architecture), _hf_shape(spec, architecture)
     full = tuple(slice(0, n) for n in shape)
-    if layer is not None:
-        index = (slice(layer, layer + 1), *full)
-        rows = slice(0, hf_shape[0])
-        hf = spec.hf.format(i=layer)
-        return [Piece(hf, rows, hf_shape, spec.param, index, (1, *shape), spec.transform)]
+    if part.place:
+        index = (*(slice(i, i + 1) for i in part.place), *full)
+        rows, one = slice(0, hf_shape[0]), (1,) * len(part.place)
+        return [Piece(part.hf, rows, hf_shape, spec.param, index, one + shape, spec.transform)]
     axis = len(shape) - 1 if spec.transform == "transpose" else 0
     count = hf_shape[0]
     step = math.ceil(count / math.ceil(math.prod(shape) / PIECE_ELEMENTS))
@@ -193,7 +225,7 @@ def _split(spec: ParamSpec, layer: int | None, architecture: Architecture) -> li
         rows = slice(start, min(start + step, count))
         n = rows.stop - rows.start
         index = (*full[:axis], rows, *full[axis + 1 :])
-        part = (*shape[:axis], n, *shape[axis + 1 :])
-        hf_part = (n, *hf_shape[1:])
-        found.append(Piece(spec.hf, rows, hf_part, spec.param, index, part, spec.transform))
+        piece = (*shape[:axis], n, *shape[axis + 1 :])
+        hf_piece = (n, *hf_shape[1:])
+        found.append(Piece(spec.hf, rows, hf_piece, spec.param, index, piece, spec.transform))
     return found

@@ -27,6 +27,7 @@ from convert.adapter import Adapter, MergedWeights
 from convert.assembly import READERS, as_parameter, load, load_quantized, load_together
 from convert.exchange import Exchange
 from convert.foreign import ADAPTER, foreign_companions, foreign_files, foreign_names
+from convert.fused_experts import split_experts
 from convert.interface import AUX_FILES, Weights
 from convert.mapping import Piece, Shape, parameters, pieces, tensors
 from jaxs1.config import UserError, listed, one_line
@@ -46,7 +47,7 @@ class HfWeights:
         self.aux_files: Path | None = folder
         self.config, self.architecture = _read_architecture(folder)
         _refuse(self.name, foreign_companions(folder))
-        entries = safetensors_io.read_folder(folder)
+        entries = split_experts(safetensors_io.read_folder(folder))
         # older checkpoints store the rotary frequencies, which rope_theta determines
         self._entries = {n: entry for n, entry in entries.items() if ".rotary_emb." not in n}
         expected = tensors(self.architecture)

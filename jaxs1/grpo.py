@@ -173,7 +173,7 @@ def _model(config: GrpoConfig, architecture: Any) -> Transformer:
     rules = make_sharding_rules(config.mesh)
     check_divisible(architecture, rules)
     for name, value, axis, size in (
-        ("rows", config.rows, "mesh.data x mesh.fsdp", rules.size("rows")),
+        ("rows", config.rows, "mesh.data x mesh.fsdp x mesh.expert", rules.size("rows")),
         ("row_length", config.row_length or ROW_MULTIPLE, "mesh.context", rules.size("sequence")),
         ("tensor: devices of the mesh", rules.mesh.size, "tensor", config.tensor),
     ):
@@ -214,7 +214,7 @@ def _describe(job: Job, start: int) -> None:
     config, a = job.config, job.model.architecture
     mesh = ", ".join(f"{k} {v}" for k, v in job.model.rules.mesh.shape.items())
     compute = job.model.compute
-    print_main(f"model     {a.num_parameters:,} parameters ({config.model})")
+    print_main(f"model     {a.size} ({config.model})")
     print_main(
         f"devices   {jax.device_count()} x {jax.devices()[0].device_kind}: {mesh}; "
         f"attention {compute.attention}, {compute.dtype}"

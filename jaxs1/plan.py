@@ -88,7 +88,7 @@ class Plan:
 class DecodePlan:
     """Plan decoding: memory, copies, kernel launches and the fastest possible step.
 
-    All devices of the target share one copy of the model. With --config, the model is the one of a
+    With --config, the model is the one of a
     training recipe.
 
     Args:
@@ -97,6 +97,8 @@ class DecodePlan:
         model: Hugging Face folder or hub id whose config.json gives the shapes
         architecture: Shapes of the model instead: a config.json, or a name such as qwen2.5-32b
             (the default without --model and --config)
+        tensor: Devices that share a copy of the model; the target's other devices hold further
+            copies. null: all devices share one
         impl: Implementation of the decode step
         weights: int8 plans with quantized matrices, as generate's --weights
         sequences: Number of sequences decoded at the same time
@@ -109,6 +111,7 @@ class DecodePlan:
     target: str = "h200:1x1"
     model: str | None = None
     architecture: str | None = None
+    tensor: int | None = None
     impl: Literal["xla", "triton", "pallas"] = "xla"
     weights: Literal["auto", "int8"] = "auto"
     sequences: int = 8
@@ -119,7 +122,7 @@ class DecodePlan:
 
     def __post_init__(self) -> None:
         """Check that numbers are positive."""
-        for name in ("sequences", "context", "steps", "layers"):
+        for name in ("tensor", "sequences", "context", "steps", "layers"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name}={value}: must be at least 1")
@@ -214,17 +217,25 @@ def plan_decoding(
     """
     target = parse_target(options.target)
     architecture = _first_layers(architecture, options.layers)
+    devices = make_devices(target)
+    tensor = options.tensor or len(devices)
+    if len(devices) % tensor:
+        raise UserError(
+            f"tensor={tensor}: must divide the {len(devices)} devices of {target}; choose a divisor"
+        )
     program = decode.compile_decoding(
         architecture,
         target,
-        make_devices(target),
+        devices[:tensor],
         impl=options.impl,
         int8=options.weights == "int8",
         sequences=options.sequences,
         context=options.context,
         steps=options.steps,
     )
-    work = f"{options.sequences} sequences of {options.context:,} tokens, {options.steps} steps"
+    copies = f", {len(devices) // tensor} copies" if tensor < len(devices) else ""
+    work = f"{options.sequences} sequences of {options.context:,} tokens{copies}, "
+    work += f"{options.steps} steps"
     impl = options.impl if options.weights == "auto" else f"{options.impl}, int8 weights"
     report.print_decoding(program, architecture, origin, target, f"{impl}, {work}")
     return program, target

@@ -160,7 +160,8 @@ def _check_batch(config: TrainConfig, rules: ShardingRules) -> None:
     if config.batch_size < rows:
         raise UserError(
             f"batch_size={config.batch_size}: must be at least mesh.data x mesh.fsdp x "
-            f"gradient_accumulation_steps={rows}, one row per device; raise it or use mesh.context"
+            f"mesh.expert x gradient_accumulation_steps={rows}, one row per device; raise it or "
+            "use mesh.context"
         )
     if config.data.row_multiple % context:
         raise UserError(
@@ -201,7 +202,7 @@ def _describe(job: Job, start: int) -> None:
     device = jax.devices()[0].device_kind
     origin = config.model or f"random weights, {config.architecture}"
     c = job.model.compute
-    print_main(f"model     {a.num_parameters:,} parameters ({origin})")
+    print_main(f"model     {a.size} ({origin})")
     if config.lora.rank:
         adapters = jax.tree.leaves(transformer.parameters(job.model, transformer.Adapter))
         count = sum(x.size for x in adapters)
@@ -286,6 +287,7 @@ def _log(
         "tokens_per_s": stats.tokens / seconds,
         "fill": stats.tokens / stats.padded_tokens,
         "epoch": step / job.batches.steps_per_epoch,
+        **{name: float(value) for name, value in metrics.tokens.sums.items()},
     }
     if peak := peak_flops(jax.devices()[0].device_kind):
         flops = job.model.architecture.train_flops(stats.tokens, stats.attention_pairs)

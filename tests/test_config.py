@@ -273,6 +273,8 @@ PUBLISHED = {  # parameters in billions, from the model cards
     "qwen3-8b": 8.2,
     "qwen3-14b": 14.8,
     "qwen3-32b": 32.8,
+    "qwen3-30b-a3b": 30.5,
+    "qwen3-235b-a22b": 235,
 }
 
 
@@ -283,13 +285,21 @@ def test_architectures_have_their_published_sizes(name):
     assert architecture.num_parameters / 1e9 == pytest.approx(PUBLISHED[name], rel=0.015)
 
 
+@pytest.mark.parametrize(("name", "active"), [("qwen3-30b-a3b", 3.3), ("qwen3-235b-a22b", 22)])
+def test_experts_in_use_have_their_published_size(name, active):
+    path = CONFIGS / "models" / f"{name}.json"
+    architecture = Architecture.from_hf(read_config(path), str(path))
+    assert architecture.active_parameters / 1e9 == pytest.approx(active, rel=0.02)
+    assert architecture.train_flops(1, 0) / 6e9 == pytest.approx(active, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"model_type": "gemma2"}, ["model_type='gemma2'", "qwen2"]),
         ({"hidden_size": None}, ["hidden_size is missing"]),
         ({"num_key_value_heads": 3}, ["num_key_value_heads=3", "num_attention_heads=14"]),
-        ({"use_sliding_window": True}, ["use_sliding_window"]),
+        ({"use_sliding_window": True, "sliding_window": 512}, ["sliding_window=512"]),
         ({"rope_scaling": {"type": "longrope"}}, ["longrope", "rope_scaling"]),
         ({"hidden_act": "gelu"}, ["hidden_act='gelu'"]),
         ({"num_hidden_layers": 0}, ["num_hidden_layers=0"]),

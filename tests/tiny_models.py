@@ -26,6 +26,14 @@ KINDS = {
     "qwen3-untied-6-3": ("qwen3", 6, 3, 16, False),
     "llama-tied-9-3": ("llama", 9, 3, 16, True),
     "mistral-untied-8-2": ("mistral", 8, 2, 16, False),
+    "qwen3_moe-untied-8-2": ("qwen3_moe", 8, 2, 16, False),
+}
+#: Experts of the model types that have any.
+EXPERTS = {
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "norm_topk_prob": True,
 }
 FLOAT32 = ComputeConfig(dtype="float32", remat="none", attention="xla")
 
@@ -33,6 +41,7 @@ FLOAT32 = ComputeConfig(dtype="float32", remat="none", attention="xla")
 def hf_model(kind, *, vocab=96, width=None, layers=3, seed=0, **more):
     """A transformers model with random weights, biases and norms, in float32."""
     model_type, heads, kv_heads, head_dim, tied = KINDS[kind]
+    more = (EXPERTS if model_type == "qwen3_moe" else {}) | more
     config = transformers.AutoConfig.for_model(
         model_type,
         vocab_size=vocab,

@@ -27,7 +27,7 @@ from jaxs1.model.config import ComputeConfig, MeshConfig
 from jaxs1.model.sharding import make_sharding_rules
 from jaxs1.planning.targets import ACCELERATORS
 from jaxs1.training.config import OptimizerConfig
-from jaxs1.training.loss import batch_loss
+from jaxs1.training.loss import supervised_loss
 from jaxs1.training.optimizer import make_optimizer
 from jaxs1.training.step import (
     abstract_state,
@@ -132,7 +132,9 @@ def _gradient_program(ctx: CheckContext, model: transformer.Transformer) -> Prog
 
     def loss(params: Any, batch: Batch) -> Any:
         micro = Batch(*(x[0] for x in batch))
-        return batch_loss(transformer.with_parameters(model, params), micro, chunk=LOSS_CHUNK)
+        return supervised_loss(transformer.with_parameters(model, params), micro, chunk=LOSS_CHUNK)[
+            0
+        ]
 
     def with_gradient(params: Any, batch: Batch) -> Any:
         value, grads = jax.value_and_grad(loss)(params, batch)

@@ -121,8 +121,8 @@ class Batches:
         if config.rows is not None:
             if config.rows % num_row_shards:
                 raise UserError(
-                    f"data.rows={config.rows}: must be a multiple of mesh.data x mesh.fsdp="
-                    f"{num_row_shards}, which split the rows; give "
+                    f"data.rows={config.rows}: must be a multiple of mesh.data x mesh.fsdp x "
+                    f"mesh.expert={num_row_shards}, which split the rows; give "
                     f"{-(-config.rows // num_row_shards) * num_row_shards} or null"
                 )
             self.rows = config.rows

@@ -146,6 +146,7 @@ def resolve_impl(name: str, dtype: str, weights: Weights, parallel: ParallelConf
         return name
     # triton on NVIDIA once a passing `make gpu-check` from there is committed in benchmarks/gpu
     exact = stored == {"bfloat16"} and dtype == "float32" and parallel.tensor == 1
+    exact &= weights.architecture.experts is None
     return "bf16x3" if exact and _multiplies_bfloat16() else "xla"
 
 
@@ -211,7 +212,7 @@ def _describe(config: EngineConfig, numerics: _Numerics, engine: Engine) -> str:
     is_graph = BACKENDS[impl].compiler_options() and parallel.tensor == 1
     graph = ", each run of decode steps as one CUDA graph" if is_graph else ""
     return (
-        f"{config.model}: {engine.model.architecture.num_parameters:,} parameters, "
+        f"{config.model}: {engine.model.architecture.size}, "
         f"{numerics.summary}, {impl}{graph}; "
         f"{parallel.replicas} x {parallel.tensor} {jax.devices()[0].device_kind}; "
         f"context {engine.context:,} tokens, cache {engine.scheduler.pages.size * PAGE:,} tokens, "

@@ -4,7 +4,7 @@ Letters that name the axes of arrays throughout the package:
 
     B rows of a batch      T tokens of a row     D model width       F width of the MLP
     N query heads          K key/value heads     G = N / K           H width of a head
-    V vocabulary           L layers
+    V vocabulary           L layers               E experts              J experts of a token
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxs1.config import UserError, one_line
-from jaxs1.model.hf_config import Fields, check_supported, rope
+from jaxs1.model.hf_config import ExpertSpec, Fields, check_supported, experts, rope
 from jaxs1.model.rope import Rope
 
 #: Far more than any published model has; a mistyped number must not become a long list of tensors.
@@ -24,7 +24,10 @@ MAX_LAYERS = 1000
 
 @dataclass(frozen=True)
 class Architecture:
-    """A dense decoder of one of the families in `hf_config.FAMILIES`."""
+    """A decoder of one of the families in `hf_config.FAMILIES`.
+
+    `experts` is None in a dense model; otherwise `intermediate_size` is not used.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -40,6 +43,7 @@ class Architecture:
     qkv_bias: bool
     qk_norm: bool
     initializer_range: float = 0.02
+    experts: ExpertSpec | None = None
 
     @classmethod
     def from_hf(cls, config: dict[str, Any], source: str) -> Architecture:
@@ -73,6 +77,7 @@ class Architecture:
             qkv_bias=family.qkv_bias,
             qk_norm=family.qk_norm,
             initializer_range=fields.number("initializer_range", 0.02),
+            experts=experts(fields) if family.has_experts else None,
         )
         architecture._check(source)
         return architecture
@@ -89,9 +94,41 @@ class Architecture:
     @property
     def num_parameters(self) -> int:
         """Number of parameters; a tied embedding counts once."""
-        d, f, h = self.hidden_size, self.intermediate_size, self.head_dim
+        return self._count(None if self.experts is None else self.experts.count)
+
+    @property
+    def active_parameters(self) -> int:
+        """Number of parameters that a token uses: of a mixture of experts, those it chooses."""
+        return self._count(None if self.experts is None else self.experts.per_token)
+
+    @property
+    def active_width(self) -> int:
+        """Width of the MLPs that a token uses."""
+        experts = self.experts
+        return self.intermediate_size if experts is None else experts.per_token * experts.width
+
+    @property
+    def expert_parameters(self) -> int:
+        """Number of parameters of all experts."""
+        if self.experts is None:
+            return 0
+        return self.num_layers * self.experts.count * 3 * self.hidden_size * self.experts.width
+
+    @property
+    def size(self) -> str:
+        """Number of parameters, for people."""
+        active = "" if self.experts is None else f", {self.active_parameters:,} active for a token"
+        return f"{self.num_parameters:,} parameters{active}"
+
+    def _count(self, experts: int | None) -> int:
+        """Number of parameters with this number of experts in each layer."""
+        d, h = self.hidden_size, self.head_dim
         q, kv = self.num_heads * h, self.num_kv_heads * h
-        layer = d * (2 * q + 2 * kv) + 3 * d * f + 2 * d
+        layer = d * (2 * q + 2 * kv) + 2 * d
+        if self.experts is None or experts is None:
+            layer += 3 * d * self.intermediate_size
+        else:
+            layer += 3 * d * self.experts.width * experts + d * self.experts.count
         layer += (q + 2 * kv) * self.qkv_bias + 2 * h * self.qk_norm
         heads = 1 if self.tie_word_embeddings else 2
         return self.num_layers * layer + heads * self.vocab_size * d + d
@@ -99,15 +136,15 @@ class Architecture:
     def train_flops(self, num_tokens: int, num_token_pairs: int) -> float:
         """FLOPs of one forward and backward pass, without recomputation.
 
-        Six per matrix parameter and token (the embedding lookup is free), and in attention twelve
-        per (query, key) pair, head dimension and layer.
+        Six per matrix parameter that a token uses (the embedding lookup is free), and in attention
+        twelve per (query, key) pair, head dimension and layer.
 
         Args:
             num_tokens: number of tokens without padding
             num_token_pairs: (query, key) pairs of causal attention: sum of n (n + 1) / 2
         """
         embedding = self.vocab_size * self.hidden_size
-        matrices = self.num_parameters - (0 if self.tie_word_embeddings else embedding)
+        matrices = self.active_parameters - (0 if self.tie_word_embeddings else embedding)
         attention = 12 * self.num_layers * self.num_heads * self.head_dim
         return 6.0 * matrices * num_tokens + attention * num_token_pairs
 

@@ -230,6 +230,8 @@ def check(impl: str, a: Architecture, rules: ShardingRules, *, dtype: str, seque
         UserError: names what is not supported, and what is.
     """
     try:
+        if a.experts is not None and impl != "xla":
+            raise ValueError("only xla decodes a mixture of experts")
         BACKENDS[impl].check(a, rules, dtype=dtype, sequences=sequences)
     except ValueError as error:
         raise UserError(f"impl={impl}: cannot run here ({error}); give --impl xla") from None
@@ -246,6 +248,7 @@ def _cached_layer(
     """A layer of the training model whose `attend` reads and appends to the cache."""
     a = model.architecture
     rope = a.rope.table(positions_BT[..., None], a.head_dim)
+    real_BT = positions_BT != kv_cache.PAD_POSITION
     graph, shapes = nnx.split(model.layers)
 
     def layer(
@@ -259,7 +262,7 @@ def _cached_layer(
 
         state = jax.tree.map(lambda leaf: leaf, shapes)
         nnx.replace_by_pure_dict(state, weights)
-        x_BTD = nnx.merge(graph, state)(x_BTD, rope, attend)
+        x_BTD, _ = nnx.merge(graph, state)(x_BTD, rope, attend, real_BT)
         return x_BTD, k_pages, v_pages
 
     return layer

@@ -34,12 +34,15 @@ class MeshConfig:
         data: Data parallelism: replicas, each with its own rows
         fsdp: Devices that shard parameters and optimizer state, each with its own rows; -1 takes
             the devices that the other axes leave
+        expert: Expert parallelism: devices that divide the experts of a mixture, each with its own
+            rows
         context: Context parallelism: devices that share the sequences, and shard parameters as well
         tensor: Tensor parallelism: devices that share attention heads and the width of the MLP
     """
 
     data: int = 1
     fsdp: int = -1
+    expert: int = 1
     context: int = 1
     tensor: int = 1
 

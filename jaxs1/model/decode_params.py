@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxs1.model import transformer
 from jaxs1.model.linear import LINEAR
+from jaxs1.model.modules import Linear
 from jaxs1.model.sharding import local_bytes
 from jaxs1.model.transformer import Params, Transformer
 from kernels.int8 import Int8
@@ -155,7 +156,7 @@ def _input_axes(model: Transformer) -> dict[str, int]:
     inputs = {
         ".".join(("layers", *map(str, path), "kernel")): module.inputs
         for path, module in nnx.iter_modules(model.layers)
-        if isinstance(module, transformer.Linear)
+        if isinstance(module, Linear)
     }
     return inputs if model.architecture.tie_word_embeddings else {**inputs, "lm_head": 1}
 

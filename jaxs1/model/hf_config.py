@@ -13,23 +13,27 @@ from typing import Any, NamedTuple, NoReturn
 from jaxs1.config import UserError
 from jaxs1.model.rope import Linear, Llama3, Rope, Scaling, Yarn, yarn_attention_factor
 
+_SLIDING = "sliding_attention"
 #: Largest size of an axis: positions and token ids are int32.
 MAX_COUNT = 2**31 - 1
 
 #: Fields that quantized models have: transformers', compressed-tensors', MLX's.
 _QUANTIZATION = ("quantization_config", "compression_config", "quantization")
 
+#: Fields of models of other types, and what they mean.
+_FEATURES = {
+    "vision_config": "this one reads images",
+    "audio_config": "this one reads audio",
+    "kv_lora_rank": "this one has multi-head latent attention (MLA)",
+    "n_shared_experts": "this one has experts that all tokens share",
+    "shared_expert_intermediate_size": "this one has an expert that all tokens share",
+}
+
 #: A field, the only value that is supported, and a remedy.
 _Fixed = tuple[str, Any, str]
 
 _FIXED: tuple[_Fixed, ...] = (
     ("hidden_act", "silu", "other activations are not supported"),
-    (
-        "use_sliding_window",
-        False,
-        "sliding windows are not supported; set it to false, its value in every published Qwen2.5 "
-        "and Qwen3 dense model",
-    ),
     ("use_mrope", False, "multimodal rotary embeddings are not supported"),
     ("is_causal", True, "models that attend in both directions are not supported"),
     ("partial_rotary_factor", 1, "rotary embeddings of a part of each head are not supported"),
@@ -47,6 +51,7 @@ class Family(NamedTuple):
         head_dim: width of a head; None: hidden_size / num_attention_heads
         rope_theta: base of the rotary embedding; None: must be given
         kv_heads: whether num_key_value_heads must be given, else it is num_attention_heads
+        has_experts: whether its MLPs are mixtures of experts
         fixed: fields with only one supported value
     """
 
@@ -55,15 +60,36 @@ class Family(NamedTuple):
     head_dim: int | None = None
     rope_theta: float | None = None
     kv_heads: bool = True
+    has_experts: bool = False
     fixed: tuple[_Fixed, ...] = ()
 
 
 FAMILIES = {
     "qwen2": Family(qkv_bias=True),
     "qwen3": Family(qk_norm=True, head_dim=128, fixed=(_NO_BIAS,)),
+    "qwen3_moe": Family(qk_norm=True, has_experts=True, fixed=(_NO_BIAS,)),
     "llama": Family(rope_theta=1e4, kv_heads=False, fixed=(_NO_BIAS, _NO_MLP_BIAS)),
     "mistral": Family(rope_theta=1e4, fixed=(_NO_BIAS, _NO_MLP_BIAS)),
 }
+
+
+@dataclass(frozen=True)
+class ExpertSpec:
+    """The experts of a layer.
+
+    Args:
+        count: number of experts
+        per_token: number of experts that each token uses
+        width: width of each expert
+        renormalise: whether the weights of a token's experts sum to 1
+        loss_coefficient: weight of the load-balancing loss in training
+    """
+
+    count: int
+    per_token: int
+    width: int
+    renormalise: bool
+    loss_coefficient: float
 
 
 @dataclass(frozen=True)
@@ -146,7 +172,8 @@ def check_supported(fields: Fields) -> Family:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
-        fields.refuse("model_type", f"must be one of {known} (dense); others are not supported")
+        found = next((f"; {text}" for name, text in _FEATURES.items() if config.get(name)), "")
+        fields.refuse("model_type", f"must be one of {known}; others are not supported{found}")
     family = FAMILIES[model_type]
     for name in _QUANTIZATION:
         if config.get(name) not in (None, {}):
@@ -162,22 +189,48 @@ def check_supported(fields: Fields) -> Family:
             value != supported or isinstance(value, bool) is not isinstance(supported, bool)
         ):
             fields.refuse(name, f"must be {str(supported).lower()}; {remedy}")
-    if config.get("layer_types") is not None:
-        types = config["layer_types"]
-        if not isinstance(types, list) or any(kind != "full_attention" for kind in types):
-            fields.refuse("layer_types", "must be a list of full_attention; others are unsupported")
-    if model_type == "mistral":
-        _check_window(fields)
+    _check_window(fields, always=model_type == "mistral")
     _check_dual_chunks(fields)
     token_ids(config, "eos_token_id", fields.source)
     return family
 
 
-def _check_window(fields: Fields) -> None:
-    """Mistral's window, 4,096 where the file has none, equals causal attention within itself."""
+def experts(fields: Fields) -> ExpertSpec:
+    """The experts of a mixture, which every layer must have."""
+    if fields.count("decoder_sparse_step", 1) != 1:
+        fields.refuse("decoder_sparse_step", "must be 1; layers without experts are not supported")
+    if fields.config.get("mlp_only_layers") not in (None, []):
+        fields.refuse("mlp_only_layers", "must be []; layers without experts are not supported")
+    # transformers 5 writes the second name
+    name = "num_experts" if fields.config.get("num_experts") is not None else "num_local_experts"
+    count = fields.count(name, 128)
+    if fields.config.get("num_local_experts") not in (None, count):
+        fields.refuse("num_local_experts", f"contradicts num_experts={count}; remove one of them")
+    return ExpertSpec(
+        count,
+        fields.count("num_experts_per_tok", 8, maximum=count),
+        fields.count("moe_intermediate_size", 768),
+        fields.flag("norm_topk_prob"),
+        fields.number("router_aux_loss_coef", 0.001, least=0),
+    )
+
+
+def _check_window(fields: Fields, *, always: bool) -> None:
+    """A window, 4,096 where the file has none, equals causal attention within itself.
+
+    Args:
+        fields: of the file
+        always: whether the family has a window without saying so
+    """
+    types = fields.config.get("layer_types") or []
+    if not isinstance(types, list) or set(map(str, types)) - {"full_attention", _SLIDING}:
+        fields.refuse("layer_types", f"must be a list of full_attention or {_SLIDING}")
     name = "sliding_window"
     window = fields.config.get(name, 4096)
-    if window is None:
+    if window is None and _SLIDING in types:
+        fields.refuse("layer_types", f"must be full_attention without a {name}")
+    used = fields.flag("use_sliding_window") or always or _SLIDING in types
+    if window is None or not used:
         return
     if type(window) is not int or window < 1:
         fields.refuse(name, "must be null or a positive integer")
@@ -185,7 +238,7 @@ def _check_window(fields: Fields) -> None:
         fields.refuse(
             name,
             f"windows are not supported (a missing one is 4096); contexts up to {window} do not "
-            f"need it: set it to null, and max_position_embeddings to at most {window}",
+            f"need it: set max_position_embeddings to at most {window}",
         )
 
 

@@ -20,20 +20,25 @@ from jaxs1.config import UserError
 from jaxs1.model.architecture import Architecture
 from jaxs1.model.config import MeshConfig
 
-MESH_AXES = ("data", "fsdp", "context", "tensor")
+MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 
 #: Logical axis -> mesh axes. Axes that are not listed are never split.
 LOGICAL_RULES: dict[str, tuple[str, ...]] = {
     # parameters
-    "embed": ("fsdp", "context"),
+    "embed": ("fsdp", "expert", "context"),
+    "experts": ("expert", "fsdp", "context"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
     # activations
-    "rows": ("data", "fsdp"),
+    "expert": ("expert",),
+    "rows": ("data", "fsdp", "expert"),
     "sequence": ("context",),
 }
+
+#: What remains of a parameter's axes once it is gathered for a matrix product.
+GATHERED: dict[str | None, str | None] = {"embed": None, "experts": "expert"}
 
 Axes = tuple[str | None, ...]
 
@@ -52,11 +57,13 @@ class ShardingRules:
         """Number of shards along a logical axis."""
         return math.prod(self.mesh.shape[axis] for axis in LOGICAL_RULES.get(name, ()))
 
-    def spec(self, axes: Axes, *, without: tuple[str, ...] = ()) -> PartitionSpec:
-        """Logical axis names to a `PartitionSpec`; names in `without` are not split."""
-        return PartitionSpec(
-            *(LOGICAL_RULES.get(a) if a is not None and a not in without else None for a in axes)
-        )
+    def spec(self, axes: Axes) -> PartitionSpec:
+        """Logical axis names to a `PartitionSpec`."""
+        return PartitionSpec(*(LOGICAL_RULES.get(a) if a is not None else None for a in axes))
+
+    def gathered(self, axes: Axes) -> PartitionSpec:
+        """The `PartitionSpec` of a parameter after `gather`."""
+        return self.spec(tuple(GATHERED.get(a, a) for a in axes))
 
     def sharding(self, axes: Axes) -> NamedSharding:
         """The sharding of an array with these logical axes; `()` replicates it."""
@@ -85,7 +92,7 @@ class ShardingRules:
         """
         if self.mesh.size == 1:
             return w
-        gathered = NamedSharding(self.mesh, self.spec(axes, without=("embed",)))
+        gathered = NamedSharding(self.mesh, self.gathered(axes))
         return _gather(w, gathered, self.sharding(axes))
 
 
@@ -112,7 +119,7 @@ _gather.defvjp(_gather_forward, _gather_backward)
 def make_sharding_rules(
     config: MeshConfig, devices: list[jax.Device] | None = None
 ) -> ShardingRules:
-    """Arrange devices in a mesh of (data, fsdp, context, tensor).
+    """Arrange devices in a mesh of (data, fsdp, expert, context, tensor).
 
     Args:
         config: size of each axis
@@ -154,13 +161,34 @@ def check_divisible(architecture: Architecture, rules: ShardingRules) -> None:
     """
     a, mesh = architecture, rules.mesh.shape
     tensor, attention = mesh["tensor"], mesh["tensor"] * mesh["context"]
+    if a.experts is None:
+        mlp = [("intermediate_size", a.intermediate_size, "mesh.tensor", tensor)]
+        if mesh["expert"] > 1:
+            raise UserError(
+                f"mesh.expert={mesh['expert']}: must be 1, this model has no experts; use mesh.fsdp"
+            )
+    else:
+        mlp = [
+            ("moe_intermediate_size", a.experts.width, "mesh.tensor", tensor),
+            (
+                "num_experts",
+                a.experts.count,
+                "mesh.expert x mesh.fsdp x mesh.context",
+                rules.size("experts"),
+            ),
+        ]
     requirements = [
         ("num_attention_heads", a.num_heads, "mesh.tensor", tensor),
         ("num_key_value_heads", a.num_kv_heads, "mesh.tensor", tensor),
-        ("intermediate_size", a.intermediate_size, "mesh.tensor", tensor),
+        *mlp,
         ("vocab_size", a.vocab_size, "mesh.tensor", tensor),
         ("num_attention_heads", a.num_heads, "mesh.context x mesh.tensor", attention),
-        ("hidden_size", a.hidden_size, "mesh.fsdp x mesh.context", rules.size("embed")),
+        (
+            "hidden_size",
+            a.hidden_size,
+            "mesh.fsdp x mesh.expert x mesh.context",
+            rules.size("embed"),
+        ),
     ]
     for name, width, axis, size in requirements:
         if width % size:

@@ -1,8 +1,7 @@
-"""Dense Qwen2, Qwen2.5 and Qwen3 decoders in Flax NNX.
+"""The decoder of all families in Flax NNX: dense, or with a mixture of experts.
 
-Parameters are stored in a dtype of their own (float32 for training) and cast to the compute dtype
-where they are used. Every parameter names its logical axes, which `sharding.LOGICAL_RULES` maps to
-a layout. Layers are stacked along a leading axis and scanned, so that only one is compiled.
+Layers are stacked along a leading axis and scanned, so that only one is compiled. What they are
+made of is in `jaxs1/model/modules.py`.
 
 The model knows token ids only: no text, no loss, no optimizer. The letters in names are explained
 in `jaxs1/model/architecture.py`.
@@ -10,9 +9,7 @@ in `jaxs1/model/architecture.py`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,7 +22,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxs1.model import ops
 from jaxs1.model.architecture import Architecture
 from jaxs1.model.config import ComputeConfig, LoraConfig
-from jaxs1.model.linear import LINEAR
+from jaxs1.model.experts import Experts, Load, load_balancing_loss
+from jaxs1.model.modules import Adapter, Builder, Linear, RMSNorm
 from jaxs1.model.sharding import Axes, ShardingRules
 
 NO_LORA = LoraConfig(rank=0)
@@ -36,135 +34,6 @@ Params = dict[str, Any]
 Rope = tuple[jax.Array, jax.Array]
 #: (q_BTNH, k_BTKH, v_BTKH) -> out_BTNH. Hides segments and caches from the layers.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-
-
-class Adapter(nnx.Variable):
-    """A parameter of an adapter. If a model has any, training changes only these."""
-
-
-@dataclass(frozen=True)
-class Builder:
-    """Settings that all modules of a model share; creates and applies parameters.
-
-    Args:
-        architecture: shapes and constants
-        param_dtype: dtype of the weights
-        dtype: dtype of computation
-        rules: the mesh
-        lora: linear layers with adapters, and their rank
-        adapter_dtype: dtype of the adapters
-        linear: implementation of products with weights, a name in `LINEAR`
-    """
-
-    architecture: Architecture
-    param_dtype: jnp.dtype
-    dtype: jnp.dtype
-    rules: ShardingRules
-    lora: LoraConfig
-    adapter_dtype: jnp.dtype
-    linear: str
-
-    def normal(
-        self, rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, depth: int = 1
-    ) -> nnx.Param:
-        """Normally distributed, with std = `initializer_range` / sqrt(`depth`)."""
-        std = self.architecture.initializer_range * depth**-0.5
-        value = std * jax.random.normal(rngs.params(), shape, jnp.float32)
-        return nnx.Param(value.astype(self.param_dtype), logical=axes)
-
-    def constant(self, value: float, shape: tuple[int, ...], axes: Axes) -> nnx.Param:
-        """Constant, as norms (1) and biases (0) are initialised."""
-        return nnx.Param(jnp.full(shape, value, self.param_dtype), logical=axes)
-
-    def use(self, parameter: nnx.Variable) -> jax.Array:
-        """A parameter in the compute dtype, gathered along its FSDP axes."""
-        return self.rules.gather(parameter[...].astype(self.dtype), parameter.logical)
-
-    def product(self, x: jax.Array, kernel: nnx.Variable, inputs: int) -> jax.Array:
-        """x times a kernel; contracts the last `inputs` axes of x."""
-        linear = LINEAR[self.linear]
-        return linear.product(x, kernel.get_value(), inputs, kernel.logical, self.rules)
-
-    def embed(self, table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
-        """Rows of the embedding table in the compute dtype [B, T, D]."""
-        return LINEAR[self.linear].embed(table_VD, tokens_BT, self.dtype, self.rules)
-
-
-class RMSNorm(nnx.Module):
-    """Root-mean-square normalisation with a learnt scale."""
-
-    def __init__(self, width: int, axes: Axes, *, build: Builder):
-        self.scale = build.constant(1.0, (width,), axes)
-        self.eps = build.architecture.rms_norm_eps
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalise the last axis."""
-        return ops.rms_norm(x, self.scale[...], self.eps)
-
-
-class LowRank(nnx.Module):
-    """LoRA's x A B alpha / rank (Hu et al. 2021, section 4.1), added to that of a frozen kernel.
-
-    W + A B is never computed. A is initialised uniformly within 1 / sqrt(inputs), as in PEFT, and B
-    with 0.
-    """
-
-    def __init__(
-        self, shape: tuple[int, ...], axes: Axes, *, build: Builder, rngs: nnx.Rngs, inputs: int
-    ):
-        rank, dtype = build.lora.rank, build.adapter_dtype
-        bound = math.prod(shape[:inputs]) ** -0.5
-        ends = (*shape[:inputs], rank), (rank, *shape[inputs:])
-        a = jax.random.uniform(rngs.params(), ends[0], jnp.float32, -bound, bound).astype(dtype)
-        self.a = Adapter(a, logical=(*axes[:inputs], None))
-        self.b = Adapter(jnp.zeros(ends[1], dtype), logical=(None, *axes[inputs:]))
-        self.build, self.inputs = build, inputs
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, T, inputs...] -> [B, T, outputs...]."""
-        lora, product = self.build.lora, self.build.product
-        return product(product(x, self.a, self.inputs) * (lora.alpha / lora.rank), self.b, 1)
-
-
-class Linear(nnx.Module):
-    """Contract the last axes of x with the first of the kernel; add a bias.
-
-    Args:
-        name: Hugging Face's name without "_proj", which selects the layers with adapters
-        shape: shape of the kernel, inputs before outputs
-        axes: logical axes of the kernel
-        build: settings shared by all modules
-        rngs: random number generators
-        inputs: number of the kernel's axes that are contracted
-        bias: whether there is a bias
-        depth: number of terms in the residual sum that the output is added to
-    """
-
-    def __init__(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        axes: Axes,
-        *,
-        build: Builder,
-        rngs: nnx.Rngs,
-        inputs: int = 1,
-        bias: bool = False,
-        depth: int = 1,
-    ):
-        self.build, self.inputs = build, inputs
-        self.kernel = build.normal(rngs, shape, axes, depth)
-        self.bias = build.constant(0.0, shape[inputs:], axes[inputs:]) if bias else None
-        adapted = build.lora.rank and f"{name}_proj" in build.lora.target_modules
-        low_rank = partial(LowRank, build=build, rngs=rngs, inputs=inputs)
-        self.adapter = low_rank(shape, axes) if adapted else None
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, T, inputs...] -> [B, T, outputs...]."""
-        y = self.build.product(x, self.kernel, self.inputs)
-        if self.adapter is not None:
-            y = y + self.adapter(x)
-        return y if self.bias is None else y + self.build.use(self.bias)
 
 
 class Attention(nnx.Module):
@@ -215,15 +84,23 @@ class Layer(nnx.Module):
         self.attn_norm = RMSNorm(D, (None,), build=build)
         self.attn = Attention(build=build, rngs=rngs)
         self.mlp_norm = RMSNorm(D, (None,), build=build)
-        self.mlp = MLP(build=build, rngs=rngs)
+        block: Any = MLP if build.architecture.experts is None else Experts
+        self.mlp = block(build=build, rngs=rngs)
         self.rules = build.rules
 
-    def __call__(self, x: jax.Array, rope: Rope, attend: Attend) -> jax.Array:
-        """x_BTD -> x_BTD."""
+    def __call__(
+        self, x: jax.Array, rope: Rope, attend: Attend, real_BT: jax.Array
+    ) -> tuple[jax.Array, Load | None]:
+        """x_BTD -> x_BTD, and the load of its experts if it has any; `real_BT`: no padding."""
         constrain = self.rules.constrain
         x = constrain(x + self.attn(self.attn_norm(x), rope, attend), "rows", "sequence", None)
         x = checkpoint_name(x, "middle")
-        return constrain(x + self.mlp(self.mlp_norm(x)), "rows", "sequence", None)
+        y, load = self.mlp_norm(x), None
+        if isinstance(self.mlp, Experts):
+            y, load = self.mlp(y, real_BT)
+        else:
+            y = self.mlp(y)
+        return constrain(x + y, "rows", "sequence", None), load
 
 
 class Transformer(nnx.Module):
@@ -276,21 +153,28 @@ class Transformer(nnx.Module):
         Returns:
             hidden_BTD after the final norm, in the compute dtype.
         """
-        a = self.architecture
+        return self.hidden_and_router_loss(tokens_BT, positions_BT, segments_BT)[0]
+
+    def hidden_and_router_loss(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """`__call__`, and the load-balancing loss, float32 []; None where there are no experts."""
+        a, real_BT = self.architecture, segments_BT != 0
         x = self.build.embed(self.embedding[...], tokens_BT)
         x = self.rules.constrain(x, "rows", "sequence", None)
         rope = a.rope.table(positions_BT[..., None], a.head_dim)
         attend = partial(self._attend, segments_BT=segments_BT)
         graph, stacked = nnx.split(self.layers)
 
-        def step(x: jax.Array, weights: nnx.State) -> tuple[jax.Array, None]:
-            return nnx.merge(graph, weights)(x, rope, attend), None
+        def step(x: jax.Array, weights: nnx.State) -> tuple[jax.Array, Load | None]:
+            return nnx.merge(graph, weights)(x, rope, attend, real_BT)
 
         if self.compute.remat != "none":
             policy = REMAT_POLICIES[self.compute.remat]
             step = jax.checkpoint(step, policy=policy, prevent_cse=False)
-        x, _ = lax.scan(step, x, stacked, unroll=not self.compute.scan_layers)
-        return self.final_norm(x)
+        x, load_LE = lax.scan(step, x, stacked, unroll=not self.compute.scan_layers)
+        router_loss = None if load_LE is None else load_balancing_loss(load_LE, jnp.sum(real_BT))
+        return self.final_norm(x), router_loss
 
     def head(self) -> jax.Array:
         """The output matrix [D, V] in the compute dtype, gathered along its FSDP axes."""

@@ -15,7 +15,7 @@ import optax
 from jaxs1.data.packing import Batch
 from jaxs1.model.sharding import local_bytes
 from jaxs1.model.transformer import Transformer
-from jaxs1.planning.flops import product_flops
+from jaxs1.planning.flops import expert_flops, product_flops
 from jaxs1.planning.hlo import Collective, collectives, count_launches
 from jaxs1.planning.targets import Target
 from jaxs1.planning.topology import tracing_for
@@ -84,7 +84,7 @@ def compile_step(
         gradient_accumulation_steps: micro-batches of a step
         rows: rows of a micro-batch, over all devices
         length: length of a row [tokens]
-        loss_chunk: see `loss.batch_loss`
+        loss_chunk: see `loss.supervised_loss`
     """
     state = abstract_state(model, optimizer)
     sharding = batch_sharding(model.rules)
@@ -100,7 +100,8 @@ def compile_step(
         "optimizer": local_bytes(state.opt_state),
         "batch": local_bytes(batch),
     }
-    products = product_flops(traced.jaxpr, model.rules.mesh.size)
+    devices, tokens = model.rules.mesh.size, gradient_accumulation_steps * rows * length
+    products = product_flops(traced.jaxpr, devices) + expert_flops(model, tokens) / devices
     platform = target.accelerator.platform
     try:
         program = compile_program(lowered, platform, GPU_OPTIONS if platform == "gpu" else {})

@@ -132,7 +132,10 @@ def compile_decoding(
     copies, copies_once = large_copies(program.text)
     weights, cache_bytes = local_bytes(params), local_bytes(cache)
     # a step reads only a few rows of an embedding that is not the head
-    unread = 0 if a.tie_word_embeddings else local_bytes(params["embedding"])
+    unread = 0.0 if a.tie_word_embeddings else local_bytes(params["embedding"])
+    if a.experts is not None:  # and no more experts than all sequences can choose
+        share = min(1, sequences * a.experts.per_token / a.experts.count)
+        unread += (1 - share) * a.expert_parameters / len(devices) * jnp.dtype(dtype).itemsize
     return DecodeProgram(
         weights=weights,
         cache=cache_bytes,

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxs1.devices import Accelerator
 from jaxs1.model import transformer
 from jaxs1.model.transformer import Transformer
+from jaxs1.planning.flops import expert_flops
 from jaxs1.planning.workload import Workload
 
 
@@ -89,13 +90,16 @@ def estimate_flops(model: Transformer, padded_tokens: float) -> float:
         padded_tokens: tokens of a step, padding included
     """
     a, remat = model.architecture, model.compute.remat
-    D, F, L = a.hidden_size, a.intermediate_size, a.num_layers
+    D, L = a.hidden_size, a.num_layers
+    F, router = (a.intermediate_size, 0) if a.experts is None else (0, D * a.experts.count)
     q, kv = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-    again = {"none": 0, "attention": 2 * D * F, "full": 2 * D * F + 2 * D * (q + kv)}[remat]
-    layers = L * (3 * D * F + 2 * D * (q + kv))
+    mlp = 2 * D * F + router
+    again = {"none": 0, "attention": mlp, "full": mlp + 2 * D * (q + kv)}[remat]
+    layers = L * (3 * D * F + router + 2 * D * (q + kv))
     backward = 4 if transformer.trained(model) is nnx.Param else 2
     head = (2 + backward) * a.vocab_size * D
-    return padded_tokens * ((2 + backward) * layers + 2 * L * again + head)
+    dense = padded_tokens * ((2 + backward) * layers + 2 * L * again + head)
+    return dense + expert_flops(model, padded_tokens)
 
 
 def estimate_received(model: Transformer, workload: Workload, length: float) -> float:
@@ -109,7 +113,8 @@ def estimate_received(model: Transformer, workload: Workload, length: float) -> 
     a, rules = model.architecture, model.rules
     size = jnp.dtype(model.compute.dtype).itemsize
     shards, context, data = rules.size("embed"), rules.size("sequence"), rules.mesh.shape["data"]
-    weights = a.num_parameters / rules.mesh.shape["tensor"] * size
+    experts = a.expert_parameters / rules.mesh.shape["tensor"] * size
+    weights = a.num_parameters / rules.mesh.shape["tensor"] * size - experts
     tokens = workload.rows / rules.size("rows") * length / context
     moved = 2 * (a.num_heads + a.num_kv_heads) * a.head_dim * size * (context - 1) / context
     passes = {"none": 2, "attention": 2.5, "full": 3}[model.compute.remat]
@@ -117,8 +122,14 @@ def estimate_received(model: Transformer, workload: Workload, length: float) -> 
     tensor = rules.mesh.shape["tensor"]
     reduced = tokens * a.num_layers * 8 * a.hidden_size * size * (tensor - 1) / tensor
     gathers = 3 * weights * (shards - 1) / shards
-    replicas = 2 * weights / shards * (data - 1) / data  # all-reduce of the gradients
-    return workload.gradient_accumulation_steps * (gathers + sequences + reduced + replicas)
+    replicas = 2 * (weights + experts) / shards * (data - 1) / data  # all-reduce of the gradients
+    # experts are gathered along the other axes; their tokens are gathered, summed, and back
+    parallel = rules.size("expert")
+    others = rules.size("experts") / parallel
+    gathers += 3 * experts / parallel * (others - 1) / others
+    tokens_moved = tokens * a.num_layers * a.hidden_size * size * 5 * (parallel - 1)
+    moved = gathers + sequences + reduced + replicas + tokens_moved
+    return workload.gradient_accumulation_steps * moved
 
 
 def estimate_time(
@@ -156,7 +167,7 @@ def estimate_time(
     pairs = workload.pairs if cudnn else padded_tokens * workload.mean / 2
     attention = 0.0 if model.compute.attention == "xla" else per_pair * passes * pairs / n
     # three passes over the operands of norms, rotation, residuals and the gate
-    widths = 12 * a.hidden_size + 4 * a.intermediate_size
+    widths = 12 * a.hidden_size + 4 * a.active_width
     touched = 3 * widths * a.num_layers * size * padded_tokens / n
     touched += 28 * a.num_parameters / n  # the optimizer, in float32
     communication = received / accelerator.interconnect_bandwidth if n > 1 else 0.0

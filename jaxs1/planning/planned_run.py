@@ -148,8 +148,8 @@ def _check_divides(rules: ShardingRules, rows: int, length: int | None, multiple
     shards, context = rules.size("rows"), rules.size("sequence")
     if rows % shards:
         raise UserError(
-            f"rows={rows}: must be a multiple of mesh.data x mesh.fsdp={shards}, which split the "
-            f"rows; give --rows {-(-rows // shards) * shards}"
+            f"rows={rows}: must be a multiple of mesh.data x mesh.fsdp x mesh.expert={shards}, "
+            f"which split the rows; give --rows {-(-rows // shards) * shards}"
         )
     for name, size in (("length", length), ("row_multiple", multiple)):
         if size is not None and size % context:

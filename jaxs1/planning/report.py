@@ -74,7 +74,7 @@ def print_run(run: PlannedRun, origin: str) -> None:
     a, c, w = run.model.architecture, run.model.compute, run.workload
     mesh = ", ".join(f"{k} {v}" for k, v in run.model.rules.mesh.shape.items())
     kept = {"none": "nothing", "attention": "all but attention", "full": "everything"}[c.remat]
-    print(f"model     {a.num_parameters:,} parameters ({origin})")
+    print(f"model     {a.size} ({origin})")
     print(f"target    {run.target.devices} x {run.target.accelerator.device_kind}: {mesh}")
     print(f"compute   attention {c.attention}, {c.dtype}; the backward pass recomputes {kept}")
     packed = (
@@ -203,7 +203,7 @@ def print_decoding(
     """
     in_place = min(1.0, program.in_place / program.cache)
     fits = "yes" if program.peak <= target.available else "NO"
-    print(f"model       {a.num_parameters:,} parameters, {origin}")
+    print(f"model       {a.size}, {origin}")
     print(f"target      {target}: {target.devices} x {target.accelerator.device_kind}")
     print(f"loop        {work} between two synchronisations with the host")
     print(f"weights     {program.weights / 1e9:8.2f} GB on each device")

@@ -71,7 +71,7 @@ def _configs(config: TrainConfig, target: Target, fsdp: int) -> Iterator[TrainCo
     fast = target.shape[-1] if target.accelerator.platform == "gpu" else target.devices
     for context in (n for n in range(1, min(shared, fast) + 1) if shared % n == 0):
         mesh = dataclasses.replace(config.mesh, fsdp=shared // context, context=context)
-        parts = mesh.data * mesh.fsdp
+        parts = mesh.data * mesh.fsdp * mesh.expert
         for rows in (parts * k for k in (1, 2, 4, 8, 16)):
             for gradient_accumulation_steps in (1, 2, 4, 8, 16):
                 if rows * gradient_accumulation_steps > config.batch_size:

@@ -68,19 +68,28 @@ def weighted_nll(
     return nll * weights, NO_METRICS
 
 
-def batch_loss(model: Transformer, batch: Batch, *, chunk: int) -> jax.Array:
-    """Weighted sum of the cross-entropy of one micro-batch of rows [B, T], float32 [].
+def supervised_loss(
+    model: Transformer, batch: Batch, *, chunk: int
+) -> tuple[jax.Array, TokenMetrics]:
+    """Weighted sum of the cross-entropy of one micro-batch of rows [B, T].
 
     The weights of a step sum to 1 over all its micro-batches, so the losses of the micro-batches
-    add up to the step's mean loss, per token or per sequence as the weights were made.
+    add up to the step's mean loss, per token or per sequence as the weights were made. To that of a
+    mixture of experts, the load-balancing loss of the micro-batch is added, with the coefficient of
+    config.json and the micro-batch's share of the weights.
 
     Args:
         model: model with parameters
         batch: arrays [B, T]
         chunk: number of tokens per device whose logits exist at once
+
+    Returns:
+        Loss, float32 [], and "router_loss", the load-balancing loss without its coefficient.
     """
-    hidden_BTD = model(batch.tokens, batch.positions, batch.segments)
-    return cross_entropy(
+    hidden_BTD, router_loss = model.hidden_and_router_loss(
+        batch.tokens, batch.positions, batch.segments
+    )
+    loss = cross_entropy(
         hidden_BTD,
         model.head(),
         batch.targets,
@@ -89,6 +98,12 @@ def batch_loss(model: Transformer, batch: Batch, *, chunk: int) -> jax.Array:
         sequence_parts=model.rules.size("sequence"),
         row_parts=model.rules.size("rows"),
     )
+    experts = model.architecture.experts
+    if router_loss is None or experts is None or not experts.loss_coefficient:
+        return loss, NO_METRICS
+    router_loss = router_loss * jnp.sum(batch.weights)
+    metrics = TokenMetrics({"router_loss": lax.stop_gradient(router_loss)}, {})
+    return loss + experts.loss_coefficient * router_loss, metrics
 
 
 def cross_entropy(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxs1.config import UserError
 from jaxs1.data import packing
 from jaxs1.data.batches import Batches
+from jaxs1.model.architecture import Architecture
 from jaxs1.model.sharding import local_bytes
 from jaxs1.model.transformer import Transformer
 from jaxs1.training.config import TrainConfig
@@ -65,11 +66,12 @@ def estimate_memory(
         gradient_accumulation_steps: micro-batches per step
         rows: rows per micro-batch
         length: length of the rows [tokens]
-        loss_chunk: see `loss.batch_loss`
+        loss_chunk: see `loss.supervised_loss`
     """
     a, compute, mesh = model.architecture, model.compute, model.rules.mesh.shape
     size = jnp.dtype(compute.dtype).itemsize
-    D, F, L, t = a.hidden_size, a.intermediate_size, a.num_layers, mesh["tensor"]
+    D, L, t = a.hidden_size, a.num_layers, mesh["tensor"]
+    F = a.intermediate_size if a.experts is None else 0
     q, kv = a.num_heads * a.head_dim / t, a.num_kv_heads * a.head_dim / t
     tokens = rows / model.rules.size("rows") * length / model.rules.size("sequence")
     trained = local_bytes(state.params)
@@ -82,6 +84,8 @@ def estimate_memory(
     }[compute.remat]
     layer = 2 * (3 * D * F / t + 2 * D * (q + kv)) * size
     passing = tokens * (5 * F / t + 8 * D) * size + layer
+    if a.experts is not None:
+        passing += _experts(a, tokens, mesh["expert"], t, size)
     logits = min(tokens, loss_chunk) * a.vocab_size / t * (4 + 4 + size)
     head = a.vocab_size * D / t * (size + 4) + logits
     return Memory(
@@ -91,6 +95,18 @@ def estimate_memory(
         activations=tokens * L * kept,
         working=max(passing, head),
     )
+
+
+def _experts(a: Architecture, tokens: float, parallel: int, tensor: int, size: int) -> float:
+    """Largest temporary buffers of a layer's experts in the backward pass [bytes].
+
+    Their weights and gradients in the compute dtype and sums in float32; the tokens of all devices
+    that divide the experts, with gradients and sums; choices and probabilities of the router.
+    """
+    assert a.experts is not None
+    weights = a.expert_parameters / a.num_layers / parallel / tensor * (2 * size + 4)
+    gathered = tokens * parallel * a.hidden_size * (3 * size + 2 * 4)
+    return weights + gathered + tokens * 4 * (3 * a.experts.count + 6 * a.experts.per_token)
 
 
 def check_fits(

@@ -10,7 +10,8 @@ from optax.contrib import MuonDimensionNumbers
 
 from jaxs1.training.config import OptimizerConfig
 
-#: Path ending of each matrix of a layer -> its input and output axes; axis 0 stacks the layers.
+#: Path ending of each matrix of a layer -> its input and output axes; axis 0 stacks the layers, and
+#: axis 1 the experts of a mixture.
 MUON_MATRICES: dict[str, MuonDimensionNumbers] = {
     "q/kernel": MuonDimensionNumbers(reduction_axis=1, output_axis=(2, 3)),
     "k/kernel": MuonDimensionNumbers(reduction_axis=1, output_axis=(2, 3)),
@@ -19,6 +20,9 @@ MUON_MATRICES: dict[str, MuonDimensionNumbers] = {
     "gate/kernel": MuonDimensionNumbers(reduction_axis=1, output_axis=2),
     "up/kernel": MuonDimensionNumbers(reduction_axis=1, output_axis=2),
     "down/kernel": MuonDimensionNumbers(reduction_axis=1, output_axis=2),
+    "mlp/gate": MuonDimensionNumbers(reduction_axis=2, output_axis=3),
+    "mlp/up": MuonDimensionNumbers(reduction_axis=2, output_axis=3),
+    "mlp/down": MuonDimensionNumbers(reduction_axis=2, output_axis=3),
 }
 
 

@@ -13,11 +13,10 @@ from flax import nnx
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxs1.data.packing import Batch
 from jaxs1.model import transformer
 from jaxs1.model.sharding import ShardingRules
 from jaxs1.model.transformer import Transformer
-from jaxs1.training.loss import NO_METRICS, TokenMetrics, batch_loss, empty_metrics
+from jaxs1.training.loss import NO_METRICS, TokenMetrics, empty_metrics, supervised_loss
 
 T = TypeVar("T")
 
@@ -44,7 +43,7 @@ class StepMetrics(NamedTuple):
     Args:
         loss: float32 [], mean loss of the step
         grad_norm: float32 [], global norm of the gradient before clipping
-        tokens: metrics of the tokens that are not masked, of losses that have any
+        tokens: further metrics, of losses that have any
     """
 
     loss: jax.Array
@@ -54,15 +53,8 @@ class StepMetrics(NamedTuple):
 
 #: A step; the batch is a NamedTuple of arrays [A, B, T], such as `Batch`.
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]
-#: (model with parameters, micro-batch [B, T], chunk=...) -> loss and metrics: `supervised_loss`.
+#: (model with parameters, micro-batch [B, T], chunk=...) -> loss and metrics.
 Loss = Callable[..., tuple[jax.Array, TokenMetrics]]
-
-
-def supervised_loss(
-    model: Transformer, batch: Batch, *, chunk: int
-) -> tuple[jax.Array, TokenMetrics]:
-    """`batch_loss`, which has no metrics of tokens."""
-    return batch_loss(model, batch, chunk=chunk), NO_METRICS
 
 
 def state_shardings(model: Transformer, optimizer: optax.GradientTransformation) -> TrainState:
@@ -148,7 +140,7 @@ def make_train_step(
     Args:
         model: abstract; its parameters come from the state
         optimizer: from `make_optimizer`
-        loss_chunk: see `loss.batch_loss`
+        loss_chunk: see `loss.supervised_loss`
         loss: loss of a micro-batch
     """
     shardings = state_shardings(model, optimizer)

@@ -40,7 +40,12 @@ def reduced(name, *, tied=None, layers=2):
     heads, head_dim = config["num_attention_heads"], 2
     config |= {"num_hidden_layers": layers, "vocab_size": 61, "intermediate_size": 24}
     config["hidden_size"] = heads * head_dim
-    if config["model_type"] == "qwen3":  # its heads need not add up to the model's width
+    if config["model_type"] == "qwen3_moe":
+        config |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 6}
+    if config["model_type"] in (
+        "qwen3",
+        "qwen3_moe",
+    ):  # its heads need not add up to the model's width
         config |= {"head_dim": 4, "hidden_size": 20}
     if tied is not None:
         config["tie_word_embeddings"] = tied

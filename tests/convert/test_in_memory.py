@@ -1,5 +1,7 @@
 """Parameters on any mesh as weights: what leaves them is what went in."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -10,11 +12,20 @@ from flax.traverse_util import flatten_dict
 from convert import mapping
 from convert.in_memory import InMemoryWeights, on_host
 from convert.to_hf import to_hf
-from convert.weights import open_weights
+from convert.weights import load_decode_params, open_weights
 from jaxs1.config import UserError
+from jaxs1.model import transformer
+from jaxs1.model.config import MeshConfig
 from jaxs1.model.sharding import make_sharding_rules
-from tests.convert.checkpoints import MESHES, load, read_bits
-from tests.tiny_models import one_device
+from tests.convert.checkpoints import (
+    MESHES,
+    load,
+    random_tensors,
+    read_bits,
+    reduced,
+    write_hf,
+)
+from tests.tiny_models import FLOAT32, one_device
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
@@ -76,3 +87,25 @@ def test_parameters_in_memory_change_their_dtype(src, tmp_path):
     finite = jax.tree.map(jnp.ones_like, load(weights, one_device(), jnp.float32))
     to_hf(InMemoryWeights(finite, weights.config), tmp_path / "hf", "bfloat16")
     assert open_weights(tmp_path / "hf").dtype("embedding") == ml_dtypes.bfloat16
+
+
+def test_experts_on_a_mesh_and_layer_by_layer(tmp_path):
+    """Sharded along `expert` and other axes they are exported bit by bit; decoding has the same."""
+    config = reduced("qwen3-30b-a3b") | {"vocab_size": 64, "torch_dtype": "bfloat16"}
+    config |= {"num_experts": 8}
+    src = write_hf(tmp_path / "src", config, random_tensors(config, "bfloat16"))
+    weights = open_weights(src)
+    rules = make_sharding_rules(MeshConfig(fsdp=2, expert=2, tensor=2))
+    params = load(weights, rules, jnp.bfloat16)
+    gate = params["layers"]["mlp"]["gate"]
+    assert gate.addressable_shards[0].data.size * 8 == gate.size
+    to_hf(InMemoryWeights(params, weights.config, src), tmp_path / "hf")
+    assert read_bits(tmp_path / "hf") == read_bits(src)
+
+    compute = dataclasses.replace(FLOAT32, param_dtype="bfloat16")
+    model = transformer.abstract(weights.architecture, compute, one_device())
+    decoding = load_decode_params(weights, model)
+    for i, layer in enumerate(decoding["layers"]):
+        for path, array in flatten_dict(layer["mlp"], sep=".").items():
+            stacked = on_host(flatten_dict(params["layers"]["mlp"], sep=".")[path])
+            assert np.asarray(array).tobytes() == stacked[i].tobytes()

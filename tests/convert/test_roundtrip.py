@@ -95,3 +95,15 @@ def test_float16_refuses_what_it_cannot_hold(tmp_path):
     with pytest.raises(UserError, match=r"float16: .* beyond its range"):
         to_hf(src, tmp_path / "hf", "float16")
     assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fused_experts_become_those_of_each(dtype, tmp_path):
+    model = hf_model("qwen3_moe-untied-8-2").to(DTYPES[dtype])
+    model.save_pretrained(tmp_path / "usual")
+    model.save_pretrained(tmp_path / "fused", save_original_format=False)
+    names = read_bits(tmp_path / "fused")
+    assert "model.layers.0.mlp.experts.gate_up_proj" in names
+    from_hf(tmp_path / "fused", tmp_path / "ours")
+    to_hf(tmp_path / "ours", tmp_path / "hf")
+    assert read_bits(tmp_path / "hf") == read_bits(tmp_path / "usual")

@@ -67,16 +67,20 @@ def lean(model, likes):
         inner.embed_tokens.weight[:, 0] = 1
         for layer in inner.layers:
             layer.self_attn.o_proj.weight[0] = 0
-            layer.mlp.down_proj.weight[0] = 0
+            experts = getattr(layer.mlp, "experts", None)
+            if experts is None:
+                layer.mlp.down_proj.weight[0] = 0
+            else:
+                experts.down_proj[:, 0] = 0
         inner.norm.weight[0] = 1
         model.lm_head.weight[:, 0] = 0
         for token, amount in likes.items():
             model.lm_head.weight[token, 0] = amount
 
 
-def write_model(folder, likes=None, *, kind="qwen2-untied-4-4", seed=0, context=None):
+def write_model(folder, likes=None, *, kind="qwen2-untied-4-4", seed=0, context=None, **more):
     """A folder as users have them; returns the transformers model in it, as the oracle."""
-    model = hf_model(kind, vocab=VOCAB, layers=2, seed=seed)
+    model = hf_model(kind, vocab=VOCAB, layers=2, seed=seed, **more)
     model.config.max_position_embeddings = context or model.config.max_position_embeddings
     lean(model, likes or {})
     model.save_pretrained(folder)

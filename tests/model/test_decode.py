@@ -110,6 +110,8 @@ def run_paged(paged, sequences, prompts, tables, rng):
         ("qwen2-tied-14-2", 1, "xla"),
         ("qwen3-untied-6-3", 1, "xla"),
         ("qwen2-untied-10-2", 2, "xla"),
+        ("qwen3_moe-untied-8-2", 1, "xla"),
+        ("qwen3_moe-untied-8-2", 2, "xla"),
         ("qwen2-tied-14-2", 1, "bf16x3"),
         ("qwen3-untied-6-3", 1, "bf16x3"),
         ("qwen2-tied-14-2", 1, "int8"),

@@ -8,10 +8,12 @@ import transformers
 
 from jaxs1.config import UserError
 from jaxs1.model.architecture import Architecture, read_config
+from jaxs1.model.hf_config import ExpertSpec
 from tests.conftest import ROOT
 
 CONFIG = json.loads((ROOT / "configs/models/qwen3-0.6b.json").read_text())
 QWEN2 = json.loads((ROOT / "configs/models/qwen2.5-0.5b.json").read_text())
+EXPERTS = json.loads((ROOT / "configs/models/qwen3-30b-a3b.json").read_text())
 COUNTS = (
     "vocab_size",
     "hidden_size",
@@ -81,6 +83,15 @@ def test_stop_tokens(value):
             {"layer_types": ["full_attention", "sliding_attention"]},
             ["layer_types", "full_attention"],
         ),
+        (
+            {"layer_types": ["sliding_attention"], "sliding_window": 4096},
+            ["sliding_window=4096", "max_position_embeddings to at most 4096"],
+        ),
+        ({"layer_types": ["chunked_attention"]}, ["layer_types", "full_attention"]),
+        ({"use_sliding_window": True, "sliding_window": 4096}, ["sliding_window=4096"]),
+        ({"model_type": "qwen2_5_vl", "vision_config": {"depth": 1}}, ["qwen2_5_vl", "images"]),
+        ({"model_type": "deepseek_v3", "kv_lora_rank": 512}, ["deepseek_v3", "MLA"]),
+        ({"model_type": "qwen2_moe", "shared_expert_intermediate_size": 8}, ["qwen2_moe", "share"]),
         ({"layer_types": 3}, ["layer_types=3"]),
         ({"is_causal": False}, ["is_causal=False"]),
         ({"use_mrope": True}, ["use_mrope=True"]),
@@ -120,6 +131,46 @@ def test_mistrals_window(window, positions, accepted):
         refusal(config, "sliding_window")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"decoder_sparse_step": 2}, ["decoder_sparse_step=2", "layers without experts"]),
+        ({"mlp_only_layers": [0]}, ["mlp_only_layers=[0]", "layers without experts"]),
+        ({"num_experts": 0}, ["num_experts=0"]),
+        ({"num_local_experts": 64}, ["num_local_experts=64", "num_experts=128"]),
+        ({"num_experts_per_tok": 129}, ["num_experts_per_tok=129", "128"]),
+        ({"moe_intermediate_size": "768"}, ["moe_intermediate_size='768'"]),
+        ({"norm_topk_prob": 1}, ["norm_topk_prob=1"]),
+        ({"router_aux_loss_coef": -0.1}, ["router_aux_loss_coef=-0.1"]),
+    ],
+)
+def test_fields_of_experts(change, words):
+    refusal(EXPERTS | change, *words)
+
+
+def test_defaults_of_experts_are_those_of_transformers():
+    names = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob",
+             "router_aux_loss_coef", "decoder_sparse_step", "mlp_only_layers")  # fmt: skip
+    given, default = (
+        Architecture.from_hf(config, "config.json").experts
+        for config in (EXPERTS, {k: v for k, v in EXPERTS.items() if k not in names})
+    )
+    other = transformers.Qwen3MoeConfig()
+    assert given == ExpertSpec(128, 8, 768, True, 0.001)
+    assert default == ExpertSpec(
+        other.num_experts,
+        other.num_experts_per_tok,
+        other.moe_intermediate_size,
+        other.norm_topk_prob,
+        other.router_aux_loss_coef,
+    )
+
+
+def test_transformers_5_has_another_name_for_the_number_of_experts():
+    config = {k: v for k, v in EXPERTS.items() if k != "num_experts"} | {"num_local_experts": 64}
+    assert Architecture.from_hf(config, "config.json").experts.count == 64
+
+
 def test_llamas_defaults_are_those_of_transformers():
     names = ("num_key_value_heads", "rope_theta", "head_dim")
     config = {k: v for k, v in CONFIG.items() if k not in names} | {"model_type": "llama"}
@@ -154,6 +205,10 @@ def test_dual_chunk_attention_names_the_contexts_that_do_not_need_it(chunks, wor
         {"rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}},
         {"layer_types": ["full_attention"] * 28, "dual_chunk_attention_config": {}},
         {"eos_token_id": [1, 2], "is_causal": True, "use_mrope": False},
+        {"use_sliding_window": True, "sliding_window": 40960},  # not smaller than the context
+        {"use_sliding_window": True, "sliding_window": None},
+        {"use_sliding_window": False, "sliding_window": 512},
+        {"layer_types": ["sliding_attention"] * 28, "sliding_window": 40960},
     ],
 )
 def test_harmless_fields(change):

@@ -25,7 +25,7 @@ def hidden_states(model, tokens, positions, segments):
     for i in range(a.num_layers):
         layer = nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], stacked))
         attend = lambda q, k, v: ops.attention_xla(q, k, v, segments)  # noqa: E731
-        states.append(layer(states[-1], rope, attend))
+        states.append(layer(states[-1], rope, attend, segments != 0)[0])
     return [*states[:-1], model.final_norm(states[-1])]
 
 

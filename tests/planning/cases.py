@@ -43,10 +43,10 @@ def plan_run(target, config, *, architecture=None, mean=5500, length=None, on=No
     )
 
 
-def tiny_run(*arguments, target="cpu:8", mean=400, length=None):
+def tiny_run(*arguments, target="cpu:8", mean=400, length=None, architecture=TINY):
     """A tiny model in float32 on eight CPU devices, fsdp 2 x context 4."""
     config = recipe(
         "s1_32b", "--mesh.fsdp", "2", "--mesh.context", "4", "--compute.loss_chunk", "128",
         "--data.row_multiple", "512", "--data.block_size", "2048", *arguments,
     )  # fmt: skip
-    return plan_run(target, config, architecture=TINY, mean=mean, length=length, on="cpu:8")
+    return plan_run(target, config, architecture=architecture, mean=mean, length=length, on="cpu:8")

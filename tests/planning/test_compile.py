@@ -77,3 +77,17 @@ def test_recommended_recipe_of_the_32b():
             bytes_, rel=TOLERANCE["compiled memory and bytes = recorded"]
         )
     assert received["all-reduce"] < 0.1
+
+
+@pytest.mark.slow
+def test_30b_a3b_on_8_h100():
+    """Gradients of experts are not kept again in another layout: 14 GB, which do not fit."""
+    needs("gpu")
+    planned = plan_run("h100:1x8", recipe("s1_30b_a3b"), length=49152)
+    compiled = planned.compile(49152)
+    assert compiled.peak / 1e9 == pytest.approx(
+        66.7, rel=TOLERANCE["compiled memory and bytes = recorded"]
+    )
+    assert planned.memory(49152).total == pytest.approx(
+        compiled.peak, rel=TOLERANCE["memory in closed form = compiled"]
+    )

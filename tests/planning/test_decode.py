@@ -87,6 +87,19 @@ def test_xla_on_an_h200_is_no_graph(capsys, tmp_path):
 
 
 @pytest.mark.slow
+def test_experts_on_an_h100(tmp_path):
+    """A transposed copy of the weights of a layer's experts would be 384 MiB of temporaries."""
+    needs("gpu")
+    found = planned(tmp_path, "--target", "h100:1x1", "--architecture", "qwen3-30b-a3b")
+    assert found["temporaries"] < 64 * 2**20
+
+
+def test_devices_that_copies_do_not_divide():
+    with pytest.raises(UserError, match="tensor=3: must divide the 8 devices of cpu:8"):
+        main(["--decode", "--target", "cpu:8", "--tensor", "3"])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["v5e:2x2", "v6e:2x2"])
 def test_pallas_on_tpu(target, tmp_path):
     """No copy of pages: a scatter would change their layout in every step."""

@@ -1,6 +1,8 @@
 """Closed forms against what is traced, compiled and packed; a run that cannot fit is refused."""
 
 import dataclasses
+import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +12,16 @@ import pytest
 from jaxs1.data.batches import Batches
 from jaxs1.data.chat import Example
 from jaxs1.data.packing import Batch
+from jaxs1.model.experts import expert_mlps
+from jaxs1.model.hf_config import ExpertSpec
 from jaxs1.model.sharding import make_sharding_rules
 from jaxs1.planning.estimate import estimate_flops
-from jaxs1.planning.flops import product_flops
+from jaxs1.planning.flops import expert_flops, product_flops
 from jaxs1.planning.targets import parse_target
 from jaxs1.planning.topology import tracing_for
 from jaxs1.planning.workload import draw_lengths, make_workload
 from jaxs1.training.step import batch_sharding, make_train_step
-from tests.planning.cases import tiny_run
+from tests.planning.cases import TINY, tiny_run
 
 
 def test_products_of_a_function():
@@ -40,12 +44,53 @@ def test_products_of_a_function():
     assert product_flops(jax.make_jaxpr(local)(jnp.zeros((4, 3))), 8) == 2 * 2 * 2 * 3
 
 
-@pytest.mark.parametrize("remat", ["none", "attention", "full"])
-@pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
-def test_products_of_the_train_step(remat, gradient_accumulation_steps):
+def test_products_of_a_block_of_experts():
+    """The loops over blocks are not counted; their bodies have what `expert_flops` says."""
+    E, C, D, F, J = 4, 8, 6, 10, 2
+
+    def total(x, weights, kernels):
+        chosen = jnp.zeros((16, J), jnp.int32)
+        return expert_mlps(C, x, weights, chosen, kernels).sum()
+
+    shapes = (16, D), (16, J), ((E, D, F), (E, D, F), (E, F, D))
+    x, weights, kernels = jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s, jnp.float32),
+        shapes,
+        is_leaf=lambda s: isinstance(s[0], int),
+    )
+    backward = jax.make_jaxpr(jax.grad(total, (0, 1, 2)))(x, weights, kernels)
+    chosen = jnp.zeros((16, J), jnp.int32)
+    plain = partial(expert_mlps.__wrapped__, C)
+    forward = jax.make_jaxpr(plain)(x, weights, chosen, kernels)
+    for jaxpr, products in ((forward, 3), (backward, 9)):
+        assert product_flops(jaxpr, 1) == 0
+        (body,) = [e.params["body_jaxpr"] for e in jaxpr.eqns if e.primitive.name == "while"]
+        assert product_flops(body, 1) == products * 2 * C * D * F
+    # the backward pass traces the last product of the forward pass, which nothing uses
+    model = tiny_run(architecture=EXPERTS).model
+    block = 2.0 * TINY.num_layers * TINY.hidden_size * EXPERTS.active_width
+    assert expert_flops(model, 1) == 1.25 * (3 + 9 - 1) * block
+    assert expert_flops(tiny_run().model, 1) == 0
+
+
+EXPERTS = dataclasses.replace(TINY, experts=ExpertSpec(8, 2, 96, True, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("remat", "gradient_accumulation_steps", "architecture"),
+    [
+        *itertools.product(["none", "attention", "full"], [1, 2], [TINY]),
+        ("full", 1, EXPERTS),
+    ],
+)
+def test_products_of_the_train_step(remat, gradient_accumulation_steps, architecture):
     """The closed form and the traced step count the same, recomputed products included."""
     run = tiny_run(
-        "--compute.remat", remat, "--gradient_accumulation_steps", str(gradient_accumulation_steps)
+        "--compute.remat",
+        remat,
+        "--gradient_accumulation_steps",
+        str(gradient_accumulation_steps),
+        architecture=architecture,
     )
     rules = run.model.rules
     compute = dataclasses.replace(run.model.compute, attention="cudnn", dtype="bfloat16")
@@ -58,9 +103,9 @@ def test_products_of_the_train_step(remat, gradient_accumulation_steps):
     batch = Batch(x, x, x.update(dtype=jnp.float32), x, x)
     with tracing_for(parse_target("h100:1x8")):
         found = product_flops(step.trace(run.state, batch).jaxpr, 8)
-    assert found * 8 == pytest.approx(
-        estimate_flops(run.model, gradient_accumulation_steps * B * T), rel=1e-6
-    )
+    tokens = gradient_accumulation_steps * B * T
+    expected = estimate_flops(run.model, tokens) - expert_flops(run.model, tokens)
+    assert found * 8 == pytest.approx(expected, rel=1e-6)
 
 
 def test_drawn_lengths_are_those_that_were_asked_for():

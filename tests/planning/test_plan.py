@@ -38,7 +38,7 @@ def test_command_without_accelerator(run_module, tmp_path):
         assert word in done.stdout
     found = json.loads(file.read_text())
     assert (found["target"], found["devices"], found["rows"]) == ("cpu:8", 8, 4)
-    assert found["mesh"] == {"data": 1, "fsdp": 4, "context": 2, "tensor": 1}
+    assert found["mesh"] == {"data": 1, "fsdp": 4, "expert": 1, "context": 2, "tensor": 1}
     assert found["typical"]["peak"] > found["typical"]["parameters"] > 0
     assert found["run_seconds"] is None and found["changes"] == []
 

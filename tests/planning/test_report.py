@@ -45,7 +45,7 @@ def test_page_of_a_run_that_fits(run, capsys):
 
 PAGE = """\
 model     213,824 parameters (tiny.json)
-target    8 x NVIDIA H100 80GB HBM3: data 1, fsdp 2, context 4, tensor 1
+target    8 x NVIDIA H100 80GB HBM3: data 1, fsdp 2, expert 1, context 4, tensor 1
 compute   attention cudnn, bfloat16; the backward pass recomputes all but attention
 steps     315 of 16 sequences in 2 rows of 512 to 512 tokens, 512 on average, 100% filled
 memory    GB on each device, rows of       512 tokens

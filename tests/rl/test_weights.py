@@ -24,14 +24,15 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("weights")
 
 
-def make(folder, rules=None, **options):
+def make(folder, rules=None, kind="qwen2-untied-4-4", **options):
     """An abstract model and its parameters on a mesh."""
-    model = ours(hf_model("qwen2-untied-4-4", vocab=16, layers=2), folder, rules=rules, **options)
+    model = ours(hf_model(kind, vocab=16, layers=2), folder, rules=rules, **options)
     return model, transformer.parameters(model)
 
 
-def test_they_are_those_that_are_loaded_from_disk(folder):
-    model, params = make(folder)
+@pytest.mark.parametrize("kind", ["qwen2-untied-4-4", "qwen3_moe-untied-8-2"])
+def test_they_are_those_that_are_loaded_from_disk(kind, folder):
+    model, params = make(folder, kind=kind)
     decoder = transformer.abstract(model.architecture, FLOAT32, one_device())
     found = make_converter(model, decoder)(params, None)
     copied = jax.tree.map(jnp.copy, params)

@@ -1,5 +1,6 @@
 """Adapters: PEFT is the oracle of the forward pass, of training and of the exported folder."""
 
+import itertools
 import json
 import shutil
 
@@ -37,6 +38,9 @@ from tests.training.test_sft_parity import OPTIMIZER, make_examples, torch_losse
 
 LORA = LoraConfig(rank=4, alpha=6.0, frozen_dtype="float32")
 SOME = LoraConfig(rank=3, alpha=3.0, target_modules=("q_proj", "down_proj"), frozen_dtype="float32")
+ATTENTION = LoraConfig(
+    rank=4, target_modules=("q_proj", "k_proj", "v_proj", "o_proj"), frozen_dtype="float32"
+)
 SAME = "LoRA: merged = adapter = PEFT"
 
 
@@ -72,8 +76,13 @@ def theirs(model, ids):
         return model(torch.tensor(ids, dtype=torch.long)).logits.numpy()
 
 
-@pytest.mark.parametrize("lora", [LORA, SOME], ids=["all", "some"])
-@pytest.mark.parametrize("kind", ["qwen2-tied-14-2", "qwen3-untied-6-3"])
+@pytest.mark.parametrize(
+    ("kind", "lora"),
+    [
+        *itertools.product(["qwen2-tied-14-2", "qwen3-untied-6-3"], [LORA, SOME]),
+        ("qwen3_moe-untied-8-2", ATTENTION),
+    ],
+)
 def test_adapter_folder_in_peft_and_merged_weights_in_transformers(kind, lora, tmp_path):
     oracle, base = hf_model(kind), tmp_path / "base"
     model, frozen, adapters = adapted(oracle, base, lora)

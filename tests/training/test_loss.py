@@ -9,7 +9,7 @@ from jaxs1.data import packing
 from jaxs1.data.chat import Example
 from jaxs1.data.packing import Batch
 from jaxs1.model import transformer
-from jaxs1.training.loss import batch_loss, cross_entropy
+from jaxs1.training.loss import cross_entropy, supervised_loss
 from tests.numerics import assert_close
 from tests.tiny_models import hf_model, ours
 
@@ -66,7 +66,7 @@ def test_packed_equals_unpacked(kind, loss, tmp_path):
     @jax.jit
     def value_and_grad(params, batch):
         def total(params):
-            return batch_loss(transformer.with_parameters(model, params), batch, chunk=16)
+            return supervised_loss(transformer.with_parameters(model, params), batch, chunk=16)[0]
 
         return jax.value_and_grad(total)(params)
 

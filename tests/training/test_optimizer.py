@@ -25,8 +25,9 @@ def test_schedule_is_that_of_transformers():
         oracle.step()
 
 
-def test_muon_moves_matrices_along_orthogonal_directions(tmp_path):
-    model = ours(hf_model("qwen2-untied-4-4"), tmp_path)
+@pytest.mark.parametrize("kind", ["qwen2-untied-4-4", "qwen3_moe-untied-8-2"])
+def test_muon_moves_matrices_along_orthogonal_directions(kind, tmp_path):
+    model = ours(hf_model(kind), tmp_path)
     config = OptimizerConfig(name="muon", learning_rate=0.1, warmup_ratio=0, max_grad_norm=None)
     optimizer = make_optimizer(config, 10)
     params = transformer.parameters(model)
@@ -35,10 +36,13 @@ def test_muon_moves_matrices_along_orthogonal_directions(tmp_path):
     updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
     attn, mlp = updates["layers"]["attn"], updates["layers"]["mlp"]
     flat = {
-        "q": np.asarray(attn["q"]["kernel"]).reshape(3, 64, 64),
-        "o": np.asarray(attn["o"]["kernel"]).reshape(3, 64, 64),
-        "gate": np.asarray(mlp["gate"]["kernel"]),
+        "q": np.asarray(attn["q"]["kernel"]).reshape(3, model.architecture.hidden_size, -1),
+        "o": np.asarray(attn["o"]["kernel"]).reshape(3, -1, model.architecture.hidden_size),
     }
+    if model.architecture.experts is None:
+        flat["gate"] = np.asarray(mlp["gate"]["kernel"])
+    else:  # every expert on its own
+        flat["gate"] = np.concatenate(np.asarray(mlp["gate"]))
     for name, stacked in flat.items():
         for matrix in stacked:  # every layer on its own
             singular = np.linalg.svd(matrix, compute_uv=False)

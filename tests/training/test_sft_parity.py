@@ -32,8 +32,41 @@ def make_examples():
     return examples
 
 
-def torch_losses(model, examples, batches, loss_kind):
-    """The plain loop: one sequence at a time, torch's cross-entropy and AdamW."""
+def one_by_one(model, chosen, loss_kind):
+    """Loss of one sequence at a time with torch's cross-entropy; adds up the gradients."""
+    counts = [int(e.is_target[1:].sum()) for e in chosen]
+    total = 0.0
+    for e, count in zip(chosen, counts, strict=True):
+        tokens = torch.tensor(e.tokens, dtype=torch.long)
+        labels = torch.where(torch.tensor(e.is_target), tokens, -100)[1:]
+        logits = model(tokens[None]).logits[0, :-1]
+        summed = torch.nn.functional.cross_entropy(
+            logits, labels, ignore_index=-100, reduction="sum"
+        )
+        share = sum(counts) if loss_kind == "token" else count * len(chosen)
+        (summed / share).backward()
+        total += summed.item() / share
+    return total
+
+
+def padded(model, chosen, _):
+    """transformers' own loss of a padded batch, which for experts includes that of the router."""
+    width = max(len(e.tokens) for e in chosen)
+    tokens, labels, mask = torch.zeros((3, len(chosen), width), dtype=torch.long)
+    labels -= 100
+    for row, e in enumerate(chosen):
+        tokens[row, : len(e.tokens)] = torch.tensor(e.tokens)
+        labels[row, : len(e.tokens)] = torch.where(
+            torch.tensor(e.is_target), torch.tensor(e.tokens, dtype=torch.long), -100
+        )
+        mask[row, : len(e.tokens)] = 1
+    loss = model(tokens, attention_mask=mask, labels=labels, output_router_logits=True).loss
+    loss.backward()
+    return loss.item()
+
+
+def torch_losses(model, examples, batches, loss_kind, forward=one_by_one):
+    """The plain loop: torch's AdamW on the gradients of `forward`."""
     decayed = [p for n, p in model.named_parameters() if not ("norm" in n or "bias" in n)]
     kept = [p for n, p in model.named_parameters() if "norm" in n or "bias" in n]
     o = OPTIMIZER
@@ -47,18 +80,7 @@ def torch_losses(model, examples, batches, loss_kind):
     losses = []
     for step in range(STEPS):
         chosen = [examples[i] for i in batches.indices(step)]
-        counts = [int(e.is_target[1:].sum()) for e in chosen]
-        total = 0.0
-        for e, count in zip(chosen, counts, strict=True):
-            tokens = torch.tensor(e.tokens, dtype=torch.long)
-            labels = torch.where(torch.tensor(e.is_target), tokens, -100)[1:]
-            logits = model(tokens[None]).logits[0, :-1]
-            summed = torch.nn.functional.cross_entropy(
-                logits, labels, ignore_index=-100, reduction="sum"
-            )
-            share = sum(counts) if loss_kind == "token" else count * len(chosen)
-            (summed / share).backward()
-            total += summed.item() / share
+        total = forward(model, chosen, loss_kind)
         torch.nn.utils.clip_grad_norm_(model.parameters(), o.max_grad_norm)
         optimizer.step()
         schedule.step()
@@ -67,11 +89,8 @@ def torch_losses(model, examples, batches, loss_kind):
     return losses
 
 
-@pytest.mark.parametrize("loss", ["token", "sequence"])
-def test_twenty_steps_equal_torch(loss, tmp_path):
-    oracle = hf_model("qwen2-tied-14-2")
-    model = ours(oracle, tmp_path)
-    examples = make_examples()
+def our_losses(model, examples, loss):
+    """Losses of our steps on the same sequences; the batches, and the last state."""
     batches = Batches(
         examples,
         DataConfig(row_multiple=128),
@@ -91,9 +110,32 @@ def test_twenty_steps_equal_torch(loss, tmp_path):
         batch, _ = batches.batch(number)
         state, metrics = step(state, put_batch(batch, model.rules))
         found.append(float(metrics.loss))
+    return found, batches, state, metrics
+
+
+@pytest.mark.parametrize("loss", ["token", "sequence"])
+def test_twenty_steps_equal_torch(loss, tmp_path):
+    oracle = hf_model("qwen2-tied-14-2")
+    examples = make_examples()
+    found, batches, state, _ = our_losses(ours(oracle, tmp_path), examples, loss)
     expected = torch_losses(oracle.train(), examples, batches, loss)
     assert expected[-1] < 0.7 * expected[0]
     for mine, theirs in zip(found, expected, strict=True):
         assert_close(mine, theirs, "SFT losses = torch loop, 20 steps")
     after = dict(oracle.named_parameters())["model.norm.weight"].detach().numpy()
     assert_close(state.params["final_norm"]["scale"], after, "SFT losses = torch loop, 20 steps")
+
+
+@pytest.mark.parametrize("coefficient", [0.1, 0.0])
+def test_twenty_steps_with_experts_equal_torch(coefficient, tmp_path):
+    oracle = hf_model("qwen3_moe-untied-8-2", layers=2, router_aux_loss_coef=coefficient)
+    examples = make_examples()
+    found, batches, state, metrics = our_losses(ours(oracle, tmp_path), examples, "token")
+    expected = torch_losses(oracle.train(), examples, batches, "token", padded)
+    assert expected[-1] < 0.7 * expected[0]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert_close(mine, theirs, "SFT losses = torch loop, 20 steps")
+    assert set(metrics.tokens.sums) == ({"router_loss"} if coefficient else set())
+    router = dict(oracle.named_parameters())["model.layers.1.mlp.gate.weight"].detach().numpy().T
+    after = state.params["layers"]["mlp"]["router"]["kernel"][1]
+    assert_close(after, router, "SFT losses = torch loop, 20 steps")

@@ -14,7 +14,7 @@ from jaxs1.model.architecture import Architecture
 from jaxs1.model.config import MeshConfig
 from jaxs1.model.sharding import make_sharding_rules
 from jaxs1.model.transformer import Transformer
-from jaxs1.training.loss import batch_loss
+from jaxs1.training.loss import supervised_loss
 from jaxs1.training.step import init_state, make_train_step, put_batch, state_shardings
 from tests.numerics import assert_close
 from tests.tiny_models import FLOAT32, one_device
@@ -65,7 +65,7 @@ def test_step_is_plain_gradient_descent(micro_batches):
     batch = Batch(*(x[0] for x in make_batch(1)))
 
     def loss(params):
-        return batch_loss(transformer.with_parameters(model, params), batch, chunk=64)
+        return supervised_loss(transformer.with_parameters(model, params), batch, chunk=64)[0]
 
     expected, grads = jax.jit(jax.value_and_grad(loss))(params)
     optimizer = optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(LEARNING_RATE))
