@@ -19,7 +19,7 @@ from convert.from_hf import from_hf
 from convert.weights import open_weights
 from jaxs1.model.architecture import Architecture
 from jaxs1.model.sharding import make_sharding_rules
-from tests.conftest import ROOT
+from tests.conftest import ONE_DEVICE, ROOT
 from tests.convert.checkpoints import CONFIGS, MESHES, load, random_tensors, reduced, write_hf
 from tests.convert.process import shards
 
@@ -108,7 +108,7 @@ def test_four_processes_read_a_quarter_each_and_load_what_one_does(tmp_path):
     sources = [str(hf), str(tmp_path / "orbax")]
     port = int(np.random.default_rng().integers(20000, 60000))
     outputs = [tmp_path / str(i) for i in range(COUNT)]
-    devices = f"--xla_force_host_platform_device_count={8 // COUNT}"
+    devices = f"--xla_force_host_platform_device_count={8 // COUNT} {ONE_DEVICE}"
     group = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.convert.process", str(port), str(COUNT), str(i),
