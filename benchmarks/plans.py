@@ -60,6 +60,8 @@ PLANS = (
     RecipePlan("7B, adapters", "s1_7b_lora", "rtx4090:1x1"),
 )
 
+GRPO = (RecipePlan("7B", "grpo_7b", "h100:1x8"), RecipePlan("32B", "grpo_32b", "h100:2x8"))
+
 HEADER = """# Plans
 
 Made by `make aot`: the real train step of each recipe, compiled ahead of time for the target
@@ -71,6 +73,16 @@ distributed as in s1K (5,500 tokens on average), in 5 epochs of 1,000. v5p and v
 | recipe | target | fsdp x context, rows, recomputes | GB a device | of | fits | s/step | run | $ |
 |---|---|---|---|---|---|---|---|---|
 """
+GRPO_HEADER = """
+## Reinforcement learning
+
+Roll-out and train step of each recipe of `jaxs1.grpo`, compiled as above; they take turns in the same memory. Held all the time are parameters and moments.
+The roll-out adds decoding's weights, which are cast from the parameters, the pages of keys and values, and the temporaries of
+prefill and decode steps; the step adds gradients and activations.
+
+| recipe | target | fsdp x context, rows | sequences in a copy | held | decoding's weights | keys and values | roll-out GB | step GB | of | fits |
+|---|---|---|---|---|---|---|---|---|---|---|
+"""  # noqa: E501
 NOTE = "\n\\* rescaled from a plan that assumed products at 63 % of the peak.\n"
 
 
@@ -96,35 +108,63 @@ def main(argv: Sequence[str]) -> int:
         folder = Path(options.folder or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         chosen = [plan for plan in PLANS if options.only in (None, plan.target)]
-        plans = [(plan, read_figures(plan, folder)) for plan in chosen]
+        plans = [(plan, read_figures(plan, folder, "--changes", "0")) for plan in chosen]
+        rollouts = [p for p in GRPO if options.only in (None, p.target)]
+        grpo = [(plan, read_figures(plan, folder)) for plan in rollouts]
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(options.output).write_text(page(plans))
-    wrong = [f"{plan.name} on {plan.target}: {e}" for plan, x in plans for e in errors(plan, x)]
-    print("\n".join(wrong) or f"all {len(plans)} plans meet their limits")
+    Path(options.output).write_text(page(plans, grpo))
+    both = [*plans, *grpo]
+    wrong = [f"{plan.name} on {plan.target}: {e}" for plan, x in both for e in errors(plan, x)]
+    print("\n".join(wrong) or f"all {len(both)} plans meet their limits")
     return 1 if wrong else 0
 
 
-def read_figures(plan: RecipePlan, folder: Path) -> dict[str, Any]:
-    """Figures of a plan, compiled in a separate process unless they are in the folder."""
+def read_figures(plan: RecipePlan, folder: Path, *more: str) -> dict[str, Any]:
+    """Figures of a plan, compiled in a separate process unless they are in the folder.
+
+    Args:
+        plan: recipe and target
+        folder: folder of the figures
+        more: further arguments, which are not part of the file's name
+    """
     words = "".join(word.replace("--", "_").replace(".", "") for word in plan.arguments)
     file = folder / f"{plan.recipe}_{plan.target.replace(':', '_')}{words}.json"
     if not file.exists():
         print(f"compiling {plan.name} for {plan.target}", flush=True)
         command = [sys.executable, "-m", "jaxs1.plan", "--config", plan.recipe]
-        command += ["--target", plan.target, "--changes", "0", "--output", str(file)]
-        done = subprocess.run([*command, *plan.arguments], capture_output=True, text=True)
+        command += ["--target", plan.target, "--output", str(file), *plan.arguments, *more]
+        done = subprocess.run(command, capture_output=True, text=True)
         if not file.exists():
             reason = done.stderr.strip().split("\n")[-1]
             raise UserError(f"{plan.recipe} for {plan.target}: {reason}")
     return json.loads(file.read_text())
 
 
-def page(plans: Sequence[tuple[RecipePlan, dict[str, Any]]]) -> str:
-    """The document."""
+def page(
+    plans: Sequence[tuple[RecipePlan, dict[str, Any]]],
+    grpo: Sequence[tuple[RecipePlan, dict[str, Any]]],
+) -> str:
+    """The document, of plans of training and of reinforcement learning."""
     table = HEADER + "".join(line(plan, figures) for plan, figures in plans)
     if any(figures.get("rescaled") for _, figures in plans):
         table += NOTE
-    return f"{table}\n{details(plans[0][1])}\n{calibration.section()}"
+    rollouts = GRPO_HEADER + "".join(grpo_line(plan, figures) for plan, figures in grpo)
+    return f"{table}\n{details(plans[0][1])}{rollouts}\n{calibration.section()}"
+
+
+def grpo_line(plan: RecipePlan, figures: dict[str, Any]) -> str:
+    """One line of the table of reinforcement learning."""
+    names = ("held", "weights", "cache", "rollout_peak_bytes", "step_peak_bytes")
+    mesh, rows = figures["mesh"], f"{figures['rows']} x {figures['row_length']:,}"
+    cells = [
+        plan.name,
+        f"`{figures['target']}`, {figures['devices']} x {figures['device_kind']}",
+        f"{mesh['fsdp']} x {mesh['context']}, {rows}",
+        f"{figures['sequences']} of {figures['context']:,} tokens on {figures['tensor']}",
+        *[f"{figures[name] / 1e9:.1f}" for name in (*names, "available_bytes")],
+        "yes" if figures["fits"] else "**no**",
+    ]
+    return "| " + " | ".join(cells) + " |\n"
 
 
 def line(plan: RecipePlan, figures: dict[str, Any]) -> str:

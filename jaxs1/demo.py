@@ -55,7 +55,7 @@ class DemoConfig:
         seed: Random seed of the corpus, the random weights and the order of the data
         documents: Number of documents for the base model
         traces: Number of reasoning traces for fine-tuning
-        steps: Optimizer steps of each of the two training runs; null trains as the recipes say
+        steps: Optimizer steps of each training run; null trains as the recipes say
         questions: Number of held-out questions to evaluate, at most 400
         problems: Number of held-out questions to answer in transformers
         rl: Continue with reinforcement learning, which takes about ten minutes more

@@ -33,7 +33,7 @@ MAY_IMPORT = {
         "data",
         "config",
     },
-    "planning": {"decoding", "training", "model", "data", "config"},
+    "planning": {"rl", "decoding", "training", "model", "data", "config"},
     "rl": {"evaluation", "tasks", "decoding", "training", "model", "data", "config"},
     "serving": {"decoding", "data", "config"},
     "curation": {"tasks", "decoding", "convert", "data", "config"},
