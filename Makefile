@@ -17,7 +17,7 @@ CLIENTS := $(VENV)/clients
 demo: $(INSTALLED)  ## train, export and check a tiny model (a few minutes on 2 cores)
 	$(BIN)/python -m jaxs1.demo
 
-demo-rl: $(INSTALLED)  ## the demo, then reinforcement learning; the whole way in one picture
+demo-rl: $(INSTALLED)  ## the demo, then reinforcement learning; all stages in one picture
 	$(BIN)/python -m jaxs1.demo --rl true
 
 test: $(INSTALLED)  ## all tests; no GPU, no network

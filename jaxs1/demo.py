@@ -4,8 +4,8 @@ Writes a synthetic reasoning corpus, trains a tiny base model on its primitives,
 1,000 traces as in s1, exports it, loads it in transformers, and plots the accuracy against the
 length of thinking on questions that neither stage has seen. Every step is an ordinary command of
 this package; if the demo is interrupted, repeat the command: finished steps are skipped. With
-`--rl true` it continues with reinforcement learning under thinking budgets, and draws the whole way
-from the base model in one picture.
+`--rl true` it continues with reinforcement learning under thinking budgets, and draws the
+accuracy of all stages, from the base model on, in one picture.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ WAITS = 2
 BASE, SFT, GRPO, EVALUATE = (
     f"configs/demo_{name}.yaml" for name in ("base", "sft", "grpo", "evaluate")
 )
-#: Stages of the complete way: training -> its name in the picture, and what its evaluation changes.
+#: Stage of training -> its name in the picture, and what its evaluation changes.
 STAGES = {
     "base": ("base model", {"sweep.num_waits": "[0]"}),
     "sft": ("fine-tuned", {}),
@@ -124,11 +124,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _reinforce(config: DemoConfig) -> None:
-    """Train by reinforcement learning, evaluate all models, draw and print the complete way."""
+    """Train by reinforcement learning, evaluate all models, draw and print all stages."""
     folder = Path(config.output)
     _say("6  Reinforcement learning: budgets inside the roll-outs, rewards from the grader")
     _run("jaxs1.grpo", GRPO, *_train_overrides(config, "grpo"), "--resume", "auto")
-    _say("7  The complete way: the same questions for the base model and after it")
+    _say("7  All stages: the base model and the last one answer the same questions")
     stages = {}
     for stage, (name, changes) in STAGES.items():
         output = folder / "evaluation"
@@ -138,10 +138,10 @@ def _reinforce(config: DemoConfig) -> None:
             _run("jaxs1.evaluate", EVALUATE, *_evaluate_overrides(config), *_flags(given))
         stages[name] = read_results(str(output))
     plots.draw_stages({n: [plots.curve_of(r)] for n, r in stages.items()}, folder / "stages.png")
-    print("\n".join(f"   {line}" for line in way(stages)) + "\n")
+    print("\n".join(f"   {line}" for line in summary_lines(stages)) + "\n")
 
 
-def way(stages: Mapping[str, Results]) -> list[str]:
+def summary_lines(stages: Mapping[str, Results]) -> list[str]:
     """A line for every stage: its accuracy and mean thinking, and those with `WAITS` Waits."""
     lines = []
     for name, results in stages.items():
