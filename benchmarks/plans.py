@@ -76,11 +76,11 @@ distributed as in s1K (5,500 tokens on average), in 5 epochs of 1,000. v5p and v
 GRPO_HEADER = """
 ## Reinforcement learning
 
-Roll-out and train step of each recipe of `jaxs1.grpo`, compiled as above; they take turns in the same memory. Held all the time are parameters and moments.
-The roll-out adds decoding's weights, which are cast from the parameters, the pages of keys and values, and the temporaries of
-prefill and decode steps; the step adds gradients and activations.
+Roll-out and train step of each recipe of `jaxs1.grpo`, compiled as above; GB on a device. Both find
+parameters and moments there (held). The roll-out adds decoding's weights, keys and values, and the
+temporaries of prefill and decode steps; the step adds gradients and activations.
 
-| recipe | target | fsdp x context, rows | sequences in a copy | held | decoding's weights | keys and values | roll-out GB | step GB | of | fits |
+| recipe | target | fsdp x context, rows | sequences in a copy | held | decoding's weights | keys and values | roll-out | step | of | fits |
 |---|---|---|---|---|---|---|---|---|---|---|
 """  # noqa: E501
 NOTE = "\n\\* rescaled from a plan that assumed products at 63 % of the peak.\n"
