@@ -108,6 +108,8 @@ def draw_stages(stages: Mapping[str, Sequence[Curve]], path: Path) -> None:
             axes.plot(tokens, accuracy, "s--", color=color, markerfacecolor="white", label=label)
             axes.annotate(f"{curve.last}", (tokens[-1], accuracy[-1]), (6, -4),
                           textcoords="offset points", fontsize=SMALL, color=color)  # fmt: skip
+    lines = [line for curves in stages.values() for c in curves for line in (c.budgets, c.waits)]
+    _scale_tokens(axes, [point[0] for line in lines for point in line])
     _finish(axes)
     figure.savefig(path, dpi=150)
 
@@ -134,14 +136,19 @@ def _thinking(both: Sequence[Results], names: Sequence[str]) -> Figure | None:
             all_tokens += tokens
     if not all_tokens:
         return None
-    if min(all_tokens) > 0 and max(all_tokens) / min(all_tokens) >= WIDE:
+    _scale_tokens(axes, all_tokens)
+    _finish(axes)
+    return figure
+
+
+def _scale_tokens(axes: Axes, tokens: Sequence[float]) -> None:
+    """Make the axis of these tokens logarithmic if they differ much."""
+    if min(tokens) > 0 and max(tokens) / min(tokens) >= WIDE:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_minor_locator(NullLocator())
     else:
-        axes.set_xlim(-0.03 * max(all_tokens), 1.08 * max(all_tokens) or 1)
+        axes.set_xlim(-0.03 * max(tokens), 1.08 * max(tokens) or 1)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}"))
-    _finish(axes)
-    return figure
 
 
 def _waits(both: Sequence[Results], names: Sequence[str]) -> Figure | None:
