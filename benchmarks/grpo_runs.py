@@ -175,7 +175,7 @@ def stages(runs: dict[str, Any]) -> dict[str, list[Curve]]:
     """The curves of the picture; those of all seeds are one stage."""
     found: dict[str, list[Curve]] = {}
     for name, points in runs.items():
-        stage = STAGES.get(name, "after reinforcement learning")
+        stage = STAGES.get(name, "after GRPO")
         found.setdefault(stage, []).append(_curve(points))
     return found
 

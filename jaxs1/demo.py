@@ -42,7 +42,7 @@ BASE, SFT, GRPO, EVALUATE = (
 STAGES = {
     "base": ("base model", {"sweep.num_waits": "[0]"}),
     "sft": ("fine-tuned", {}),
-    "grpo": ("after reinforcement learning", {"sweep.budget": "[8,16,32,48,64,96,128,192]"}),
+    "grpo": ("after GRPO", {"sweep.budget": "[8,16,32,48,64,96,128,192]"}),
 }
 
 

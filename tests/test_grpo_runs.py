@@ -20,7 +20,7 @@ def test_the_recorded_page_is_that_of_the_recorded_runs():
 def test_the_picture_has_every_stage_and_all_seeds():
     found = stages(RUNS)
     assert [len(curves) for curves in found.values()] == [1, 1, len(SEEDS)]
-    last = found["after reinforcement learning"][-1]
+    last = found["after GRPO"][-1]
     assert len(last.budgets) == len(POINTS) - 1 and len(last.waits) == 2
 
 

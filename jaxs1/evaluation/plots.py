@@ -110,7 +110,9 @@ def draw_stages(stages: Mapping[str, Sequence[Curve]], path: Path) -> None:
                           textcoords="offset points", fontsize=SMALL, color=color)  # fmt: skip
     lines = [line for curves in stages.values() for c in curves for line in (c.budgets, c.waits)]
     _scale_tokens(axes, [point[0] for line in lines for point in line])
-    _finish(axes)
+    _finish(axes, legend=False)
+    axes.set_ylim(-2, 106)
+    axes.legend(frameon=False, fontsize=SMALL, loc="upper left")  # little thinking, low accuracy
     figure.savefig(path, dpi=150)
 
 

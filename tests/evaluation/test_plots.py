@@ -74,7 +74,7 @@ def test_stages_have_a_line_for_budgets_and_one_for_waits(results, tmp_path, mon
     assert [point[0] for point in curve.budgets] == [8.0, 60.0]
     assert [point[0] for point in curve.waits] == [60.0, 90.0, 150.0] and curve.last == 4
     drawn = []
-    monkeypatch.setattr(plots, "_finish", drawn.append)
+    monkeypatch.setattr(plots, "_finish", lambda axes, legend: drawn.append(axes))
     only_budgets = plots.Curve(curve.budgets)
     stages = {"base": [only_budgets], "tuned": [curve], "after": [curve, curve]}
     plots.draw_stages(stages, tmp_path / "stages.png")
