@@ -17,10 +17,8 @@ CLIENTS := $(VENV)/clients
 demo: $(INSTALLED)  ## train, export and check a tiny model (a few minutes on 2 cores)
 	$(BIN)/python -m jaxs1.demo
 
-demo-rl: $(INSTALLED)  ## after the demo: reinforcement learning, and the curves before and after
-	$(BIN)/python -m jaxs1.grpo --config configs/demo_grpo.yaml --resume auto
-	$(BIN)/python -m jaxs1.evaluate --config configs/demo_evaluate.yaml --model demo/grpo/hf \
-	    --name "after GRPO" --output demo/evaluation_grpo --compare demo/evaluation
+demo-rl: $(INSTALLED)  ## the demo, then reinforcement learning; all stages in one picture
+	$(BIN)/python -m jaxs1.demo --rl true
 
 test: $(INSTALLED)  ## all tests; no GPU, no network
 	PYTHONPATH=$(abspath $(COMPILER)) $(BIN)/python -m pytest

@@ -175,7 +175,7 @@ def _record(seed: int, isa: str, work: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     command = ["-m", "jaxs1.demo", "--output", str(folder), "--seed", str(seed)]
     print(f"seed {seed}, {isa}: log in {folder}/log", flush=True)
-    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    start, before = time.monotonic(), children_seconds()
     with open(folder / "log", "a") as log:
         done = subprocess.run(
             [sys.executable, *command],
@@ -185,8 +185,7 @@ def _record(seed: int, isa: str, work: Path) -> None:
         )
     if done.returncode:
         raise UserError(f"{folder}/log: the demo failed with status {done.returncode}")
-    after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - start
-    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    seconds, cpu_seconds = time.monotonic() - start, children_seconds() - before
     run = DemoRun(
         seed=seed,
         isa=isa,
@@ -200,6 +199,12 @@ def _record(seed: int, isa: str, work: Path) -> None:
     _file(seed, isa).parent.mkdir(parents=True, exist_ok=True)
     _file(seed, isa).write_text(json.dumps(tree, indent=1) + "\n")
     shutil.rmtree(folder)
+
+
+def children_seconds() -> float:
+    """CPU time of all child processes that have ended [s]."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _cpu() -> tuple[set[str], str]:

@@ -1,16 +1,15 @@
 """Reinforcement learning of the demo's model with several seeds: python -m benchmarks.grpo_runs
 
 Needs the folder of a finished demo. Every seed is `jaxs1.grpo` with the recipe `demo_grpo` from the
-demo's fine-tuned model, then `jaxs1.evaluate` on its test questions, each resumed if interrupted.
-What is found goes to benchmarks/demo/grpo.json, which is drawn as grpo.png and written as grpo.md.
-Comparisons are with the fine-tuned model, on the same questions. `--draw_only true` runs nothing.
+demo's fine-tuned model, then `jaxs1.evaluate` on its test questions, each resumed if interrupted;
+the base model and the fine-tuned one answer them, too. What is found goes to
+benchmarks/demo/grpo.json, which is drawn as grpo.png and written as grpo.md. Comparisons are with
+the fine-tuned model, on the same questions. `--draw_only true` runs nothing.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,15 +18,22 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.demo_runs import children_seconds
 from jaxs1.config import parse, run_command
 from jaxs1.evaluation.metrics import compare, wilson
+from jaxs1.evaluation.plots import Curve, draw_stages
+from jaxs1.rl.config import GrpoConfig
 from jaxs1.storage import read_jsonl
 
+RECIPE = "configs/demo_grpo.yaml"
 RECORDED = Path(__file__).parent / "demo"
 BUDGETS = (24, 48, 72, 96, 128, 192)
 NATURAL, WAITS = "max=400 num_waits=0", "max=400 num_waits=2"
 #: Point of the evaluation -> its heading.
 POINTS = {f"max={b} num_waits=0": str(b) for b in BUDGETS} | {NATURAL: "natural", WAITS: "2 Waits"}
+
+#: Run of another stage -> its name in the picture; the others are the seeds.
+STAGES = {"base": "base model", "before": "fine-tuned"}
 
 PAGE = """# Reinforcement learning of the demo's model
 
@@ -36,11 +42,11 @@ fine-tuned model. Accuracy in % on {questions} test questions, greedy, with the 
 number of tokens, ended by the model itself (natural), or continued with two Waits. Below each
 accuracy stands the difference from the fine-tuned model on the same questions, in percentage
 points, with the number of questions gained and lost; bold where McNemar's exact p is below 0.01.
-Roll-outs had budgets of 96, 128 and 192 tokens and no Waits.
+Roll-outs had budgets of {budgets} tokens and no Waits.
 
 {table}
 
-![Accuracy against thinking tokens before and after](grpo.png)
+![Accuracy against thinking tokens, from the base model to reinforcement learning](grpo.png)
 """
 
 
@@ -65,7 +71,8 @@ def main(argv: Sequence[str]) -> None:
     demo, file = Path(options.demo), RECORDED / "grpo.json"
     if not options.draw_only:
         before = _evaluate(demo, demo / "sft" / "hf", demo / "grpo_runs" / "before")
-        runs = {"before": _points(before)}
+        base = _evaluate(demo, demo / "base" / "hf", demo / "grpo_runs" / "base", waits=[0])
+        runs = {"base": _points(base), "before": _points(before)}
         for seed in options.seeds:
             folder = demo / "grpo_runs" / f"seed{seed}"
             cpu_seconds = _train(demo, folder, seed)
@@ -74,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
         file.write_text(json.dumps(runs, indent=1) + "\n")
     runs = json.loads(file.read_text())
     (RECORDED / "grpo.md").write_text(page(runs))
-    draw(runs, RECORDED / "grpo.png")
+    draw_stages(stages(runs), RECORDED / "grpo.png")
     print(table(runs))
 
 
@@ -82,15 +89,13 @@ def _train(demo: Path, folder: Path, seed: int) -> float:
     """CPU time of the training [s]; kept in a file, so that a repeated command knows it."""
     known = folder / "cpu_seconds"
     if not known.exists():
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        before = children_seconds()
         _run(
-            "jaxs1.grpo", "--config", "configs/demo_grpo.yaml", "--model", demo / "sft" / "hf",
+            "jaxs1.grpo", "--config", RECIPE, "--model", demo / "sft" / "hf",
             "--data.path", demo / "data" / "train.jsonl", "--held_out.every", 0, "--seed", seed,
             "--output", folder, "--resume", "auto",
         )  # fmt: skip
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        known.write_text(f"{seconds:.0f}\n")
+        known.write_text(f"{children_seconds() - before:.0f}\n")
     return float(known.read_text())
 
 
@@ -98,23 +103,23 @@ def _train(demo: Path, folder: Path, seed: int) -> float:
 Answers = dict[str, dict[int, tuple[bool, int]]]
 
 
-def _evaluate(demo: Path, model: Path, folder: Path) -> Answers:
+def _evaluate(demo: Path, model: Path, folder: Path, waits: Sequence[int] = (0, 2)) -> Answers:
     if not (folder / "results.json").exists():
         _run(
             "jaxs1.evaluate", "--config", "configs/demo_evaluate.yaml", "--model", model,
             "--name", "the demo's model", "--data.path", demo / "data" / "test.jsonl",
-            "--output", folder, "--sweep.budget", list(BUDGETS), "--sweep.num_waits", [0, 2],
+            "--output", folder, "--sweep.budget", list(BUDGETS), "--sweep.num_waits", list(waits),
         )  # fmt: skip
-    answers: Answers = {point: {} for point in POINTS}
+    answers: Answers = {}
     for _, row in read_jsonl(folder / "samples.jsonl", appended=True):
         found = bool(row["correct"]), len(row["thinking_ids"])
-        answers[row["point"]][row["question_id"]] = found
+        answers.setdefault(row["point"], {})[row["question_id"]] = found
     return answers
 
 
 def _run(module: str, *arguments: Any) -> None:
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    subprocess.run(command, check=True, env=dict(os.environ))
+    subprocess.run(command, check=True)
 
 
 def _points(answers: Answers, before: Answers | None = None) -> dict[str, Any]:
@@ -139,20 +144,24 @@ def _points(answers: Answers, before: Answers | None = None) -> dict[str, Any]:
 
 def page(runs: dict[str, Any]) -> str:
     """The content of grpo.md."""
-    questions = runs["before"][NATURAL]["questions"]
-    return PAGE.format(count=len(runs) - 1, questions=questions, table=table(runs))
+    recipe = parse(GrpoConfig, ["--config", RECIPE], command="python -m jaxs1.grpo")
+    return PAGE.format(
+        count=len(runs.keys() - STAGES),
+        questions=runs["before"][NATURAL]["questions"],
+        budgets=", ".join(map(str, recipe.budgets.values)),
+        table=table(runs),
+    )
 
 
 def table(runs: dict[str, Any]) -> str:
-    """Two rows per run."""
+    """A row for every model, and for every seed another one with differences."""
     header = ["", *POINTS.values(), "CPU s"]
     rows = [header, ["---:"] * len(header)]
     for name, points in runs.items():
-        accuracies = [f"{100 * points[point]['accuracy']:.1f}" for point in POINTS]
-        rows.append(
-            [name, *accuracies, f"{points['cpu_seconds']:.0f}" if "cpu_seconds" in points else ""]
-        )
-        if name != "before":
+        cells = [f"{100 * points[p]['accuracy']:.1f}" if p in points else "" for p in POINTS]
+        seconds = f"{points['cpu_seconds']:.0f}" if "cpu_seconds" in points else ""
+        rows.append([STAGES.get(name, name), *cells, seconds])
+        if name not in STAGES:
             rows.append(["", *(_difference(points[p]["versus_before"]) for p in POINTS), ""])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -162,35 +171,22 @@ def _difference(found: dict[str, Any]) -> str:
     return f"**{text}**" if found["p_value"] < 0.01 else text
 
 
-def draw(runs: dict[str, Any], path: Path) -> None:
-    """Accuracy against mean thinking tokens: before, and after with each seed."""
-    from matplotlib.figure import Figure
+def stages(runs: dict[str, Any]) -> dict[str, list[Curve]]:
+    """The curves of the picture; those of all seeds are one stage."""
+    found: dict[str, list[Curve]] = {}
+    for name, points in runs.items():
+        stage = STAGES.get(name, "after GRPO")
+        found.setdefault(stage, []).append(_curve(points))
+    return found
 
-    figure = Figure(figsize=(7.0, 4.6), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    cut = [point for point in POINTS if point != WAITS]
-    styles = {"before": ("#7f7f7f", "o", "fine-tuned")}
-    for number, name in enumerate(runs):
-        label = "after reinforcement learning" if number == 1 else None
-        color, marker, label = styles.get(name, ("#1f77b4", "s", label))
-        x, y, low, high = (
-            [scale * runs[name][point][key] for point in cut]
-            for scale, key in (
-                (1, "thinking_tokens"),
-                (100, "accuracy"),
-                (100, "low"),
-                (100, "high"),
-            )
-        )
-        axes.plot(x, y, color, marker=marker, markersize=5, label=label)
-        axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
-    axes.set_xlabel("mean thinking [tokens]", fontsize=13)
-    axes.set_ylabel("accuracy [%]", fontsize=13)
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=11, loc="upper left")
-    figure.savefig(path, dpi=150)
+
+def _curve(points: dict[str, Any]) -> Curve:
+    def of(names: Sequence[str]) -> list[tuple[float, float, float, float]]:
+        rows = [points[name] for name in names if name in points]
+        return [(r["thinking_tokens"], r["accuracy"], r["low"], r["high"]) for r in rows]
+
+    budgets = [point for point in POINTS if point != WAITS]
+    return Curve(of(budgets), of([NATURAL, WAITS]) if WAITS in points else (), last=2)
 
 
 if __name__ == "__main__":

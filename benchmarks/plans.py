@@ -64,6 +64,8 @@ PLANS = (
     RecipePlan("7B, adapters", "s1_7b_lora", "rtx4090:1x1"),
 )
 
+GRPO = (RecipePlan("7B", "grpo_7b", "h100:1x8"), RecipePlan("32B", "grpo_32b", "h100:2x8"))
+
 
 @dataclass(frozen=True)
 class DecodingPlan:
@@ -109,6 +111,16 @@ contexts once at the data sheet's bandwidth, but only experts that the sequences
 | model | target, devices of a copy | sequences | weights | cache | GB a device | of | fits | ms |
 |---|---|---|---|---|---|---|---|---|
 """
+GRPO_HEADER = """
+## Reinforcement learning
+
+Roll-out and train step of each recipe of `jaxs1.grpo`, compiled as above; GB on a device. Both find
+parameters and moments there (held). The roll-out adds decoding's weights, keys and values, and the
+temporaries of prefill and decode steps; the step adds gradients and activations.
+
+| recipe | target | fsdp x context, rows | sequences in a copy | held | decoding's weights | keys and values | roll-out | step | of | fits |
+|---|---|---|---|---|---|---|---|---|---|---|
+"""  # noqa: E501
 NOTE = "\n\\* rescaled from a plan that assumed products at 63 % of the peak.\n"
 
 
@@ -134,23 +146,32 @@ def main(argv: Sequence[str]) -> int:
         folder = Path(options.folder or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         chosen = [plan for plan in PLANS if options.only in (None, plan.target)]
-        plans = [(plan, read_figures(plan, folder)) for plan in chosen]
+        plans = [(plan, read_figures(plan, folder, "--changes", "0")) for plan in chosen]
+        rollouts = [plan for plan in GRPO if options.only in (None, plan.target)]
+        grpo = [(plan, read_figures(plan, folder)) for plan in rollouts]
         targets = [plan for plan in DECODING if options.only in (None, plan.target)]
         decoding = [(plan, read_decoding(plan, folder)) for plan in targets]
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(options.output).write_text(page(plans, decoding))
-    wrong = [f"{plan.name} on {plan.target}: {e}" for plan, x in plans for e in errors(plan, x)]
+    Path(options.output).write_text(page(plans, grpo, decoding))
+    both = [*plans, *grpo]
+    wrong = [f"{plan.name} on {plan.target}: {e}" for plan, x in both for e in errors(plan, x)]
     wrong += [f"{p.model} on {p.target} does not fit" for p, x in decoding if not _fits(p, x)]
-    print("\n".join(wrong) or f"all {len(plans) + len(decoding)} plans meet their limits")
+    print("\n".join(wrong) or f"all {len(both) + len(decoding)} plans meet their limits")
     return 1 if wrong else 0
 
 
-def read_figures(plan: RecipePlan, folder: Path) -> dict[str, Any]:
-    """Figures of a plan, compiled in a separate process unless they are in the folder."""
+def read_figures(plan: RecipePlan, folder: Path, *more: str) -> dict[str, Any]:
+    """Figures of a plan, compiled in a separate process unless they are in the folder.
+
+    Args:
+        plan: recipe and target
+        folder: folder of the figures
+        more: further arguments, which are not part of the file's name
+    """
     words = "".join(word.replace("--", "_").replace(".", "") for word in plan.arguments)
     file = folder / f"{plan.recipe}_{plan.target.replace(':', '_')}{words}.json"
-    arguments = ["--config", plan.recipe, "--target", plan.target, "--changes", "0"]
-    return _figures(f"{plan.name} for {plan.target}", file, [*arguments, *plan.arguments])
+    arguments = ["--config", plan.recipe, "--target", plan.target, *plan.arguments, *more]
+    return _figures(f"{plan.name} for {plan.target}", file, arguments)
 
 
 def read_decoding(plan: DecodingPlan, folder: Path) -> dict[str, Any]:
@@ -199,15 +220,32 @@ def _fits(plan: DecodingPlan, figures: dict[str, Any]) -> bool:
 
 def page(
     plans: Sequence[tuple[RecipePlan, dict[str, Any]]],
+    grpo: Sequence[tuple[RecipePlan, dict[str, Any]]],
     decoding: Sequence[tuple[DecodingPlan, dict[str, Any]]],
 ) -> str:
-    """The document."""
+    """The document, of plans of training, of decoding and of reinforcement learning."""
     table = HEADER + "".join(line(plan, figures) for plan, figures in plans)
     if any(figures.get("rescaled") for _, figures in plans):
         table += NOTE
     if decoding:
         table += DECODING_HEADER + "".join(decoding_line(*plan) for plan in decoding)
-    return f"{table}\n{details(plans[0][1])}\n{calibration.section()}"
+    rollouts = GRPO_HEADER + "".join(grpo_line(plan, figures) for plan, figures in grpo)
+    return f"{table}\n{details(plans[0][1])}{rollouts}\n{calibration.section()}"
+
+
+def grpo_line(plan: RecipePlan, figures: dict[str, Any]) -> str:
+    """One line of the table of reinforcement learning."""
+    names = ("held", "weights", "cache", "rollout_peak_bytes", "step_peak_bytes")
+    mesh, rows = figures["mesh"], f"{figures['rows']} x {figures['row_length']:,}"
+    cells = [
+        plan.name,
+        f"`{figures['target']}`, {figures['devices']} x {figures['device_kind']}",
+        f"{mesh['fsdp']} x {mesh['context']}, {rows}",
+        f"{figures['sequences']} of {figures['context']:,} tokens on {figures['tensor']}",
+        *[f"{figures[name] / 1e9:.1f}" for name in (*names, "available_bytes")],
+        "yes" if figures["fits"] else "**no**",
+    ]
+    return "| " + " | ".join(cells) + " |\n"
 
 
 def line(plan: RecipePlan, figures: dict[str, Any]) -> str:

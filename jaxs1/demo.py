@@ -3,7 +3,9 @@
 Writes a synthetic reasoning corpus, trains a tiny base model on its primitives, fine-tunes it on
 1,000 traces as in s1, exports it, loads it in transformers, and plots the accuracy against the
 length of thinking on questions that neither stage has seen. Every step is an ordinary command of
-this package; if the demo is interrupted, repeat the command: finished steps are skipped.
+this package; if the demo is interrupted, repeat the command: finished steps are skipped. With
+`--rl true` it continues with reinforcement learning under thinking budgets, and draws the
+accuracy of all stages, from the base model on, in one picture.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from typing import Any
 from jaxs1.config import UserError, parse, run_command
 from jaxs1.data.delimiters import ANSWER, THINK
 from jaxs1.evaluate import EvaluateConfig
+from jaxs1.evaluation import plots
 from jaxs1.evaluation.methods import points_of
 from jaxs1.evaluation.metrics import wilson
 from jaxs1.evaluation.results import Results, read_results
@@ -32,7 +35,15 @@ FOLDER = "demo"
 #: Number of Waits to compare with natural stopping: the best on development questions (LOG.md), so
 #: that the test questions choose nothing and the p-value needs no correction.
 WAITS = 2
-BASE, SFT, EVALUATE = (f"configs/demo_{name}.yaml" for name in ("base", "sft", "evaluate"))
+BASE, SFT, GRPO, EVALUATE = (
+    f"configs/demo_{name}.yaml" for name in ("base", "sft", "grpo", "evaluate")
+)
+#: Stage of training -> its name in the picture, and what its evaluation changes.
+STAGES = {
+    "base": ("base model", {"sweep.num_waits": "[0]"}),
+    "sft": ("fine-tuned", {}),
+    "grpo": ("after GRPO", {"sweep.budget": "[8,16,32,48,64,96,128,192]"}),
+}
 
 
 @dataclass(frozen=True)
@@ -44,9 +55,10 @@ class DemoConfig:
         seed: Random seed of the corpus, the random weights and the order of the data
         documents: Number of documents for the base model
         traces: Number of reasoning traces for fine-tuning
-        steps: Optimizer steps of each of the two training runs; null trains as the recipes say
+        steps: Optimizer steps of each training run; null trains as the recipes say
         questions: Number of held-out questions to evaluate, at most 400
         problems: Number of held-out questions to answer in transformers
+        rl: Continue with reinforcement learning, which takes about ten minutes more
     """
 
     output: str = FOLDER
@@ -56,6 +68,7 @@ class DemoConfig:
     steps: int | None = None
     questions: int = puzzle_corpus.EVALUATION_QUESTIONS
     problems: int = 100
+    rl: bool = False
 
     def __post_init__(self) -> None:
         """Reject sizes that leave nothing to do."""
@@ -95,9 +108,12 @@ def main(argv: Sequence[str]) -> int:
     command = ["--config", EVALUATE, *overrides]
     _show_rescue(folder, parse(EvaluateConfig, command, command="python -m jaxs1.evaluate"))
     print(f"   {comparison(read_results(str(folder / 'evaluation')), WAITS)}\n")
+    if config.rl:
+        _reinforce(config)
     print(f"done in {time.monotonic() - start:.0f} s. In {folder}/:")
     for name, what in [
         ("scaling.png", "accuracy against thinking, with budgets and with Waits"),
+        *[("stages.png", "from the base model to reinforcement learning")] * config.rl,
         ("evaluation/", "all figures, samples and pictures"),
         ("sft/hf/", "the fine-tuned model, for transformers and other engines"),
         ("base/, sft/", "config.yaml, metrics.jsonl, tensorboard/, checkpoints/ of the two runs"),
@@ -107,23 +123,59 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _reinforce(config: DemoConfig) -> None:
+    """Train by reinforcement learning, evaluate all models, draw and print all stages."""
+    folder = Path(config.output)
+    _say("6  Reinforcement learning: budgets inside the roll-outs, rewards from the grader")
+    _run("jaxs1.grpo", GRPO, *_train_overrides(config, "grpo"), "--resume", "auto")
+    _say("7  All stages: the base model and the last one answer the same questions")
+    stages = {}
+    for stage, (name, changes) in STAGES.items():
+        output = folder / "evaluation"
+        if stage != "sft":
+            output = folder / f"evaluation_{stage}"
+            given = {"model": folder / stage / "hf", "name": name, "output": output, **changes}
+            _run("jaxs1.evaluate", EVALUATE, *_evaluate_overrides(config), *_flags(given))
+        stages[name] = read_results(str(output))
+    plots.draw_stages({n: [plots.curve_of(r)] for n, r in stages.items()}, folder / "stages.png")
+    print("\n".join(f"   {line}" for line in summary_lines(stages)) + "\n")
+
+
+def summary_lines(stages: Mapping[str, Results]) -> list[str]:
+    """A line for every stage: its accuracy and mean thinking, and those with `WAITS` Waits."""
+    lines = []
+    for name, results in stages.items():
+        points = {point.value: point for point in results.of("num_waits")}
+        shown = {"natural stopping": points.get(0), f"{WAITS} Waits": points.get(WAITS)}
+        parts = [
+            f"{point.accuracy:6.1%} with {what} ({point.thinking_tokens or 0:.0f} tokens)"
+            for what, point in shown.items()
+            if point is not None
+        ]
+        lines.append(f"{name:30}{'   '.join(parts)}")
+    return lines
+
+
 def _train_overrides(config: DemoConfig, stage: str) -> list[str]:
     """Arguments of a training run where the settings differ from its recipe."""
     arguments: dict[str, object] = {}
     if config.output != FOLDER:
         data = f"{config.output}/data"
-        start = {"base": ("tokenizer", f"{data}/tokenizer"), "sft": ("model", _export(config))}
-        arguments = {"data.path": f"{data}/{stage}.jsonl", "output": f"{config.output}/{stage}"}
-        arguments |= dict([start[stage]])
+        own: dict[str, dict[str, object]] = {
+            "base": {"data.path": f"{data}/base.jsonl", "tokenizer": f"{data}/tokenizer"},
+            "sft": {"data.path": f"{data}/sft.jsonl", "model": f"{config.output}/base/hf"},
+            "grpo": {
+                "data.path": f"{data}/train.jsonl",
+                "held_out.path": f"{data}/dev.jsonl",
+                "model": f"{config.output}/sft/hf",
+            },
+        }
+        arguments = {"output": f"{config.output}/{stage}", **own[stage]}
     if config.seed != DemoConfig.seed:
         arguments["seed"] = config.seed
     if config.steps is not None:
         arguments["steps"] = config.steps
     return _flags(arguments)
-
-
-def _export(config: DemoConfig) -> str:
-    return f"{config.output}/base/hf"
 
 
 def _evaluate_overrides(config: DemoConfig) -> list[str]:

@@ -30,18 +30,19 @@ from jaxs1.data.end_of_turn import end_of_turn
 from jaxs1.data.model_settings import with_preset
 from jaxs1.data.tokenizer import check_vocabulary, load_tokenizer
 from jaxs1.decoding.controls import check_sizes
-from jaxs1.decoding.loading import cache_pages
+from jaxs1.decoding.loading import cache_pages, free_for_cache
 from jaxs1.decoding.tokenized_thinking import tokenize_thinking
 from jaxs1.devices import compute_capability
-from jaxs1.model import ops, transformer
-from jaxs1.model.sharding import check_divisible, make_sharding_rules
+from jaxs1.model.decode_params import abstract_params
+from jaxs1.model.sharding import local_bytes
 from jaxs1.model.transformer import Transformer
 from jaxs1.rl import held_out, report
 from jaxs1.rl.config import GrpoConfig, HeldOutConfig
 from jaxs1.rl.learner import Learner, Requests, RollOut
 from jaxs1.rl.objective import make_scorer, policy_loss
+from jaxs1.rl.policy import policy_model
 from jaxs1.rl.rollout import RolloutEngine
-from jaxs1.rl.sizes import ROW_MULTIPLE, Sizes, gated_ids, largest_budget, sizes_of
+from jaxs1.rl.sizes import Sizes, gated_ids, largest_budget, sizes_of
 from jaxs1.run_files import ModelRun, export, initial_params, last_step, write_run_files
 from jaxs1.storage import JsonlWriter, read_jsonl
 from jaxs1.tasks.benchmarks import Questions, QuestionsConfig, load_questions
@@ -140,7 +141,8 @@ def prepare(config: GrpoConfig) -> Job:
     sizes = sizes_of(config, thinking, prompt, architecture.max_position_embeddings)
     gated = gated_ids(thinking, tokenizer)
     distribution = Distribution(config.temperature, len(tokenizer), gated)
-    model = _model(config, architecture)
+    devices = jax.devices()
+    model = policy_model(config, architecture, devices, compute_capability(devices[0]))
     _check_fits(model, config, sizes.row)
     folder, end = weights.aux_files, end_of_turn(tokenizer)
     hf_config, generation = with_stop_tokens(weights.config, folder, end, tokenizer.eos_token_id)
@@ -166,30 +168,6 @@ def _held_out_questions(config: GrpoConfig) -> Questions | None:
     data = QuestionsConfig(given.path, config.data.fields, config.data.kind, config.data.seed)
     questions = load_questions(given.task or config.task, data)
     return dataclasses.replace(questions, items=questions.items[: given.limit])
-
-
-def _model(config: GrpoConfig, architecture: Any) -> Transformer:
-    """The abstract model on the mesh."""
-    rules = make_sharding_rules(config.mesh)
-    check_divisible(architecture, rules)
-    for name, value, axis, size in (
-        ("rows", config.rows, "mesh.data x mesh.fsdp x mesh.expert", rules.size("rows")),
-        ("row_length", config.row_length or ROW_MULTIPLE, "mesh.context", rules.size("sequence")),
-        ("tensor: devices of the mesh", rules.mesh.size, "tensor", config.tensor),
-    ):
-        if value % size:
-            raise UserError(f"{name}={value}: must be a multiple of {axis}={size}; change one")
-    device, compute = jax.devices()[0], config.compute
-    impl: Any = ops.resolve_attention(
-        compute.attention, device.platform, compute.dtype, compute_capability(device)
-    )
-    return transformer.abstract(
-        architecture,
-        dataclasses.replace(compute, attention=impl),
-        rules,
-        max_segments=config.prompts * config.group,
-        lora=config.lora,
-    )
 
 
 def _check_fits(model: Transformer, config: GrpoConfig, row_length: int) -> None:
@@ -238,9 +216,7 @@ def _learner(job: Job, optimizer: Any, state: TrainState) -> Learner:
         job.tokenizer,
         limits,
         tensor=config.tensor,
-        num_pages=lambda decoder: (
-            1 + cache_pages(decoder.architecture, decoder.compute.dtype, limits, decoder.rules)
-        ),
+        num_pages=lambda decoder: 1 + cache_pages(decoder, limits, _free(decoder)),
     )
     loss = policy_loss(objective, job.distribution)
     needs_scores = objective.kl > 0 or objective.old == "trainer"
@@ -257,6 +233,11 @@ def _learner(job: Job, optimizer: Any, state: TrainState) -> Learner:
         row_length=job.sizes.row,
         longest=job.sizes.completion,
     )
+
+
+def _free(decoder: Transformer) -> int:
+    """Memory for keys and values: the trainer's state is on the devices, decoding's weights not."""
+    return free_for_cache(decoder.rules, unloaded=local_bytes(abstract_params(decoder)))
 
 
 class _Logs:

@@ -1,42 +1,47 @@
 """Plan a run without the hardware: does it fit, how long does it take, what does it cost?
 
     python -m jaxs1.plan --config s1_32b --target h100:2x8
+    python -m jaxs1.plan --config grpo_32b --target h100:2x8
     python -m jaxs1.plan --decode --config s1_32b --target h100:1x1
 
 The first compiles the train step of `jaxs1.train` ahead of time for the target, the second the
-decode loop of `jaxs1.generate`. Memory and communication are the compiler's figures; the time is a
-roofline estimate over them. Neither reads data or weights. Needs `pip install 'jaxs1[plan]'`, which
-brings the compilers, but no accelerator and no driver. Any field of a training recipe can be
-overridden, as in `jaxs1.train`.
+roll-out and the train step of `jaxs1.grpo`, the third the decode loop of `jaxs1.generate`. Memory
+and communication are the compiler's figures; the time is a roofline estimate over them. None reads
+data or weights. Needs `pip install 'jaxs1[plan]'`, which brings the compilers, but no accelerator
+and no driver. Any field of a recipe can be overridden, as in `jaxs1.train` and `jaxs1.grpo`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from jaxs1.config import UserError, find_recipe, one_line, parse, run_command
 from jaxs1.model.architecture import Architecture, read_config
-from jaxs1.planning import decode, report
+from jaxs1.planning import decode, grpo, report
 from jaxs1.planning.planned_run import PlannedRun, Sequences, make_planned_run
 from jaxs1.planning.report import Outcome
 from jaxs1.planning.search import alternatives
 from jaxs1.planning.targets import Target, parse_target
 from jaxs1.planning.topology import make_devices, use_only_cpu
 from jaxs1.planning.workload import S1K_EXAMPLES, S1K_MEAN
+from jaxs1.rl.config import GrpoConfig
 from jaxs1.storage import check_output, write_text
 from jaxs1.training.config import TrainConfig
 
 COMMAND = "python -m jaxs1.plan"
 #: Most layouts that a search compiles.
 TRIES = 6
-#: Recipes and model shapes that come with the project.
 #: Model that decoding is planned for if none is given.
 DEFAULT_MODEL = "qwen2.5-32b"
 
@@ -128,12 +133,36 @@ class DecodePlan:
                 raise UserError(f"{name}={value}: must be at least 1")
 
 
+@dataclass(frozen=True)
+class GrpoPlan:
+    """Plan reinforcement learning: memory of the roll-out and of the train step, apart.
+
+    Any field of the recipe can be given as well, for example --limits.max_num_seqs 32.
+
+    Args:
+        target: Accelerators to plan for: h100, h200, a100 or rtx4090:NODESxGPUS, cpu:8
+        layers: Number of layers to compile; null compiles all
+        output: JSON file to write all figures to
+    """
+
+    target: str
+    layers: int | None = None
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check that numbers are positive."""
+        if self.layers is not None and self.layers < 1:
+            raise UserError(f"layers={self.layers}: must be at least 1")
+
+
 def main(argv: Sequence[str]) -> int:
     """The command; returns 1 if the run does not fit."""
     logging.getLogger("jax").setLevel(logging.ERROR)
     use_only_cpu()
     decoding = [word for word in argv if word not in ("--decode", "--decode=true")]
-    return _plan_training(argv) if len(decoding) == len(argv) else _plan_decoding(decoding)
+    if len(decoding) < len(argv):
+        return _plan_decoding(decoding)
+    return _plan_grpo(argv) if _is_grpo(argv) else _plan_training(argv)
 
 
 def _plan_training(argv: Sequence[str]) -> int:
@@ -162,6 +191,36 @@ def _plan_decoding(argv: Sequence[str]) -> int:
     program, target = plan_decoding(options, *find_architecture(model, shapes))
     _write(options.output, dataclasses.asdict(program))
     return 0 if program.peak <= target.available else 1
+
+
+def _is_grpo(argv: Sequence[str]) -> bool:
+    """Whether a recipe has fields that only those of `jaxs1.grpo` have."""
+    words = [part for word in argv for part in word.split("=", 1)]
+    names = {word[2:].partition(".")[0] for word in words if word.startswith("--")}
+    # where a recipe cannot be read, parsing it explains what is wrong
+    with contextlib.suppress(OSError, TypeError, ValueError, yaml.YAMLError):
+        for recipe in (value for word, value in pairwise(words) if word == "--config"):
+            names |= set(yaml.safe_load(find_recipe(recipe).read_text()))
+    grpo, training = ({f.name for f in dataclasses.fields(c)} for c in (GrpoConfig, TrainConfig))
+    return bool(names & (grpo - training) - {"rows"})  # --rows is an option of `Plan`
+
+
+def _plan_grpo(argv: Sequence[str]) -> int:
+    own, recipe = _split(argv, GrpoPlan)
+    options = parse(GrpoPlan, own, command=COMMAND)
+    # a plan reads no questions
+    config = parse(GrpoConfig, ["--task", "none", *recipe], command=COMMAND)
+    if options.output:
+        check_output(options.output)
+    target = parse_target(options.target)
+    architecture, origin = find_architecture(config.model, config.architecture)
+    architecture = _first_layers(architecture, options.layers)
+    run = grpo.plan_grpo(config, architecture, target, make_devices(target))
+    report.print_grpo(run, origin)
+    programs = grpo.compile_grpo(run)
+    report.print_grpo_memory(run, programs)
+    _write(options.output, report.grpo_to_json(run, programs))
+    return 0 if programs.fits(target.available) else 1
 
 
 def plan(options: Plan, config: TrainConfig) -> list[Outcome]:

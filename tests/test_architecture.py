@@ -36,7 +36,7 @@ MAY_IMPORT = {
         "data",
         "config",
     },
-    "planning": {"decoding", "training", "model", "data", "config"},
+    "planning": {"rl", "decoding", "training", "model", "data", "config"},
     "rl": {"evaluation", "tasks", "decoding", "training", "model", "data", "config"},
     "serving": {"decoding", "data", "config"},
     "distillation": {

@@ -9,12 +9,14 @@ import pytest
 from scipy import stats
 
 from benchmarks.demo_runs import RECORDED, page, read_runs, recipe_digest
+from jaxs1 import demo
 from jaxs1.config import UserError, parse
 from jaxs1.demo import WAITS, DemoConfig, _show_rescue, comparison, main
 from jaxs1.evaluate import EvaluateConfig
 from jaxs1.evaluation.metrics import Comparison
 from jaxs1.evaluation.results import read_results
 from jaxs1.evaluation.samples import Key, Samples
+from jaxs1.rl.config import GrpoConfig
 from jaxs1.tasks.puzzle_corpus import EVALUATION_QUESTIONS
 from tests.conftest import ROOT
 
@@ -115,6 +117,29 @@ def test_comparison_with_waits_is_one_plain_sentence():
     same = replace(changed, versus_natural=None)
     results = replace(results, points=[results.points[0], same])
     assert comparison(results, 3).endswith("as with natural stopping: no answer changed.")
+
+
+def test_reinforcement_learning_continues_the_demo(tmp_path, monkeypatch, capsys):
+    """Its command, two more evaluations, the picture, and a line for every stage."""
+    commands = []
+    monkeypatch.setattr(demo, "_run", lambda *words: commands.append(words))
+    monkeypatch.setattr(demo, "read_results", lambda folder: RUNS[0].results)
+    demo._reinforce(DemoConfig(output=str(tmp_path), questions=7))
+    assert [module for module, *_ in commands] == ["jaxs1.grpo", *["jaxs1.evaluate"] * 2]
+    schemas = [GrpoConfig, EvaluateConfig, EvaluateConfig]
+    grpo, base, after = (
+        parse(schema, ["--config", recipe, *words], command="test")
+        for schema, (_, recipe, *words) in zip(schemas, commands, strict=True)
+    )
+    assert grpo.model == f"{tmp_path}/sft/hf" and grpo.output == f"{tmp_path}/grpo"
+    assert grpo.data.path == f"{tmp_path}/data/train.jsonl" and grpo.resume == "auto"
+    assert base.model == f"{tmp_path}/base/hf" and base.sweep.num_waits == [0]
+    assert after.model == f"{grpo.output}/hf" and 192 in after.sweep.budget
+    assert base.output != after.output and base.limit == after.limit == 7
+    assert (tmp_path / "stages.png").stat().st_size > 1000
+    natural, *_ = points(RUNS[0].results, "num_waits")
+    line = f"{natural.accuracy:6.1%} with natural stopping ({natural.thinking_tokens:.0f} tokens)"
+    assert capsys.readouterr().out.count(line) == 3
 
 
 # Gates on the recorded runs: only a change of what is recorded or of the recipe can make them fail.

@@ -281,7 +281,7 @@ class CompiledFunctions:
     """
 
     def __init__(self, model: Transformer, impl: str, num_steps: int):
-        self.impl = impl
+        self.model, self.impl = model, impl
         replicated = model.rules.sharding(())
         cache = model.rules.sharding(kv_cache.AXES)
         self.prefill = jax.jit(partial(prefill, model), donate_argnums=1, out_shardings=cache)

@@ -20,12 +20,12 @@ from jaxs1.decoding.engine import Engine
 from jaxs1.decoding.page_allocator import pages_for
 from jaxs1.decoding.scheduler import Limits
 from jaxs1.model import backends, transformer
-from jaxs1.model.architecture import Architecture
 from jaxs1.model.backends import BACKENDS
 from jaxs1.model.config import ComputeConfig, MeshConfig
 from jaxs1.model.kv_cache import PAGE, token_bytes
 from jaxs1.model.linear import LINEAR
 from jaxs1.model.sharding import ShardingRules, check_divisible, make_sharding_rules
+from jaxs1.model.transformer import Transformer
 
 #: Bytes of keys and values on a device that does not report its memory.
 DEFAULT_CACHE = 2 << 30
@@ -194,12 +194,14 @@ def _build(
         dtype=dtype, param_dtype=numerics.param_dtype, remat="none", attention="xla"
     )
     model = transformer.abstract(a, compute, rules, linear=numerics.linear)
+    params = load_decode_params(weights, model)
+    free = free_for_cache(rules)
     return Engine(
         model,
-        load_decode_params(weights, model),
+        params,
         tokenizer,
         config.limits,
-        num_pages=1 + cache_pages(a, dtype, config.limits, rules),
+        num_pages=1 + cache_pages(model, config.limits, free),
         cache_dtype=jnp.dtype(dtype),
         impl=impl,
     )
@@ -244,19 +246,37 @@ def _sharding_rules(parallel: ParallelConfig) -> list[ShardingRules]:
     return [make_sharding_rules(mesh, group) for group in groups]
 
 
-def cache_pages(a: Architecture, dtype: Any, limits: Limits, rules: ShardingRules) -> int:
-    """Pages of the cache: as configured, or as many as fit and can be used."""
-    if limits.kv_cache_tokens is not None:
-        return pages_for(limits.kv_cache_tokens)
-    longest = limits.max_seq_len or a.max_position_embeddings
-    useful = limits.max_num_seqs * pages_for(longest)
+def free_for_cache(rules: ShardingRules, *, unloaded: int = 0) -> int:
+    """Bytes that a cache may take, on all devices of a replica together.
+
+    Args:
+        rules: mesh of the replica
+        unloaded: bytes of weights that each device has yet to load
+    """
     devices = list(rules.mesh.devices.flat)
     stats = devices[0].memory_stats() or {}
-    free = DEFAULT_CACHE
-    if "bytes_limit" in stats:
-        left = stats["bytes_limit"] - stats["bytes_in_use"]
-        free = int(CACHE_SHARE * left) * len(devices)
-    fitting = free // (token_bytes(a, dtype) * PAGE)
+    if "bytes_limit" not in stats:
+        return DEFAULT_CACHE
+    left = stats["bytes_limit"] - stats["bytes_in_use"] - unloaded
+    return int(CACHE_SHARE * left) * len(devices)
+
+
+def cache_pages(model: Transformer, limits: Limits, free: int) -> int:
+    """Pages of the cache: as configured, or as many as fit and can be used.
+
+    Args:
+        model: abstract, as decoded
+        limits: limits of the engine
+        free: bytes, from `free_for_cache`
+
+    Raises:
+        UserError: not one page fits.
+    """
+    if limits.kv_cache_tokens is not None:
+        return pages_for(limits.kv_cache_tokens)
+    a = model.architecture
+    useful = limits.max_num_seqs * pages_for(limits.max_seq_len or a.max_position_embeddings)
+    fitting = free // (token_bytes(a, model.compute.dtype) * PAGE)
     if fitting < 1:
         raise UserError(
             f"model: its weights leave {free / 1e9:.1f} GB for keys and values, less than a page; "

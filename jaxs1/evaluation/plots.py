@@ -5,8 +5,9 @@ They are meant for a page at half their size: large type, the legend inside, lab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -25,6 +26,8 @@ STYLES = {
     "class_prompt": ("#56B4E9", "P"),
     "rejection": ("#E69F00", "X"),
 }
+#: Colours of the stages of a training, in their order.
+STAGES = ("#999999", "#E69F00", "#0072B2", "#009E73")
 GREY = "#666666"
 SIZE = (7.0, 4.6)  # inches
 TEXT, SMALL = 13, 11  # points
@@ -55,6 +58,70 @@ def draw(results: Results, folder: Path, other: Results | None = None) -> list[s
     return [name for name, figure in pictures.items() if figure is not None]
 
 
+class Curve(NamedTuple):
+    """Points of one model, each (mean thinking tokens, accuracy, low, high), 0 to 1.
+
+    Args:
+        budgets: thinking cut at budgets, or ended by the model, in ascending order
+        waits: continued with Waits, from none
+        last: number of Waits of the last point
+    """
+
+    budgets: Sequence[tuple[float, float, float, float]]
+    waits: Sequence[tuple[float, float, float, float]] = ()
+    last: int = 0
+
+
+def curve_of(results: Results) -> Curve:
+    """The curve of an evaluation with budgets and Waits."""
+
+    def points(method: str) -> list[tuple[float, float, float, float]]:
+        found = sorted(results.of(method), key=lambda p: float(p.value or 0))
+        return [(p.thinking_tokens or 0.0, p.accuracy, p.low, p.high) for p in found]
+
+    waits = points("num_waits")
+    last = max((int(p.value or 0) for p in results.of("num_waits")), default=0)
+    return Curve([*points("budget"), *waits[:1]], waits, last)
+
+
+def draw_stages(stages: Mapping[str, Sequence[Curve]], path: Path) -> None:
+    """Draw accuracy against thinking at the stages of a training, each in a colour.
+
+    Args:
+        stages: name of a stage -> curves of its models, one for each seed
+        path: file of the picture
+    """
+    figure, axes = _start()
+    axes.set_xlabel("mean thinking [tokens]", fontsize=TEXT)
+    axes.set_ylabel("accuracy [%]", fontsize=TEXT)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    for (name, curves), color in zip(stages.items(), STAGES, strict=False):
+        for number, curve in enumerate(curves):
+            tokens, accuracy, low, high = _columns(curve.budgets)
+            label = None if number else name
+            axes.plot(tokens, accuracy, color=color, marker="o", markersize=5, label=label)
+            axes.fill_between(tokens, low, high, color=color, alpha=0.12, linewidth=0)
+            if not curve.waits:
+                continue
+            tokens, accuracy, *_ = _columns(curve.waits)
+            label = None if number else f"{name}, with Waits"
+            axes.plot(tokens, accuracy, "s--", color=color, markerfacecolor="white", label=label)
+            axes.annotate(f"{curve.last}", (tokens[-1], accuracy[-1]), (6, -4),
+                          textcoords="offset points", fontsize=SMALL, color=color)  # fmt: skip
+    lines = [line for curves in stages.values() for c in curves for line in (c.budgets, c.waits)]
+    _scale_tokens(axes, [point[0] for line in lines for point in line])
+    _finish(axes, legend=False)
+    axes.set_ylim(-2, 106)
+    axes.legend(frameon=False, fontsize=SMALL, loc="upper left")  # little thinking, low accuracy
+    figure.savefig(path, dpi=150)
+
+
+def _columns(points: Sequence[tuple[float, float, float, float]]) -> list[list[float]]:
+    """Tokens, accuracy and its interval; shares in %."""
+    scales = (1, 100, 100, 100)
+    return [[scale * point[i] for point in points] for i, scale in enumerate(scales)]
+
+
 def _thinking(both: Sequence[Results], names: Sequence[str]) -> Figure | None:
     """Accuracy against mean thinking tokens, one line per method."""
     figure, axes = _accuracy_axes(both[0], "mean thinking [tokens]")
@@ -71,14 +138,19 @@ def _thinking(both: Sequence[Results], names: Sequence[str]) -> Figure | None:
             all_tokens += tokens
     if not all_tokens:
         return None
-    if min(all_tokens) > 0 and max(all_tokens) / min(all_tokens) >= WIDE:
+    _scale_tokens(axes, all_tokens)
+    _finish(axes)
+    return figure
+
+
+def _scale_tokens(axes: Axes, tokens: Sequence[float]) -> None:
+    """Make the axis of these tokens logarithmic if they differ much."""
+    if min(tokens) > 0 and max(tokens) / min(tokens) >= WIDE:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_minor_locator(NullLocator())
     else:
-        axes.set_xlim(-0.03 * max(all_tokens), 1.08 * max(all_tokens) or 1)
+        axes.set_xlim(-0.03 * max(tokens), 1.08 * max(tokens) or 1)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}"))
-    _finish(axes)
-    return figure
 
 
 def _waits(both: Sequence[Results], names: Sequence[str]) -> Figure | None:

@@ -6,7 +6,7 @@ import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,23 @@ from jaxs1.planning.flops import expert_flops, product_flops
 from jaxs1.planning.hlo import Collective, collectives, count_launches
 from jaxs1.planning.targets import Target
 from jaxs1.planning.topology import tracing_for
-from jaxs1.training.step import abstract_state, batch_sharding, make_train_step
+from jaxs1.training.step import (
+    Loss,
+    abstract_state,
+    batch_sharding,
+    make_train_step,
+    supervised_loss,
+)
 
 #: XLA limits programs to about 77 % of a GPU's memory, by recomputation and by giving up overlap
 #: with communication; this allows nearly all of it. Training sets the same flag in XLA_FLAGS.
 GPU_OPTIONS = {"xla_gpu_memory_limit_slop_factor": "112"}
+
+
+#: Dtypes in the place of the arrays of a batch of supervised training.
+SUPERVISED = Batch("int32", "int32", "float32", "int32", "int32")
+
+T = TypeVar("T")
 
 
 class CompiledProgram(NamedTuple):
@@ -74,8 +86,10 @@ def compile_step(
     rows: int,
     length: int,
     loss_chunk: int,
+    kinds: Any = SUPERVISED,
+    loss: Loss = supervised_loss,
 ) -> TrainProgram:
-    """Compile the train step of `jaxs1.train`.
+    """Compile the train step of `jaxs1.train`, or with another loss that of `jaxs1.grpo`.
 
     Args:
         model: abstract, with sharding rules over the target's devices
@@ -85,14 +99,14 @@ def compile_step(
         rows: rows of a micro-batch, over all devices
         length: length of a row [tokens]
         loss_chunk: see `loss.supervised_loss`
+        kinds: dtypes in the place of a batch's arrays
+        loss: loss of a micro-batch
     """
     state = abstract_state(model, optimizer)
-    sharding = batch_sharding(model.rules)
-    kinds = Batch(*(jnp.dtype(kind) for kind in ("int32", "int32", "float32", "int32", "int32")))
     shape = (gradient_accumulation_steps, rows, length)
-    batch = jax.tree.map(lambda kind: jax.ShapeDtypeStruct(shape, kind, sharding=sharding), kinds)
+    batch = abstract_batch(kinds, shape, model)
     with tracing_for(target):
-        step: Any = make_train_step(model, optimizer, loss_chunk=loss_chunk)
+        step: Any = make_train_step(model, optimizer, loss_chunk=loss_chunk, loss=loss)
         traced = step.trace(state, batch)
         lowered = traced.lower()
     sizes: dict[str, Any] = {
@@ -123,6 +137,20 @@ def compile_step(
         peak=peak,
         products=products,
         collectives=collectives(program.text),
+    )
+
+
+def abstract_batch(kinds: T, shape: tuple[int, int, int], model: Transformer) -> T:
+    """Shapes and shardings of a batch, from the dtypes of its arrays.
+
+    Args:
+        kinds: a batch with dtypes in the place of arrays
+        shape: micro-batches, rows, tokens
+        model: with sharding rules over the devices
+    """
+    where = batch_sharding(model.rules)
+    return jax.tree.map(
+        lambda kind: jax.ShapeDtypeStruct(shape, jnp.dtype(kind), sharding=where), kinds
     )
 
 

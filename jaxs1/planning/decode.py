@@ -20,6 +20,7 @@ from jaxs1.model.backends import BACKENDS
 from jaxs1.model.config import ComputeConfig, MeshConfig
 from jaxs1.model.decode_params import abstract_params, loading_peak
 from jaxs1.model.sharding import check_divisible, local_bytes, make_sharding_rules
+from jaxs1.model.transformer import Params, Transformer
 from jaxs1.planning.compile import compile_program
 from jaxs1.planning.hlo import Collective, collectives, large_copies
 from jaxs1.planning.targets import Target
@@ -105,28 +106,10 @@ def compile_decoding(
     linear = quantized_linear(impl) if int8 else BACKENDS[impl].linear
     model = transformer.abstract(a, compute, rules, linear=linear)
     pages = pages_for(context)
-    pool = (a.num_kv_heads, sequences * pages + 1, kv_cache.PAGE, a.head_dim)
-    where = rules.sharding(kv_cache.AXES)
-    layer: Any = jax.ShapeDtypeStruct(pool, jnp.dtype(dtype), sharding=where)
-    cache = kv_cache.KVCache([layer] * a.num_layers, [layer] * a.num_layers)
-    params = abstract_params(model)
-    replicated = rules.sharding(())
-    decode_state, is_newline_V = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=replicated),
-        _rows(a, sequences, pages),
-    )
-    decode_steps: Any = CompiledFunctions(model, impl, steps).decode_steps
-    lowered = decode_steps.lower(
-        params,
-        cache,
-        decode_state,
-        is_newline_V,
-        NO_LIMIT,
-        np.bool_(False),
-        rows=sequences,
-        pages=pages,
-        flags=SamplingFlags(sampled=False, filtered=False, penalised=False),
-    )
+    params, cache = abstract_params(model), abstract_cache(model, sequences * pages + 1)
+    flags = SamplingFlags(sampled=False, filtered=False, penalised=False)
+    functions = CompiledFunctions(model, impl, steps)
+    lowered = lower_steps(functions, params, cache, sequences=sequences, pages=pages, flags=flags)
     program = compile_program(lowered, target.accelerator.platform)
     memory = program.executable.memory_analysis()
     copies, copies_once = large_copies(program.text)
@@ -151,8 +134,50 @@ def compile_decoding(
     )
 
 
-def _rows(a: Architecture, sequences: int, pages: int) -> Any:
-    """A state of the right shapes, and the table of line breaks."""
+def abstract_cache(model: Transformer, num_pages: int) -> kv_cache.KVCache:
+    """Shapes and shardings of a KV cache in the compute dtype, of so many pages with page 0."""
+    a = model.architecture
+    shape = (a.num_kv_heads, num_pages, kv_cache.PAGE, a.head_dim)
+    where = model.rules.sharding(kv_cache.AXES)
+    layer: Any = jax.ShapeDtypeStruct(shape, jnp.dtype(model.compute.dtype), sharding=where)
+    return kv_cache.KVCache([layer] * a.num_layers, [layer] * a.num_layers)
+
+
+def lower_steps(
+    functions: CompiledFunctions,
+    params: Params,
+    cache: kv_cache.KVCache,
+    *,
+    sequences: int,
+    pages: int,
+    flags: SamplingFlags,
+) -> Any:
+    """The decode loop, lowered for a full batch.
+
+    Args:
+        functions: of the model
+        params: shapes and shardings of its parameters
+        cache: those of its cache
+        sequences: rows of the batch
+        pages: pages of each of them
+        flags: what is compiled of sampling
+    """
+    a, replicated = functions.model.architecture, functions.model.rules.sharding(())
     is_newline_V = np.zeros(a.vocab_size, bool)
     rows = empty_rows(sequences, max_pages=pages, is_newline_V=is_newline_V)
-    return rows, is_newline_V
+    decode_state, is_newline_V = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=replicated),
+        (rows, is_newline_V),
+    )
+    decode_steps: Any = functions.decode_steps
+    return decode_steps.lower(
+        params,
+        cache,
+        decode_state,
+        is_newline_V,
+        NO_LIMIT,
+        np.bool_(False),
+        rows=sequences,
+        pages=pages,
+        flags=flags,
+    )

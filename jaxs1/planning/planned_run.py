@@ -97,7 +97,7 @@ class PlannedRun:
         )
 
     @property
-    def _sizes(self) -> dict[str, int]:
+    def _sizes(self) -> dict[str, Any]:
         return {
             "gradient_accumulation_steps": self.config.gradient_accumulation_steps,
             "rows": self.workload.rows,

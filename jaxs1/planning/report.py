@@ -12,6 +12,7 @@ from jaxs1.model.architecture import Architecture
 from jaxs1.planning.compile import TrainProgram
 from jaxs1.planning.decode import DecodeProgram
 from jaxs1.planning.estimate import SPREAD, assumptions_for
+from jaxs1.planning.grpo import GrpoPrograms, PlannedGrpo
 from jaxs1.planning.planned_run import PlannedRun
 from jaxs1.planning.search import describe
 from jaxs1.planning.targets import Target
@@ -131,17 +132,92 @@ def print_outcome(outcome: Outcome) -> None:
 
 def verdict(outcome: Outcome) -> str:
     """Whether it fits, and by what margin."""
-    run = outcome.run
-    if math.isinf(run.target.available):
+    return _verdict(outcome.run.target, outcome.peak, outcome.fits)
+
+
+def _verdict(target: Target, peak: float, fits: bool) -> str:
+    if math.isinf(target.available):
         return "the memory of a CPU is not checked"
-    of = f"of {run.target.available / 1e9:.1f}"
-    if run.target.accelerator.reserved_memory:
-        memory, reserved = run.target.accelerator.memory, run.target.accelerator.reserved_memory
+    of = f"of {target.available / 1e9:.1f}"
+    if target.accelerator.reserved_memory:
+        memory, reserved = target.accelerator.memory, target.accelerator.reserved_memory
         of += f" ({memory / 1e9:.1f} less {reserved / 1e9:.1f} for the driver and libraries)"
-    share = outcome.peak / run.target.available - 1
-    if outcome.fits:
-        return f"{of}: fits, {-share:.0%} to spare"
-    return f"{of}: DOES NOT FIT, {share:.0%} too much"
+    share = peak / target.available - 1
+    return (
+        f"{of}: fits, {-share:.0%} to spare"
+        if fits
+        else f"{of}: DOES NOT FIT, {share:.0%} too much"
+    )
+
+
+def print_grpo(run: PlannedGrpo, origin: str) -> None:
+    """Print what is planned of a run of reinforcement learning."""
+    c, target, limits = run.config, run.target, run.config.limits
+    mesh = ", ".join(f"{k} {v}" for k, v in run.model.rules.mesh.shape.items())
+    print(f"model     {run.model.architecture.num_parameters:,} parameters ({origin})")
+    print(f"target    {target.devices} x {target.accelerator.device_kind}: {mesh}")
+    print(
+        f"roll-out  {target.devices // c.tensor} copies of the model on {c.tensor} each; "
+        f"{limits.max_num_seqs} sequences of {limits.max_seq_len:,} tokens at a time in a copy, "
+        f"{limits.decode_steps} steps between two synchronisations with the host"
+    )
+    print(
+        f"steps     {c.steps:,} of {c.prompts} questions x {c.group} samples; if all are as long "
+        f"as possible, in {run.micro_batches} x {c.rows} rows of {run.row:,} tokens"
+    )
+
+
+def print_grpo_memory(run: PlannedGrpo, programs: GrpoPrograms) -> None:
+    """Print the memory of the roll-out and of the train step, apart."""
+    step, scoring = programs.step, programs.scoring
+    working = {
+        "casting weights": programs.converting,
+        "prompts": programs.prefilling,
+        "decode steps": programs.decoding,
+    }
+    print("memory    GB on each device       roll-out      step")
+    for name, in_rollout, in_step in (
+        ("parameters", step.parameters, step.parameters),
+        ("optimizer", step.optimizer, step.optimizer),
+        ("reference", programs.reference, programs.reference),
+        ("weights of decoding", programs.weights, 0.0),
+        ("keys and values", programs.cache, 0.0),
+        ("batch", 0.0, step.batch),
+        ("temporaries", max(programs.prefilling, programs.decoding), step.temporaries),
+        ("peak", programs.rollout_peak, programs.step_peak),
+    ):
+        print(f"          {name:24}{in_rollout / 1e9:8.1f}{in_step / 1e9:10.1f}")
+    parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in working.items())
+    print(f"          temporaries of {parts}" + (f", scores {scoring / 1e9:.1f}" * bool(scoring)))
+    longest = programs.cache_tokens // (run.config.limits.max_seq_len or 1)
+    print(
+        f"cache     {programs.cache_tokens:,} tokens in a copy: {longest} of "
+        f"{run.config.limits.max_num_seqs} sequences at their full length"
+    )
+    print(f"fits      {_verdict(run.target, programs.peak, programs.fits(run.target.available))}")
+
+
+def grpo_to_json(run: PlannedGrpo, programs: GrpoPrograms) -> dict[str, Any]:
+    """All figures of a plan of reinforcement learning."""
+    target, limits = run.target, run.config.limits
+    return {
+        "target": str(target),
+        "devices": target.devices,
+        "device_kind": target.accelerator.device_kind,
+        "mesh": dict(run.model.rules.mesh.shape),
+        "tensor": run.config.tensor,
+        "rows": run.config.rows,
+        "row_length": run.row,
+        "micro_batches": run.micro_batches,
+        "sequences": limits.max_num_seqs,
+        "context": limits.max_seq_len,
+        "fits": programs.fits(target.available),
+        "available_bytes": target.available if math.isfinite(target.available) else None,
+        "rollout_peak_bytes": programs.rollout_peak,
+        "step_peak_bytes": programs.step_peak,
+        "peak_bytes": programs.peak,
+        **dataclasses.asdict(programs),
+    }
 
 
 def print_change(outcome: Outcome, first: Outcome) -> None:

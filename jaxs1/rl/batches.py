@@ -122,6 +122,23 @@ def sequence_weights(
     return np.full(len(trajectories), 1 / (sequences * longest))
 
 
+def plan_rows(lengths: Sequence[int], *, rows: int, row_length: int) -> list[list[int]]:
+    """Which sequences each row of a step holds; the micro-batches are a power of two.
+
+    Args:
+        lengths: tokens of the sequences, none longer than a row
+        rows: B, rows of a micro-batch
+        row_length: T, tokens of a row
+    """
+    assert max(lengths) <= row_length
+    micro_batches = 1
+    while True:
+        contents = packing.plan(lengths, rows * micro_batches)
+        if packing.row_length(lengths, contents, 1) <= row_length:
+            return contents
+        micro_batches *= 2
+
+
 def pack(
     trajectories: Sequence[Trajectory],
     weights: Sequence[float] | np.ndarray,
@@ -140,13 +157,8 @@ def pack(
         padding_id: token id for padding
     """
     lengths = [len(t.tokens) for t in trajectories]
-    assert max(lengths) <= row_length
-    micro_batches = 1
-    while True:
-        contents = packing.plan(lengths, rows * micro_batches)
-        if packing.row_length(lengths, contents, 1) <= row_length:
-            break
-        micro_batches *= 2
+    contents = plan_rows(lengths, rows=rows, row_length=row_length)
+    micro_batches = len(contents) // rows
     shape = (len(contents), row_length)
     tokens, targets = (np.full(shape, padding_id, np.int32) for _ in range(2))
     weight, advantage, sampled = (np.zeros(shape, np.float32) for _ in range(3))

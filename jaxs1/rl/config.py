@@ -158,6 +158,8 @@ class GrpoConfig:
 
     Args:
         model: Initial weights: Hugging Face folder, hub id or checkpoint
+        architecture: Model shapes, for `plan` where `model` is not there yet: a config.json in
+            Hugging Face form, or a name such as qwen2.5-7b
         tokenizer: Hugging Face folder or hub id of the tokenizer; null uses that of `model`
         output: Run directory for settings, metrics, samples, checkpoints and the export in hf/
         task: Task: aime24, aime25, math500, gpqa, gsm8k, puzzles, or a FILE.jsonl of your own
@@ -190,6 +192,7 @@ class GrpoConfig:
     """
 
     model: str = ""
+    architecture: str | None = None
     tokenizer: str | None = None
     output: str = "runs/grpo"
     task: str = ""

@@ -18,7 +18,7 @@ from jaxs1.decoding.params import Request
 from jaxs1.decoding.scheduler import Limits
 from jaxs1.model import transformer
 from jaxs1.model.config import ComputeConfig, MeshConfig
-from jaxs1.model.sharding import ShardingRules, check_divisible, make_sharding_rules
+from jaxs1.model.sharding import check_divisible, make_sharding_rules
 from jaxs1.model.transformer import Transformer
 from jaxs1.rl.weights import make_converter, of_replica
 
@@ -47,13 +47,7 @@ class RolloutEngine:
         num_pages: Callable[[Transformer], int],
     ):
         devices = list(model.rules.mesh.devices.flat)
-        compute = model.compute
-        self._compute = ComputeConfig(
-            dtype=compute.dtype, param_dtype=compute.dtype, remat="none", attention="xla"
-        )
-        mesh = MeshConfig(data=len(devices) // tensor, fsdp=1, tensor=tensor)
-        everywhere = make_sharding_rules(mesh, devices)
-        self._convert = make_converter(model, self._decoder(model, everywhere))
+        self._convert = make_converter(model, decoding_model(model, devices, tensor))
         groups = [devices[i : i + tensor] for i in range(0, len(devices), tensor)]
         here = jax.process_index()
         groups = [g for g in groups if all(d.process_index == here for d in g)]
@@ -63,10 +57,7 @@ class RolloutEngine:
                 f"tensor={tensor}: must divide the {own} devices of a process, which rolls out on "
                 "its own; lower it, or start fewer processes"
             )
-        self._decoders = [
-            self._decoder(model, make_sharding_rules(MeshConfig(fsdp=1, tensor=tensor), group))
-            for group in groups
-        ]
+        self._decoders = [decoding_model(model, group, tensor) for group in groups]
         check_divisible(model.architecture, self._decoders[0].rules)
         self._engines = [
             Engine(
@@ -75,18 +66,15 @@ class RolloutEngine:
                 tokenizer,
                 limits,
                 num_pages=num_pages(decoder),
-                cache_dtype=jnp.dtype(compute.dtype),
+                cache_dtype=jnp.dtype(model.compute.dtype),
             )
             for decoder in self._decoders
         ]
         for engine in self._engines:
-            engine.buckets = few_programs(limits, engine)
+            engine.buckets = few_programs(limits, engine.scheduler.max_pages)
             engine.release()
         several = len(self._engines) > 1
         self.engine: BaseEngine = DataParallelEngine(self._engines) if several else self._engines[0]
-
-    def _decoder(self, model: Transformer, rules: ShardingRules) -> Transformer:
-        return transformer.abstract(model.architecture, self._compute, rules)
 
     def load(self, params: Any, frozen: Any) -> None:
         """Take the trainer's weights, which must not be donated until `release`.
@@ -109,11 +97,26 @@ class RolloutEngine:
         return [done[number] for number in range(len(requests))]
 
 
-def few_programs(limits: Limits, engine: Engine) -> Buckets:
+def decoding_model(model: Transformer, devices: list[jax.Device], tensor: int) -> Transformer:
+    """The model as roll-outs decode it: in the compute dtype, without adapters; abstract.
+
+    Args:
+        model: abstract, as trained
+        devices: devices of one or more copies
+        tensor: devices of a copy
+    """
+    mesh = MeshConfig(data=len(devices) // tensor, fsdp=1, tensor=tensor)
+    dtype = model.compute.dtype
+    compute = ComputeConfig(dtype=dtype, param_dtype=dtype, remat="none", attention="xla")
+    rules = make_sharding_rules(mesh, devices)
+    return transformer.abstract(model.architecture, compute, rules)
+
+
+def few_programs(limits: Limits, max_pages: int) -> Buckets:
     """Few sizes: compiling one costs more than a step of a small model saves.
 
     A batch shrinks to a quarter of its rows once most of its sequences have ended.
     """
     rows = limits.max_num_seqs
-    sizes = ladder(rows=rows, pages=engine.scheduler.max_pages, tokens=limits.prefill_chunk_tokens)
+    sizes = ladder(rows=rows, pages=max_pages, tokens=limits.prefill_chunk_tokens)
     return Buckets(tuple(sorted({max(1, rows // 4), rows})), sizes.pages, sizes.widths, sizes.flags)

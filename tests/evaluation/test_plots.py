@@ -66,3 +66,21 @@ def test_equal_names_of_two_evaluations_are_numbered(results):
     figure = plots._waits([results, results], plots._names([results, results]))
     legend = figure.axes[0].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["model (1)", "model (2)"]
+
+
+def test_stages_have_a_line_for_budgets_and_one_for_waits(results, tmp_path, monkeypatch):
+    """Natural stopping belongs to both; the legend names a stage once, however many its seeds."""
+    curve = plots.curve_of(results)
+    assert [point[0] for point in curve.budgets] == [8.0, 60.0]
+    assert [point[0] for point in curve.waits] == [60.0, 90.0, 150.0] and curve.last == 4
+    drawn = []
+    monkeypatch.setattr(plots, "_finish", lambda axes, legend: drawn.append(axes))
+    only_budgets = plots.Curve(curve.budgets)
+    stages = {"base": [only_budgets], "tuned": [curve], "after": [curve, curve]}
+    plots.draw_stages(stages, tmp_path / "stages.png")
+    assert (tmp_path / "stages.png").stat().st_size > 1000
+    (axes,) = drawn
+    names = [text for _, text in zip(*axes.get_legend_handles_labels(), strict=True)]
+    assert names == ["base", "tuned", "tuned, with Waits", "after", "after, with Waits"]
+    assert len(axes.get_lines()) == 1 + 2 + 2 * 2 and texts(axes) == ["4"] * 3
+    assert list(axes.get_lines()[0].get_ydata()) == [100 * p[1] for p in curve.budgets]

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import pytest
 
 from jaxs1.config import parse
@@ -14,6 +15,7 @@ from jaxs1.planning.topology import is_installed, make_devices
 from jaxs1.training.config import TrainConfig
 from tests.conftest import ROOT
 
+jax.devices()  # all eight of the tests, before a plan for cpu:1 makes it one
 TINY = Architecture(512, 64, 192, 3, 8, 4, 8, 4096, Rope(1e4), 1e-6, False, True, False, 0.02)
 
 
