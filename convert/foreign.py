@@ -30,7 +30,11 @@ class _Format(NamedTuple):
 
 #: Recognized by the names of files; the first one that matches is reported.
 _FORMATS = (
-    _Format("*.gguf", "GGUF of llama.cpp", "give the Hugging Face folder that it was made from"),
+    _Format(
+        "*.gguf",
+        "GGUF of llama.cpp",
+        "make a Hugging Face folder of it: jaxs1 convert from_gguf FILE OUT",
+    ),
     _Format("*.ggml", "GGML of llama.cpp", "give the Hugging Face folder that it was made from"),
     _Format("pytorch_model*.bin*", "pickled PyTorch weights", _PICKLE),
     _Format(

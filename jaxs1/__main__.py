@@ -24,6 +24,7 @@ COMMANDS = {
     "demo": ("jaxs1.demo", "train and evaluate a tiny reasoning model on this CPU"),
     "convert from_hf": ("convert.from_hf", "convert a Hugging Face model to a checkpoint"),
     "convert to_hf": ("convert.to_hf", "export a checkpoint or a run to a Hugging Face folder"),
+    "convert from_gguf": ("convert.from_gguf", "convert a GGUF file to a Hugging Face folder"),
     "convert check": ("convert.check", "compare the logits of two models"),
     "kernels bench": ("kernels.bench", "time the Triton kernels on an NVIDIA GPU"),
     "kernels resources": ("kernels.resources", "show registers and spills of the Triton kernels"),
