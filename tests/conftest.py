@@ -26,11 +26,15 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # of commands, whose output is tested: a program that another test is just writing
 os.environ.setdefault("PYTHONWARNINGS", "ignore:Error reading persistent compilation cache")
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+# traced programs are millions of objects that stay: looking through them takes a tenth of the time
+gc.set_threshold(200_000, 20, 100)
 
 ROOT = Path(__file__).parents[1]
 #: XLA_FLAGS of commands, which see one device.

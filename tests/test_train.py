@@ -38,7 +38,7 @@ def command(corpus, output, *more):
         *("--data.path", corpus / "sft.jsonl"),
         *("--tokenizer", corpus / "tokenizer"),
         *("--output", output),
-        *("--steps", STEPS, "--checkpoint.every", 5),
+        *("--steps", STEPS, "--checkpoint.every", 5, "--batch_size", 8, "--data.rows", 2),
         *more,
     ]
 

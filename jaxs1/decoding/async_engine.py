@@ -137,7 +137,16 @@ class AsyncEngine:
             the n completions. Fails with what `request` or the engine raised, or with
             `EngineClosed`. Cancelling it cancels the request.
         """
-        return self._put(_Ticket(request, on_output))
+        ticket = _Ticket(request, on_output)
+
+        def cancel(engine: BaseEngine, tickets: dict[int, _Ticket]) -> None:
+            for number in [n for n, other in tickets.items() if other is ticket]:
+                engine.cancel(number)
+                del tickets[number]
+
+        future = self._put(ticket)
+        future.add_done_callback(lambda done: done.cancelled() and self._put(_Call(cancel)))
+        return future
 
     def call(self, function: Callable[[BaseEngine], Any]) -> Future[Any]:
         """Run a function between two steps, in the engine's thread; returns its result."""
@@ -221,10 +230,6 @@ class AsyncEngine:
 
     def _take(self, engine: BaseEngine, tickets: dict[int, _Ticket]) -> bool:
         """Submit what has come in, or wait while there is nothing to do; False: closed."""
-        for number, ticket in list(tickets.items()):
-            if ticket.future.cancelled():
-                engine.cancel(number)
-                del tickets[number]
         while True:
             try:
                 new = self._inbox.get(block=not engine.busy)

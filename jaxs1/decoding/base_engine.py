@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jaxs1.config import UserError
+from jaxs1.decoding.buckets import PrefillShape
 from jaxs1.decoding.controls import SequenceLimits
 from jaxs1.decoding.outputs import Completion, StreamOutput
 from jaxs1.decoding.params import Request, ThinkingParams
+from jaxs1.decoding.prefill_batches import PrefillBudget
 from jaxs1.decoding.scoring import TokenScores
 
 
@@ -39,15 +41,15 @@ class Steps(NamedTuple):
 
     Args:
         limit: maximum; None: limits.decode_steps, which bounds it too
-        first: maximum of a run that gives sequences their first tokens; None: `limit`
+        first: maximum of a run with prefill, or with first tokens of sequences; None: `limit`
         eager: stop as soon as a sequence has ended, to make room for those that wait
-        prefill: maximum number of prompt tokens before them, see `PrefillBatches.plan`
+        prefill: time for prefill before them, see `PrefillBatches.plan`
     """
 
     limit: int | None = None
     first: int | None = None
     eager: bool = False
-    prefill: int | None = None
+    prefill: PrefillBudget | None = None
 
 
 ALL_STEPS = Steps()
@@ -59,9 +61,10 @@ class BaseEngine:
     tokenizer: Any
     context: int
     submitted = 0
-    #: Decode steps and prompt tokens of the newest run.
+    #: Of the newest run: decode steps, sizes of its prefills, and their time if it was limited [s].
     num_steps = 0
-    num_prefilled = 0
+    prefilled: Sequence[PrefillShape] = ()
+    prefill_seconds = 0.0
 
     def check(self, request: Request) -> SequenceLimits:
         """The limits that a request would get; any thread may call it.

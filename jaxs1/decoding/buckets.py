@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from jaxs1.decoding.sampling import SamplingFlags
 
@@ -22,6 +23,27 @@ LADDER_FLAGS = (
     SamplingFlags(sampled=True, filtered=False, penalised=False),
     SamplingFlags(sampled=True, filtered=True, penalised=True, adjusted=True, scored=True),
 )
+
+
+class PrefillShape(NamedTuple):
+    """Size of a compiled prefill.
+
+    Args:
+        rows: parts of prompts
+        width: tokens of each part, padding included
+        pages: pages of each sequence
+        scored: whether it computes the log-probabilities of the prompts
+    """
+
+    rows: int
+    width: int
+    pages: int
+    scored: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are computed, padding included."""
+        return self.rows * self.width
 
 
 @dataclass(frozen=True)
@@ -47,6 +69,17 @@ class Buckets:
         without = needed._replace(logprobs=False)
         found = next(f for f in self.flags if all(x >= y for x, y in zip(f, without, strict=True)))
         return found._replace(logprobs=found.logprobs or needed.logprobs)
+
+    @property
+    def is_ladder(self) -> bool:
+        """Whether few programs are compiled in advance: with scores, those of one prompt only."""
+        return self.flags is not None
+
+    def prefill_shape(self, rows: int, width: int, pages: int, *, scored: bool) -> PrefillShape:
+        """The smallest compiled prefill for so many parts, of sequences of so many pages."""
+        if scored and self.is_ladder:
+            return PrefillShape(1, width, self.pages[-1], scored)
+        return PrefillShape(size_for(self.rows, rows), width, size_for(self.pages, pages), scored)
 
     def prefill_shapes(self, tokens: int) -> Iterator[tuple[int, int]]:
         """Rows and width of all prefill batches of at most `tokens` tokens."""

@@ -74,7 +74,6 @@ class DataParallelEngine(BaseEngine):
                         del left[output.request]
                 outputs.append(output._replace(request=numbers[output.request]))
         self.num_steps = max(engine.num_steps for engine in self.engines)
-        self.num_prefilled = sum(engine.num_prefilled for engine in self.engines)
         return outputs
 
     def _find(self, number: int) -> list[tuple[Engine, dict[int, int], int]]:

@@ -6,6 +6,8 @@ for index, completions in engine.run(requests): ...
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Iterator
 from functools import lru_cache, partial
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 
 from jaxs1.config import UserError
 from jaxs1.decoding.base_engine import ALL_STEPS, BaseEngine, Load, Steps
-from jaxs1.decoding.buckets import Buckets, bucket, size_for
+from jaxs1.decoding.buckets import Buckets, bucket
 from jaxs1.decoding.budget import EndedBy, Phase, TokenKind
 from jaxs1.decoding.controls import SequenceLimits, check_sizes, newline_table, with_reserve
 from jaxs1.decoding.decode_loop import NO_LIMIT, ChunkOutput, CompiledFunctions
@@ -27,7 +29,6 @@ from jaxs1.decoding.decode_state import (
     table,
 )
 from jaxs1.decoding.outputs import Completion, StreamOutput, TokenLog, complete, failed
-from jaxs1.decoding.page_allocator import pages_for
 from jaxs1.decoding.params import Request, ThinkingParams
 from jaxs1.decoding.prefill_batches import PrefillBatch
 from jaxs1.decoding.scheduler import Limits, Schedule, Scheduler
@@ -40,9 +41,6 @@ from jaxs1.decoding.tokenized_thinking import (
 )
 from jaxs1.model.kv_cache import PAD_POSITION, PAGE, init_cache
 from jaxs1.model.transformer import Transformer
-
-#: A part of a prompt: its sequence, first and last position (exclusive).
-Part = tuple[Sequence, int, int]
 
 
 class Engine(BaseEngine):
@@ -152,11 +150,11 @@ class Engine(BaseEngine):
     def begin(self, steps: Steps = ALL_STEPS) -> None:
         """See `BaseEngine`."""
         schedule = self.scheduler.schedule(steps.prefill)
-        parts = [part for batch in schedule.prefills for part in batch.parts]
-        self.num_prefilled = sum(end - start for _, start, end in parts)
-        limits = [x for x in (steps.limit, steps.first if schedule.inserts else None) if x]
+        first = steps.first if schedule.prefills or schedule.inserts else None
+        limits = [x for x in (steps.limit, first) if x]
         limit = np.int32(min(limits)) if limits else NO_LIMIT
-        self._output = self._run(schedule, limit, np.bool_(steps.eager))
+        self._prepare(schedule, is_timed=steps.prefill is not None)
+        self._output = self._decode(schedule, limit, np.bool_(steps.eager))
 
     def end(self) -> list[StreamOutput]:
         """See `BaseEngine`."""
@@ -208,7 +206,9 @@ class Engine(BaseEngine):
         length = (longest or len(request.prompt_ids)) + len(thinking.start)
         return resolve_auto(thinking, [length]), [*request.prompt_ids, *thinking.start], note
 
-    def _run(self, schedule: Schedule, limit: Any, eager: Any) -> ChunkOutput | None:
+    def _prepare(self, schedule: Schedule, *, is_timed: bool) -> None:
+        """Everything before the decode steps; waits for the prefill if its time is wanted."""
+        start = time.monotonic()
         for source, target in schedule.page_copies:
             self.cache = self.compiled.copy_page(self.cache, np.int32(source), np.int32(target))
         for batch in schedule.prefills:
@@ -218,6 +218,12 @@ class Engine(BaseEngine):
         if schedule.order is not None:
             order = np.asarray(schedule.order, np.int32)
             self.decode_state = self.compiled.reorder(self.decode_state, order)
+        self.prefilled = [batch.shape for batch in schedule.prefills]
+        if is_timed and self.prefilled:
+            jax.block_until_ready(self.cache)
+        self.prefill_seconds = time.monotonic() - start
+
+    def _decode(self, schedule: Schedule, limit: Any, eager: Any) -> ChunkOutput | None:
         if not schedule.num_rows:
             return None
         requests = [s.request for _, s in self.scheduler.running]
@@ -241,42 +247,26 @@ class Engine(BaseEngine):
         return output
 
     def _prefill(self, batch: PrefillBatch) -> None:
-        scored = [part for part in batch.parts if part[0].request.prompt_scores]
-        plain = [part for part in batch.parts if not part[0].request.prompt_scores]
-        if plain:
-            arrays = self._prompt_arrays(plain, batch.width)
+        arrays = self._prompt_arrays(batch)
+        if not batch.shape.scored:
             self.cache = self.compiled.prefill(self.params, self.cache, *arrays)
-        # a server compiles few programs in advance: those of one prompt and all pages
-        is_ladder = self.buckets.flags is not None
-        for parts in [[part] for part in scored] if is_ladder else [scored] if scored else []:
-            self._score(parts, batch.width, all_pages=is_ladder)
-
-    def _score(self, parts: list[Part], width: int, *, all_pages: bool) -> None:
-        """Prefill with scores."""
-        tokens_RT, positions_RT, table_RM = self._prompt_arrays(parts, width, all_pages=all_pages)
-        next_RT = np.zeros_like(tokens_RT)
-        for next_T, (s, start, end) in zip(next_RT, parts, strict=False):
+            return
+        next_RT = np.zeros_like(arrays[0])
+        for next_T, (s, start, end) in zip(next_RT, batch.parts, strict=False):
             next_T[: end - start] = s.prompt[start + 1 : end + 1]
-        self.cache, scores_RT = self.compiled.score(
-            self.params, self.cache, tokens_RT, positions_RT, table_RM, next_RT
-        )
-        for row, (s, start, end) in enumerate(parts):
+        self.cache, scores_RT = self.compiled.score(self.params, self.cache, *arrays, next_RT)
+        for row, (s, start, end) in enumerate(batch.parts):
             s.scores.append((scores_RT, row, end - start))
 
-    def _prompt_arrays(
-        self, parts: list[Part], width: int, *, all_pages: bool = False
-    ) -> tuple[np.ndarray, np.ndarray, Any]:
+    def _prompt_arrays(self, batch: PrefillBatch) -> tuple[np.ndarray, np.ndarray, Any]:
         """Tokens, positions and page table of parts of prompts, a row for each."""
-        rows = size_for(self.buckets.rows, len(parts))
+        rows, width, pages, _ = batch.shape
         tokens_RT = np.zeros((rows, width), np.int32)
         positions_RT = np.full((rows, width), PAD_POSITION, np.int32)
-        for r, (s, start, end) in enumerate(parts):
+        for r, (s, start, end) in enumerate(batch.parts):
             tokens_RT[r, : end - start] = s.prompt[start:end]
             positions_RT[r, : end - start] = np.arange(start, end)
-        sizes = self.buckets.pages
-        longest = max(end for _, _, end in parts)
-        num_pages = sizes[-1] if all_pages else size_for(sizes, pages_for(longest))
-        return tokens_RT, positions_RT, table([s.pages for s, _, _ in parts], rows, num_pages)
+        return tokens_RT, positions_RT, table([s.pages for s, _, _ in batch.parts], rows, pages)
 
     def _insert(self, inserts: list[tuple[int, Sequence]]) -> None:
         if any(s.request.sampling.is_adjusted for _, s in inserts):
@@ -305,9 +295,8 @@ class Engine(BaseEngine):
             (output, state.phase, state.ended_by, state.finish)
         )
         self.num_steps = int(output.count)
-        outputs = []
-        for row, s in self.scheduler.running:
-            new = _log(output, row, s.request)
+        outputs, running = [], self.scheduler.running
+        for (row, s), new in zip(running, _logs(output, running), strict=True):
             s.log.extend(new)
             completion, cause = None, _cause(s, EndedBy(ended_by[row]))
             if phase[row] == Phase.DONE:
@@ -337,23 +326,25 @@ class Engine(BaseEngine):
             )
 
 
-def _log(output: ChunkOutput, row: int, request: Request) -> TokenLog:
-    """The new tokens of one row."""
-    kind_N = output.kind_NB[: output.count, row]
-    is_surplus_N = kind_N == TokenKind.SURPLUS
-    is_kept_N = (kind_N != TokenKind.PAD) & ~is_surplus_N
+def _logs(output: ChunkOutput, running: list[tuple[int, Sequence]]) -> Iterator[TokenLog]:
+    """The new tokens of each row in use."""
+    kind_NB = output.kind_NB[: output.count]
+    is_surplus_NB = kind_NB == TokenKind.SURPLUS
+    is_kept_BN = np.ascontiguousarray(((kind_NB != TokenKind.PAD) & ~is_surplus_NB).T)
+    surplus_B = is_surplus_NB.sum(axis=0).tolist()
+    for row, s in running:
 
-    def column(x_NB: Any) -> list[Any]:
-        return x_NB[: output.count, row][is_kept_N].tolist()
+        def column(x_NB: Any, row: int = row) -> list[Any]:
+            return x_NB[: output.count, row][is_kept_BN[row]].tolist()
 
-    tokens, forced, kinds = map(column, (output.token_NB, output.forced_NB, output.kind_NB))
-    log = TokenLog(tokens, forced, kinds, surplus=int(is_surplus_N.sum()))
-    if request.logprobs:
-        columns = (output.choice_NB, output.logprob_NB, output.gated_NB)
-        log.choices, log.logprobs, log.gated = map(column, columns)
-    if request.scores and output.scores_NB is not None:
-        log.scores = list(zip(*map(column, output.scores_NB), strict=True))
-    return log
+        tokens, forced, kinds = map(column, (output.token_NB, output.forced_NB, kind_NB))
+        log = TokenLog(tokens, forced, kinds, surplus=surplus_B[row])
+        if s.request.logprobs:
+            columns = (output.choice_NB, output.logprob_NB, output.gated_NB)
+            log.choices, log.logprobs, log.gated = map(column, columns)
+        if s.request.scores and output.scores_NB is not None:
+            log.scores = list(zip(*map(column, output.scores_NB), strict=True))
+        yield log
 
 
 def _tokenize(tokenizer: Any, params: ThinkingParams, *texts: str) -> TokenizedThinking:

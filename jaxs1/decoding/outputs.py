@@ -293,10 +293,15 @@ def failed(request: Request, index: int, error: str) -> Completion:
 
 def settings_of(request: Request, preset: str | None = None) -> dict[str, Any]:
     """The settings that a completion keeps of its request; `preset` is what "auto" stood for."""
-    thinking = dataclasses.asdict(request.thinking)
+    thinking, sampling = vars(request.thinking), vars(request.sampling)
+    delimiters = vars(request.thinking.delimiters)
     return {
-        "thinking": thinking | ({"preset": preset} if preset else {}),
-        "sampling": dataclasses.asdict(request.sampling),
+        "thinking": {
+            **thinking,
+            "delimiters": dict(delimiters),
+            "preset": preset or thinking["preset"],
+        },
+        "sampling": {**sampling, "logit_bias": dict(sampling["logit_bias"])},
     }
 
 

@@ -45,12 +45,13 @@ class Pieces:
 
     def add(self, new: TokenLog) -> Iterator[Piece]:
         """The pieces of new tokens; an incomplete character at the end is held back."""
-        tokens = iter(new.tokens)
+        end = 0
         for (kind, forced), run in itertools.groupby(zip(new.kinds, new.forced, strict=True)):
+            begin, end = end, end + sum(1 for _ in run)
             if _channel(kind) != _channel(self._kind):
                 yield from self.flush()
             self._kind, self._forced = TokenKind(kind), forced
-            yield from self._piece(self._text(kind).add([next(tokens) for _ in run]))
+            yield from self._piece(self._text(kind).add(new.tokens[begin:end]))
 
     def flush(self) -> Iterator[Piece]:
         """What is held back."""

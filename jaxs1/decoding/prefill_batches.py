@@ -1,18 +1,20 @@
 """Which parts of which prompts are prefilled next.
 
-Without a limit, prompts are prefilled in the order of their admission. With a limit for each run,
-which a server sets, the prompt with the fewest tokens left is first, so that short ones do not wait
-for a long one; every fourth batch begins with the oldest one, so that it does not wait forever.
+Without a limit, prompts are prefilled in the order of their admission. With a limit of time for
+each run, which a server sets, the prompt with the fewest tokens left is first, so that short ones
+do not wait for a long one; every fourth batch begins with the oldest one, so that it does not wait
+forever.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from functools import partial
 from typing import NamedTuple
 
-from jaxs1.decoding.buckets import size_for
-from jaxs1.decoding.page_allocator import PageAllocator
+from jaxs1.decoding.buckets import Buckets, PrefillShape, size_for
+from jaxs1.decoding.page_allocator import PageAllocator, pages_for
 from jaxs1.decoding.sequence import Sequence
 from jaxs1.model.kv_cache import PAGE
 
@@ -20,21 +22,32 @@ from jaxs1.model.kv_cache import PAGE
 OLDEST_EVERY = 4
 
 
-class PrefillBatch(NamedTuple):
-    """Parts of prompts that are prefilled together.
+#: A part of a prompt: its sequence, first and last position (exclusive).
+Part = tuple[Sequence, int, int]
+
+
+class PrefillBudget(NamedTuple):
+    """Time for the prefill of one run.
 
     Args:
-        parts: sequence, first and last position (exclusive) of each part
-        width: length of the longest part, rounded up [tokens]
+        seconds: for all batches
+        cost: seconds that a batch of some size takes, at most
     """
 
-    parts: list[tuple[Sequence, int, int]]
-    width: int
+    seconds: float
+    cost: Callable[[PrefillShape], float]
 
-    @property
-    def size(self) -> int:
-        """Tokens of the batch, padding of the parts included."""
-        return len(self.parts) * self.width
+
+class PrefillBatch(NamedTuple):
+    """Parts of prompts that are prefilled together, all with scores or all without.
+
+    Args:
+        parts: parts
+        shape: size of the program that prefills them
+    """
+
+    parts: list[Part]
+    shape: PrefillShape
 
 
 class PrefillBatches:
@@ -52,34 +65,35 @@ class PrefillBatches:
     def plan(
         self,
         sequences: SequenceOf[Sequence],
-        widths: SequenceOf[int],
+        buckets: Buckets,
         *,
         is_decoding: bool,
-        limit: int | None = None,
+        budget: PrefillBudget | None = None,
     ) -> list[PrefillBatch]:
         """The batches of one run; assumes that they will be prefilled.
 
         Args:
             sequences: those with prompts to prefill, the oldest first
-            widths: of the compiled programs, see `Buckets`
+            buckets: sizes of the compiled programs
             is_decoding: whether the run has decode steps for other sequences
-            limit: maximum size of all batches [tokens], but one batch is always made; None: one
-                batch if other sequences are decoded, otherwise all prompts
+            budget: time for all batches; if it is too short for any, there is one of the smallest
+                size. None: one batch if other sequences are decoded, otherwise all prompts
         """
         batches: list[PrefillBatch] = []
-        spent = 0
+        seconds = budget.seconds if budget else 0.0
         while left := self._left(sequences):
-            size = self._chunk
-            if limit is not None:
-                size = min(size, limit - spent)
-            if batches and (is_decoding if limit is None else size < widths[0]):
-                break
-            if limit is not None:
-                left = self._in_turn(left)
-            widest = widths[max(bisect_right(widths, size), 1) - 1]
-            width = min(size_for(widths, left[0].num_to_prefill), widest)
-            batches.append(self._batch(left, width, max(1, size // width)))
-            spent += batches[-1].size
+            if budget is None:
+                if batches and is_decoding:
+                    break
+                batch = self._batch(left, buckets, lambda _: True)
+            else:
+                fits = partial(_fits, budget.cost, seconds)
+                batch = self._batch(self._in_turn(left), buckets, fits)
+                if batches and not fits(batch.shape):
+                    break
+                seconds -= budget.cost(batch.shape)
+            self._prefilled(batch)
+            batches.append(batch)
         return batches
 
     def _left(self, sequences: SequenceOf[Sequence]) -> list[Sequence]:
@@ -89,28 +103,43 @@ class PrefillBatches:
 
     def _in_turn(self, sequences: list[Sequence]) -> list[Sequence]:
         """The fewest tokens left first, and now and then the oldest before them."""
-        self._count += 1
         queue = sorted(sequences, key=lambda s: s.num_to_prefill)
-        if self._count % OLDEST_EVERY == 0:
+        if self._count % OLDEST_EVERY == OLDEST_EVERY - 1:
             queue.remove(sequences[0])
             queue.insert(0, sequences[0])
         return queue
 
-    def _batch(self, queue: list[Sequence], width: int, rows: int) -> PrefillBatch:
-        parts: list[tuple[Sequence, int, int]] = []
-        written: set[bytes] = set()
-        for s in queue:
-            start = s.num_prefilled
-            end = min(start + width, len(s.prompt) - 1)
-            names = s.names[start // PAGE : -(-end // PAGE)]
-            if len(parts) == rows or not written.isdisjoint(names):
-                continue  # the second one of two equal beginnings adopts the first one's pages
-            written.update(names)
-            parts.append((s, start, end))
-        for s, _, end in parts:
+    def _batch(
+        self, queue: list[Sequence], buckets: Buckets, fits: Callable[[PrefillShape], bool]
+    ) -> PrefillBatch:
+        """As much of the first prompt as fits, and of others what fits beside it."""
+        head, *others = queue
+        scored = head.request.prompt_scores
+        widest = size_for(buckets.widths, head.num_to_prefill)
+        for width in reversed([w for w in buckets.widths if w <= widest]):
+            batch = _batch_of([_part(head, width)], width, buckets)
+            if fits(batch.shape):
+                break
+        most = 1 if scored and buckets.is_ladder else self._chunk // width
+        written = _names(*batch.parts[0])
+        for s in others:
+            if len(batch.parts) >= most:
+                break
+            part = _part(s, width)
+            # the second one of two equal beginnings adopts the first one's pages
+            if s.request.prompt_scores != scored or not written.isdisjoint(_names(*part)):
+                continue
+            larger = _batch_of([*batch.parts, part], width, buckets)
+            if fits(larger.shape):
+                batch = larger
+                written |= _names(*part)
+        return batch
+
+    def _prefilled(self, batch: PrefillBatch) -> None:
+        self._count += 1
+        for s, _, end in batch.parts:
             s.num_prefilled = end
             self._pages.name(s.pages[: end // PAGE], s.names)
-        return PrefillBatch(parts, width)
 
     def _adopt(self, s: Sequence) -> None:
         """Replace pages still to fill by those that another sequence has filled meanwhile."""
@@ -125,3 +154,22 @@ class PrefillBatches:
                 held[begin:end] = found
         s.num_prefilled = end * PAGE
         s.prefix_tokens += len(found) * PAGE
+
+
+def _fits(cost: Callable[[PrefillShape], float], seconds: float, shape: PrefillShape) -> bool:
+    return cost(shape) <= seconds
+
+
+def _part(s: Sequence, width: int) -> Part:
+    return s, s.num_prefilled, min(s.num_prefilled + width, len(s.prompt) - 1)
+
+
+def _names(s: Sequence, start: int, end: int) -> set[bytes]:
+    """Names of the pages that a part writes to."""
+    return set(s.names[start // PAGE : -(-end // PAGE)])
+
+
+def _batch_of(parts: list[Part], width: int, buckets: Buckets) -> PrefillBatch:
+    pages = pages_for(max(end for _, _, end in parts))
+    scored = parts[0][0].request.prompt_scores
+    return PrefillBatch(parts, buckets.prefill_shape(len(parts), width, pages, scored=scored))

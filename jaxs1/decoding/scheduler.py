@@ -17,7 +17,7 @@ from jaxs1.decoding.buckets import bucket, powers_of_two, size_for
 from jaxs1.decoding.controls import SequenceLimits, fit
 from jaxs1.decoding.page_allocator import PageAllocator, pages_for
 from jaxs1.decoding.params import Request
-from jaxs1.decoding.prefill_batches import PrefillBatch, PrefillBatches
+from jaxs1.decoding.prefill_batches import PrefillBatch, PrefillBatches, PrefillBudget
 from jaxs1.decoding.prefix_cache import page_names
 from jaxs1.decoding.sequence import Sequence
 from jaxs1.decoding.tokenized_thinking import TokenizedThinking
@@ -158,11 +158,11 @@ class Scheduler:
             free_pages=self.pages.num_free,
         )
 
-    def schedule(self, prefill: int | None = None) -> Schedule:
+    def schedule(self, prefill: PrefillBudget | None = None) -> Schedule:
         """Decide what the device does next; assumes that it will be done.
 
         Args:
-            prefill: maximum number of prompt tokens, see `PrefillBatches.plan`
+            prefill: time for prefill, see `PrefillBatches.plan`
         """
         page_copies = self._admit()
         prefills = self._prefill(prefill)
@@ -278,9 +278,9 @@ class Scheduler:
             self.pages.free(first.shared_pages)
         return copies
 
-    def _prefill(self, limit: int | None) -> list[PrefillBatch]:
+    def _prefill(self, budget: PrefillBudget | None) -> list[PrefillBatch]:
         batches = self._batches.plan(
-            self.prefilling, self.buckets.widths, is_decoding=any(self.rows), limit=limit
+            self.prefilling, self.buckets, is_decoding=any(self.rows), budget=budget
         )
         self._move_ready()
         return batches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,12 +54,12 @@ class Usage:
 
     def add(self, log: TokenLog, before: int) -> None:
         """Count new tokens behind one of kind `before`."""
-        self.completion += len(log.tokens)
+        kinds, wait = log.kinds, int(TokenKind.WAIT)
+        self.completion += len(kinds)
         self.forced += sum(log.forced)
-        for kind in log.kinds:
-            self.thinking += kind in (TokenKind.THINKING, TokenKind.WAIT)
-            self.waits += kind == TokenKind.WAIT and before != TokenKind.WAIT
-            before = kind
+        self.thinking += kinds.count(TokenKind.THINKING) + kinds.count(wait)
+        if wait in kinds:
+            self.waits += sum(x != wait == y for x, y in itertools.pairwise([before, *kinds]))
 
 
 @dataclass

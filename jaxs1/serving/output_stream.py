@@ -68,9 +68,12 @@ class OutputStream:
         Raises:
             Exception: what the engine failed with, or the error of `fail`
         """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
+        if not self._new.is_set():
+            timer = asyncio.get_running_loop().call_later(timeout, self._new.set)
+            try:
                 await self._new.wait()
+            finally:
+                timer.cancel()
         self._new.clear()
         if self._error is not None:
             raise self._error

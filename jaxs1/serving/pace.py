@@ -7,17 +7,20 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 
 from jaxs1.decoding.base_engine import BaseEngine, Steps
+from jaxs1.decoding.buckets import PrefillShape
 from jaxs1.decoding.outputs import StreamOutput
+from jaxs1.decoding.prefill_batches import PrefillBudget
 
 #: Number of runs that the estimates are made from.
 MEMORY = 32
-#: The same of runs with prefill, whose time per token grows with the length of the prompts.
+#: The same of runs with prefills of one size.
 PREFILLS = 8
-#: Prompt tokens of a run before anything is known.
-FIRST_PREFILL = 512
+#: Share of `latency` for prefill.
+PREFILL = 0.5
 #: Number of runs of which most must have become slower to be believed.
 NEWEST = 5
 #: Maximum share of the time of a run that its overhead may take.
@@ -31,7 +34,7 @@ class Pace:
 
     The time of a run is taken as `overhead + steps x step`, from the fastest of the shortest and of
     the longest runs: a machine that others use too makes some arbitrarily slow, and none faster.
-    Prefill takes at most `latency` of a run, which bounds the pause of the streams.
+    Prefill takes at most half of `latency` of a run, which bounds the pause of the streams.
 
     Args:
         latency: seconds between two events of a stream, at most
@@ -50,8 +53,8 @@ class Pace:
         self._estimate = (0.0, 0.0)
         #: Processor time of this thread per run [s]: its overhead with admissions.
         self._host = 0.0
-        #: Prompt tokens of the newest runs with prefill, and their seconds.
-        self._prefill: deque[tuple[int, float]] = deque(maxlen=PREFILLS)
+        #: Seconds of the newest prefills of each size.
+        self._prefills: dict[PrefillShape, deque[float]] = {}
         #: Moving means of the steps and of the ends of sequences in a run.
         self._steps, self._ends = 0.0, 0.0
         self._lock = threading.Lock()
@@ -71,20 +74,23 @@ class Pace:
             self.longest = max(self.longest, seconds)
         self._host = _mean(self._host, time.thread_time() - host)
         ends = sum(output.completion is not None for output in outputs)
-        self.record(engine.num_steps, seconds, prefilled=engine.num_prefilled, ends=ends)
+        self.record(engine.num_steps, seconds - engine.prefill_seconds, ends=ends)
+        self.record_prefill(engine.prefilled, engine.prefill_seconds)
         self._on_run(seconds, engine, outputs)
         return outputs
 
-    def record(self, steps: int, seconds: float, *, prefilled: int = 0, ends: int = 0) -> None:
-        """Learn from a run."""
+    def record(self, steps: int, seconds: float, *, ends: int = 0) -> None:
+        """Learn from the decode steps of a run."""
         self._steps = _mean(self._steps, steps)
         self._ends = _mean(self._ends, ends)
-        if prefilled:
-            overhead, step = self._estimate
-            spent = max(0.0, seconds - overhead - step * steps)
-            self._prefill.append((prefilled, spent))
-        elif steps:
+        if steps:
             self._learn(steps, seconds)
+
+    def record_prefill(self, shapes: Sequence[PrefillShape], seconds: float) -> None:
+        """Learn from the prefills of a run, if all have one size."""
+        if len(set(shapes)) == 1:
+            known = self._prefills.setdefault(shapes[0], deque(maxlen=PREFILLS))
+            known.append(seconds / len(shapes))
 
     def next(self, *, is_waiting: bool) -> Steps:
         """What the next run does.
@@ -94,8 +100,9 @@ class Pace:
         """
         steps = self.steps()
         return Steps(
-            steps, min(self.fewest(), steps), self.eager() and is_waiting, self.prefill_tokens()
-        )
+            steps, min(self.fewest(), steps), self.eager() and is_waiting,
+            PrefillBudget(PREFILL * self.latency, cache(self.prefill_cost)),
+        )  # fmt: skip
 
     def estimate(self) -> tuple[float, float]:
         """Overhead of a run and time of a step [s]; 0 before the first run."""
@@ -112,22 +119,27 @@ class Pace:
         return self._clamp(max(self.latency - overhead, overhead * (1 / OVERHEAD - 1)) / step)
 
     def fewest(self) -> int:
-        """Steps of a run that gives sequences their first tokens."""
+        """Steps of a run with prefill, or with first tokens of sequences."""
         overhead, step = self.estimate()
         overhead = max(overhead, self._host)
         return self._clamp(overhead * (1 / OVERHEAD - 1) / step if step else 2)
 
-    def prefill_tokens(self) -> int:
-        """Prompt tokens that are prefilled in about `latency` seconds.
+    def prefill_cost(self, shape: PrefillShape) -> float:
+        """Seconds that a prefill takes, at most; infinite as long as nothing is known.
 
-        Small runs say little about large ones, so it is at most doubled from run to run.
+        A size that has never been seen takes at most as much more than a smaller one as it has more
+        tokens, times its ratio of pages; so sizes grow step by step, from the smallest one.
         """
-        if not self._prefill:
-            return FIRST_PREFILL
-        costs = [seconds / tokens for tokens, seconds in self._prefill]
-        most = max(FIRST_PREFILL, 2 * max(tokens for tokens, _ in self._prefill))
-        cost = max(statistics.median(costs), costs[-1], self.latency / most)
-        return math.ceil(self.latency / cost)
+        return min(
+            (
+                min(seconds)
+                * max(1.0, shape.tokens / known.tokens)
+                * max(1.0, shape.pages / known.pages)
+                for known, seconds in self._prefills.items()
+                if known.scored == shape.scored
+            ),
+            default=math.inf,
+        )
 
     def eager(self) -> bool:
         """Whether runs may stop where a sequence ends, to admit another one.

@@ -137,6 +137,12 @@ NOT_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "function_call": ("none",),
     "chat_template": (),
 }
+#: What to do instead, where that is not to leave the field out.
+REMEDIES = {
+    "response_format": (
+        "describe the JSON in a message, or as a tool that tool_choice names, and check the reply"
+    ),
+}
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -173,7 +179,8 @@ def check(schema: type[Body], body: Mapping[str, Any]) -> Body:
             and body[name] not in neutral
             and name not in (schema.model_fields)
         ):
-            raise bad_request(f"{name}: is not supported; remove it", param=name)
+            remedy = REMEDIES.get(name, "remove it")
+            raise bad_request(f"{name}: is not supported; {remedy}", param=name)
     try:
         return schema.model_validate(dict(body))
     except ValidationError as error:

@@ -41,6 +41,9 @@ class Reply:
             "model": job.model,
             "system_fingerprint": fingerprint,
         }
+        head = json.dumps({**self._head, "object": self._event}, ensure_ascii=False)
+        #: An event up to its choices.
+        self._begin = f'data: {head[:-1]}, "choices": ['
         self.choices = {
             (i, sample): Choice(
                 sum(r.n for r in job.requests[:i]) + sample,
@@ -234,10 +237,9 @@ class Reply:
         return Delta("content", CLOSING + delta.text if closes else delta.text)
 
     def _sse(self, choice: dict[str, Any]) -> bytes:
-        event = {**self._head, "object": self._event, "choices": [choice]}
-        if self.job.continuous_usage:
-            event["usage"] = self.usage()
-        return sse(event)
+        text = json.dumps(choice, ensure_ascii=False)
+        usage = f', "usage": {json.dumps(self.usage())}' if self.job.continuous_usage else ""
+        return f"{self._begin}{text}]{usage}}}\n\n".encode()
 
 
 DONE = b"data: [DONE]\n\n"

@@ -8,6 +8,7 @@ import pytest
 
 from jaxs1.config import UserError
 from jaxs1.decoding.params import Request, ThinkingParams
+from jaxs1.decoding.prefill_batches import PrefillBudget
 from jaxs1.decoding.scheduler import Limits, Scheduler
 from jaxs1.decoding.tokenized_thinking import TokenizedThinking
 from jaxs1.model.kv_cache import NULL_PAGE, PAGE
@@ -30,6 +31,11 @@ def add(scheduler, number, length, n=1, answer=20):
     scheduler.add(number, Request(prompt, thinking.thinking, n=n), thinking, prompt)
 
 
+def budget_of(tokens):
+    """Time for so many tokens, padding included: each takes a second."""
+    return tokens and PrefillBudget(tokens, lambda shape: shape.tokens)
+
+
 def scheduler_of(limits=LIMITS, num_pages=NUM_PAGES):
     return Scheduler(limits, context=CONTEXT, num_pages=num_pages)
 
@@ -48,10 +54,9 @@ class Device:
         for source, target in schedule.page_copies:
             assert source in self.written and target not in (NULL_PAGE, source)
             self.written[target] = self.written[source]
-        size = sum(batch.size for batch in schedule.prefills)
+        size = sum(batch.shape.tokens for batch in schedule.prefills)
         if limit is not None and schedule.prefills:
-            smallest = self.scheduler.buckets.widths[0]
-            assert size <= max(limit, smallest * len(schedule.prefills[0].parts))
+            assert size <= max(limit, self.scheduler.buckets.widths[0])
         for batch in schedule.prefills:
             self.prefill(batch)
         for row, s in schedule.inserts:
@@ -72,10 +77,12 @@ class Device:
 
     def prefill(self, batch):
         assert len({id(s) for s, _, _ in batch.parts}) == len(batch.parts)
-        assert len(batch.parts) * batch.width <= max(batch.width, LIMITS.prefill_chunk_tokens)
+        width = batch.shape.width
+        assert len(batch.parts) * width <= max(width, LIMITS.prefill_chunk_tokens)
+        assert len(batch.parts) <= batch.shape.rows
         for s, start, end in batch.parts:
             assert start == self.cached[s] < end <= len(s.prompt) - 1
-            assert end - start <= batch.width
+            assert end - start <= width and end <= batch.shape.pages * PAGE
             assert s.first is None  # the others share its prompt
             self.cached[s] = end
             for i in range(start // PAGE, -(-end // PAGE)):
@@ -127,7 +134,7 @@ def test_a_random_workload(seed, cancels):
             n_of[number] = rng.choice([1, 1, 2, 4])
             length = rng.choice([1, 2, 17, 64, 65, 66, 100, 129, 200])
             add(scheduler, number, length, n_of[number], rng.choice([1, 10, 50, -1]))
-        device.run(scheduler.schedule(limit), limit)
+        device.run(scheduler.schedule(budget_of(limit)), limit)
         check_pages(scheduler)
         finish_rows(scheduler, device, finished, rng)
         if cancels and n_of and rng.random() < 0.3:
@@ -190,7 +197,7 @@ def test_under_a_limit_short_prompts_do_not_wait_for_a_long_one():
         if run % 2:
             add(scheduler, run, 40)
             came[run] = run
-        device.run(scheduler.schedule(48), 48)
+        device.run(scheduler.schedule(budget_of(48)), 48)
         for number, _ in device.inserted:
             assert run - came.pop(number, run) <= 1 or not number
         finish_rows(scheduler, device, Counter())

@@ -126,7 +126,7 @@ def test_recipes_are_for_as_many_devices_as_they_say(name, number):
         (["--limits.max_seq_len", "null"], ["limits.max_seq_len=null", "10240"]),
         (["--row_length", "128"], ["limits.max_seq_len=256", "row_length=128"]),
         (["--limits.max_seq_len", "2048", "--row_length", "2048"], ["context=1024"]),
-        (["--rows", "3"], ["rows=3", "multiple of mesh.data x mesh.fsdp=2"]),
+        (["--rows", "3"], ["rows=3", "multiple of mesh.data x mesh.fsdp x mesh.expert=2"]),
         (["--layers", "0"], ["layers=0", "at least 1"]),
         (["--changes", "2"], ["changes"]),
     ],

@@ -46,6 +46,13 @@ def test_wrong_requests(server, name):
     assert error["type"] == "invalid_request_error"
 
 
+def test_a_schema_is_refused_with_what_to_do_instead(server):
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+    error = server.post(CHAT, {"messages": QUESTION, "response_format": schema}).json()["error"]
+    assert "is not supported; describe the JSON" in error["message"]
+    assert "tool_choice" in error["message"]
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -1,7 +1,10 @@
 """The number of steps follows latency and overhead, on a clock of known numbers."""
 
+import math
+
 import pytest
 
+from jaxs1.decoding.buckets import PrefillShape
 from jaxs1.serving.pace import Pace
 
 
@@ -81,14 +84,43 @@ def test_runs_stop_where_a_sequence_ends_only_if_that_is_worth_an_admission(step
     assert [pace.next(is_waiting=waiting).eager for waiting in (False, True)] == [False, eager]
 
 
-def test_prefill_takes_about_latency():
-    pace = learned(0.004, 0.002, [2, 32])
-    assert pace.next(is_waiting=False).prefill == 512
-    pace.record(16, 0.036, prefilled=45)  # too few to measure
-    assert pace.next(is_waiting=False).prefill == 512
-    for tokens in (100, 500, 2000):
-        pace.record(16, 0.036 + 1e-4 * tokens, prefilled=tokens)
-    assert pace.next(is_waiting=False).prefill == pytest.approx(1000, abs=1)
-    pace.record(16, 0.036 + 0.1, prefilled=100)  # longer prompts: slower at once
-    assert pace.next(is_waiting=False).prefill == pytest.approx(100, abs=1)
-    assert pace.estimate() == pytest.approx((0.004, 0.002), rel=1e-3)
+def shape(rows, width, pages=4, **scored):
+    return PrefillShape(rows, width, pages, **scored)
+
+
+def test_prefill_grows_from_the_smallest_piece_and_never_exceeds_its_time():
+    """The first piece of an unknown size is one that known costs bound from above."""
+    sizes = [shape(rows, width, pages) for pages in (4, 16, 64) for rows, width in
+             ((1, 32), (4, 32), (16, 32), (1, 128), (4, 128), (1, 512))]  # fmt: skip
+
+    def true_cost(x):
+        return 0.001 + 4e-5 * x.tokens * (1 + x.pages / 16)
+
+    pace = Pace(0.1, 32)
+    budget = pace.next(is_waiting=False).prefill
+    assert budget.seconds == pytest.approx(0.05) and budget.cost(sizes[0]) == math.inf
+    pace.record_prefill([sizes[0]], true_cost(sizes[0]))
+    ran = [sizes[0]]
+    for _ in range(len(sizes)):
+        budget = pace.next(is_waiting=False).prefill
+        known = {x: budget.cost(x) for x in sizes}
+        assert all(cost >= true_cost(x) * (1 - 1e-9) for x, cost in known.items())
+        new = [x for x in sizes if x not in ran and known[x] <= budget.seconds]
+        for x in new[:1]:
+            pace.record_prefill([x], true_cost(x))
+            ran.append(x)
+    assert all(true_cost(x) <= 0.05 for x in ran)
+    assert shape(1, 512) in ran and shape(1, 512, 64) not in ran
+
+
+def test_a_prefill_that_was_held_up_changes_nothing_and_a_slower_machine_does():
+    pace = Pace(0.1, 32)
+    for seconds in (0.01, 7.0):
+        pace.record_prefill([shape(1, 32)], seconds)
+    assert pace.prefill_cost(shape(1, 32)) == 0.01
+    for _ in range(8):
+        pace.record_prefill([shape(1, 32)] * 2, 0.08)
+    assert pace.prefill_cost(shape(1, 32)) == 0.04
+    pace.record_prefill([shape(1, 32), shape(4, 32)], 1e-9)  # whose time is whose?
+    assert pace.prefill_cost(shape(4, 32)) == 0.16
+    assert pace.prefill_cost(shape(1, 32, scored=True)) == math.inf
