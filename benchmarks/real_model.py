@@ -39,6 +39,8 @@ PROMPTS = (
     "How do I boil an egg?", "What is the opposite of cold?", "Tell me a short story about a fox.",
     "What is the square root of 144?", "Why do cats purr?",
 )  # fmt: skip
+#: One sequence at a time: programs for several take longer to compile than all answers to decode.
+LIMITS = Limits(max_seq_len=2048, max_num_seqs=1)
 #: Largest distance of two tokens' logits, relative to the largest logit, that counts as a tie.
 TIE = 1e-4
 #: Largest relative difference of the perplexity with weights in 8 bits.
@@ -115,7 +117,7 @@ def _run(options: RealModel, folder: Path) -> tuple[list[tuple[str, str, float]]
     stage("GGUF to Hugging Face", dequantise, Path(options.file), hf)
     stage("to Orbax and back", round_trip, hf, folder)
     stage("logits", logits, hf, folder / "exported")
-    llm = LLM(hf, dtype="float32", limits=Limits(max_seq_len=2048))
+    llm = LLM(hf, dtype="float32", limits=LIMITS)
     stage("greedy decoding", greedy, llm, hf, options.tokens)
     stage("thinking budgets", think, llm, samples)
     text = Path(options.text).read_text()
@@ -199,7 +201,7 @@ def think(llm: LLM, samples: list[str]) -> str:
 def int8(llm: LLM, hf: Path, text: str, tokens: int) -> str:
     """Perplexity of a text with weights in 8 bits, against float32."""
     ids = llm.tokenizer(text)["input_ids"][:tokens]
-    small = LLM(hf, dtype="float32", weights="int8", limits=Limits(max_seq_len=2048))
+    small = LLM(hf, dtype="float32", weights="int8", limits=LIMITS)
     whole, quantized = (
         float(np.exp(-np.mean(model.score(ids[:1], ids[1:]).logprobs))) for model in (llm, small)
     )
