@@ -53,8 +53,8 @@ llama.cpp to 4 bits) from the package index and runs the whole chain on a CPU.
 
 {table}
 
-What it wrote within a thinking budget of {budget} tokens, and with one Wait. It was never trained to
-think, and its answers behind s1's delimiter are left out:
+What it wrote within a thinking budget of {budget} tokens, and with one Wait. It was never trained
+to think, and its answers behind s1's delimiter are left out:
 
 {samples}
 """
