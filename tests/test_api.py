@@ -16,6 +16,8 @@ from jaxs1.decoding.prompt import prompt_ids
 from tests.decoding.engines import complete_all, encode, open_tiny, write_model
 from tests.numerics import relative_error
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["How many primes are below 100?", "Add 12 and 30.", "Is 91 prime?"]
 
 THINKING = ThinkingParams(max=12, num_waits=2, max_answer_tokens=8, min_answer_tokens=4)

@@ -14,6 +14,8 @@ from jaxs1.train import train
 from jaxs1.training.config import TrainConfig
 from tests.chain_models import write_chain, write_tokenizer
 
+pytestmark = pytest.mark.slow
+
 #: family -> model type, preset, text behind the prompt and the start of thinking, its last token.
 FAMILIES = {
     "qwen2.5": ("qwen2", "s1", " one<|im_start|>answer two<|im_end|>", "think"),

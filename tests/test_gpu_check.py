@@ -39,6 +39,8 @@ from tests.conftest import ONE_DEVICE, ROOT
 from tests.planning.cases import needs
 from tests.tiny_gpu_check import HEADER, TINY, facts_on_disk, tiny_context
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [[5, 6, 7], list(range(20, 90))]
 #: Parts that run single kernels, which no CPU can; see kernels/interpreted/test_gpu_check.py.
 KERNEL_PARTS = {"kernels", "probe", "ceilings", "times", "sweep", "shapes"}

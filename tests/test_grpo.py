@@ -21,6 +21,8 @@ from tests.decoding.engines import encode, write_model
 from tests.numerics import TOLERANCE
 from tests.tiny_models import FLOAT32, one_device
 
+pytestmark = pytest.mark.slow
+
 RIGHT = "4"
 STEPS = 6
 

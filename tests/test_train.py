@@ -21,6 +21,8 @@ from tests.conftest import ONE_DEVICE, ROOT
 from tests.numerics import assert_close
 from tests.tiny_models import FLOAT32, one_device
 
+pytestmark = pytest.mark.slow
+
 STEPS = 24
 
 

@@ -10,6 +10,8 @@ from jaxs1.curation.table import COLUMNS, ScanConfig, read_table
 from tests.curation.pools import oracle_filter, oracle_select, planted_pool, write_benchmarks
 from tests.curation.pools import write_jsonl as write
 
+pytestmark = pytest.mark.slow
+
 ROWS = 59_000
 FAMILIES = {"aime": ["AIME"], "gpqa": ["Idavidrein/gpqa"], "math": ["qfq/openaimath"]}
 

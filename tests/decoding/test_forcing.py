@@ -26,6 +26,8 @@ from tests.decoding.engines import HOT, LIMITS, encode, open_tiny, tokenizer, wr
 from tests.decoding.oracle import Case, Oracle
 from tests.tiny_models import FLOAT32, one_device
 
+pytestmark = pytest.mark.slow
+
 REQUESTS = 1100
 CONTEXT = LIMITS.max_seq_len
 #: Tokens that models of this test like, so that an end of two of them is met by chance.

@@ -16,6 +16,8 @@ from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams
 from jaxs1.decoding.warm_up import warm_up
 from tests.decoding.engines import HOT, complete_all, encode, open_tiny, write_model
 
+pytestmark = pytest.mark.slow
+
 LONG = ThinkingParams(max=40, num_waits=2, max_answer_tokens=8, min_answer_tokens=1)
 
 

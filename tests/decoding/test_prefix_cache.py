@@ -9,6 +9,8 @@ from jaxs1.decoding.prefix_cache import page_names
 from jaxs1.model.kv_cache import PAD_POSITION, PAGE
 from tests.decoding.engines import HOT, complete_all, encode, open_tiny, write_model
 
+pytestmark = pytest.mark.slow
+
 LIMITS = {"max_num_seqs": 4, "kv_cache_tokens": 20 * PAGE, "max_seq_len": 512}
 SHORT = ThinkingParams(max=8, num_waits=1, max_answer_tokens=8, min_answer_tokens=1)
 

@@ -10,6 +10,8 @@ from jaxs1.config import UserError
 from kernels.resources import SHARED_LIMIT, main, resident_programs, survey
 from kernels.shapes import MODELS
 
+pytestmark = pytest.mark.slow
+
 PRODUCTS = {"qkv", "projection", "gate_up", "head"}
 CORES = {80: "mma", 90: "wgmma", 100: "tcgen05"}
 

@@ -9,6 +9,8 @@ import pytest
 from tests.numerics import TOLERANCE
 from tests.planning.cases import needs, plan_run, recipe, tiny_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", ["attention", "full"])

@@ -27,6 +27,8 @@ from tests.decoding.oracle import Case, Oracle
 from tests.decoding.words import Words
 from tests.tiny_models import hf_model, ours
 
+pytestmark = pytest.mark.slow
+
 TEMPERATURE = 1.3
 PADDED = 12  # ids of the model; there are nine words
 GROUPS, GROUP = 256, 16
