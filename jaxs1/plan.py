@@ -93,8 +93,7 @@ class Plan:
 class DecodePlan:
     """Plan decoding: memory, copies, kernel launches and the fastest possible step.
 
-    With --config, the model is the one of a
-    training recipe.
+    With --config, the model is the one of a training recipe.
 
     Args:
         target: Accelerators to plan for: h100, h200, a100 or rtx4090:NODESxGPUS, v5p:2x2x4,

@@ -101,7 +101,6 @@ S1K = {"question": "one", "thinking_trajectories": [" one"], "attempt": "two"}
 CHAT = {"messages": [*QUESTION, {"role": "assistant", "content": "two"}]}
 
 
-@pytest.mark.slow
 def test_a_converted_model_stops_where_ours_does(family, tmp_path):
     end = {"r1": 0}.get(family, 2)  # positions in SPECIAL_TOKENS
     chain(family, tmp_path / "src", eos_token_id=end)
@@ -113,7 +112,6 @@ def test_a_converted_model_stops_where_ours_does(family, tmp_path):
     assert declared(tmp_path / "hf") == declared(tmp_path / "src")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("row", [S1K, CHAT], ids=["s1k", "messages"])
 @pytest.mark.parametrize("family", ["qwen2.5", "qwen3"])
 def test_a_base_model_stops_at_the_end_of_a_turn_once_it_is_trained(family, row, tmp_path):
@@ -129,7 +127,6 @@ def test_a_base_model_stops_at_the_end_of_a_turn_once_it_is_trained(family, row,
         assert declared(folder) == [{0, ours[-1]}] * 2
 
 
-@pytest.mark.slow
 def test_an_r1_distill_stops_once_it_is_trained(tmp_path):
     """Its turns end with the tokenizer's EOS, which neither file declares here."""
     base, run = tmp_path / "base", tmp_path / "runs/run"
@@ -142,7 +139,6 @@ def test_an_r1_distill_stops_once_it_is_trained(tmp_path):
     assert declared(run / "hf") == [{ours[-1]}] * 2
 
 
-@pytest.mark.slow
 def test_merged_adapters_stop_too(tmp_path):
     base, run = tmp_path / "base", tmp_path / "runs/run"
     chain("qwen2.5", base, base=True)  # neither file has an eos_token_id

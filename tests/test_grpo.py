@@ -155,7 +155,6 @@ def test_the_export_is_a_model(finished):
         np.testing.assert_array_equal(mine, exported)
 
 
-@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted_bitwise(bandit, finished, tmp_path):
     whole, _ = finished
     run = tmp_path / "killed"
@@ -179,7 +178,6 @@ def test_killed_and_resumed_equals_uninterrupted_bitwise(bandit, finished, tmp_p
     assert other.returncode == 2 and "group (8 then, 4 now)" in err
 
 
-@pytest.mark.slow
 def test_a_bandit_is_won(bandit, tmp_path):
     """One right answer of six: from about a sixth to more than nine in ten, in 40 steps."""
     run = tmp_path / "won"
@@ -191,7 +189,6 @@ def test_a_bandit_is_won(bandit, tmp_path):
     assert np.mean(reward[-3:]) > 0.9, reward
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -216,7 +213,6 @@ def test_variants_run(more, bandit, tmp_path):
         assert (run / "peft").is_dir() and (run / "hf").is_dir()
 
 
-@pytest.mark.slow
 def test_two_processes_are_one(bandit, tmp_path):
     """Each rolls out half of the questions; equal rewards, losses up to rounding, one log."""
     more = {"steps": 2, "checkpoint.every": 0, **held_out(bandit), "objective.old": "trainer"}
@@ -241,7 +237,6 @@ def test_two_processes_are_one(bandit, tmp_path):
         assert many["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
 
 
-@pytest.mark.slow
 def test_equal_rewards_change_nothing(bandit, tmp_path):
     """No answer is ever right: all groups are dead, and the export is the model."""
     rows_ = [{"question": f"Which? {i}", "answer": "77"} for i in range(12)]
@@ -256,7 +251,6 @@ def test_equal_rewards_change_nothing(bandit, tmp_path):
         np.testing.assert_array_equal(mine, before)
 
 
-@pytest.mark.slow
 def test_many_devices_roll_out_and_learn_as_one(bandit, finished, tmp_path):
     """Training on fsdp 2 x context 2 x tensor 2, roll-outs on four copies of two devices."""
     run = tmp_path / "many"

@@ -84,7 +84,6 @@ def wait_for_step(process, step):
     raise AssertionError(process.stderr.read())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kill_after", [4, 8, 17])
 def test_killed_and_resumed_equals_uninterrupted_bitwise(
     kill_after, corpus, tmp_path, uninterrupted
@@ -116,7 +115,6 @@ def _leaves(tree):
     return [np.asarray(x) for x in jax.tree.leaves(tree)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_a_checkpoint(number, corpus, tmp_path):
     run = tmp_path / "stopped"
@@ -184,7 +182,6 @@ def test_finished_run_resumes_to_nothing(corpus, uninterrupted, run_module):
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.slow
 def test_non_finite_loss_names_step_and_batch(corpus, tmp_path, run_module):
     run = tmp_path / "exploded"
     settings = {"optimizer.learning_rate": 1e20, "optimizer.max_grad_norm": "null"}

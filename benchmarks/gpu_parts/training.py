@@ -132,9 +132,8 @@ def _gradient_program(ctx: CheckContext, model: transformer.Transformer) -> Prog
 
     def loss(params: Any, batch: Batch) -> Any:
         micro = Batch(*(x[0] for x in batch))
-        return supervised_loss(transformer.with_parameters(model, params), micro, chunk=LOSS_CHUNK)[
-            0
-        ]
+        network = transformer.with_parameters(model, params)
+        return supervised_loss(network, micro, chunk=LOSS_CHUNK)[0]
 
     def with_gradient(params: Any, batch: Batch) -> Any:
         value, grads = jax.value_and_grad(loss)(params, batch)

@@ -22,6 +22,7 @@ from jaxs1.curation.cache import Cache
 from jaxs1.curation.labelers import Labeler
 from jaxs1.curation.pool import Pool
 from jaxs1.curation.table import COLUMNS, read_text, read_value
+from jaxs1.data.text import encodable
 from jaxs1.inference.interface import NoAnswer, answer_all
 from jaxs1.tasks import graders
 
@@ -99,8 +100,7 @@ def length_feature(tokenizer: Any) -> Feature:
 
     def run(items: Iterator[Item]) -> Generator[Result]:
         while batch := list(islice(items, TOKENIZED_AT_ONCE)):
-            # no tokenizer accepts half of a surrogate pair
-            traces = [trace.encode(errors="replace").decode() for _, (trace,) in batch]
+            traces = [encodable(trace) for _, (trace,) in batch]
             ids = tokenizer(traces, add_special_tokens=False)["input_ids"]
             for (key, _), tokens in zip(batch, ids, strict=True):
                 yield key, len(tokens), {}

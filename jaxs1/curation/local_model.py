@@ -10,6 +10,7 @@ from typing import Any
 
 from convert.weights import open_weights
 from jaxs1.curation.labelers import ModelConfig
+from jaxs1.data.text import encodable
 from jaxs1.decoding.loading import EngineConfig, ParallelConfig
 from jaxs1.decoding.params import Request, SamplingParams, ThinkingParams
 from jaxs1.decoding.prompt import prompt_ids
@@ -55,8 +56,7 @@ class LocalModel:
         self._engine.close()
 
     def _request(self, prompt: str, tokenizer: Any) -> Request:
-        # no tokenizer accepts half of a surrogate pair
-        prompt = prompt.encode(errors="replace").decode()
+        prompt = encodable(prompt)
         thinking = ThinkingParams(mode="off", max_answer_tokens=self._config.max_tokens)
         ids = prompt_ids([{"role": "user", "content": prompt}], thinking, tokenizer)
         sampling = SamplingParams(temperature=self._config.temperature)

@@ -9,7 +9,6 @@ Letters: N rows of the pool.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from array import array
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 from jaxs1.config import UserError
 from jaxs1.curation.decontaminate import Benchmarks
 from jaxs1.curation.pool import Pool
+from jaxs1.data.records import question_key
 
 #: Format rules of s1's data/filter.ipynb; a question that matches one is dropped.
 DEFECTS: dict[str, re.Pattern[str]] = {
@@ -31,11 +31,6 @@ DEFECTS: dict[str, re.Pattern[str]] = {
 }
 #: Families of sources that have rules of their own, in the order of `Table.family_N`.
 FAMILIES = ("aime", "gpqa", "math")
-
-
-def question_key(question: str) -> str:
-    """The first 16 hex digits of sha256(question), as in s1."""
-    return hashlib.sha256(question.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def read_text(value: Any) -> str | None:

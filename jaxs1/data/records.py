@@ -6,6 +6,7 @@ format and the function that turns them into a record; a new format is one funct
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,11 @@ from jaxs1.data.sources import Row, Source
 QUESTION_COLUMNS = ("question", "problem")
 #: Columns next to `messages` that would change what the template writes.
 _UNSUPPORTED = ("chat_template_kwargs", "documents", "functions", "system")
+
+
+def question_key(question: str) -> str:
+    """The first 16 hexadecimal digits of a question's SHA-256, as in s1."""
+    return hashlib.sha256(question.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def _reasoned(question: str, thinking: str, attempt: str) -> dict[str, Any]:

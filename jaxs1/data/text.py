@@ -70,6 +70,11 @@ def check_text(value: Any, name: str = "") -> None:
             )
 
 
+def encodable(text: str) -> str:
+    """The text with "?" for half of a surrogate pair, which no tokenizer accepts."""
+    return text.encode(errors="replace").decode()
+
+
 def encode(text: str, tokenizer: Any, name: str = "prompt") -> list[int]:
     """Token ids of a text; special tokens in it become their ids.
 

@@ -75,3 +75,8 @@ class SampleCounts:
                 is_kept = not sample.verdict.reason
                 tokens = self.kept_tokens if is_kept else self.dropped_tokens
                 tokens.append(sample.answer.completion_tokens)
+
+
+def ranked(group: dict[str, Share]) -> list[tuple[str, Share]]:
+    """The values of a column, the most frequent first."""
+    return sorted(group.items(), key=lambda item: (-item[1].questions, item[0]))

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from jaxs1.distillation.counts import SampleCounts
+from jaxs1.distillation.counts import SampleCounts, ranked
 from jaxs1.distillation.verify import REASONS
 from jaxs1.evaluation.metrics import wilson
 
@@ -70,8 +70,7 @@ def _groups(counts: SampleCounts) -> list[tuple[str, float, int]]:
     """Name, sum of the shares of right answers, and number of questions, of each bar."""
     found = [("all questions", counts.total)]
     for column, group in counts.groups.items():
-        ranked = sorted(group.items(), key=lambda item: (-item[1].questions, item[0]))
-        found += [(f"{column}: {value}", share) for value, share in ranked[:MOST]]
+        found += [(f"{column}: {value}", share) for value, share in ranked(group)[:MOST]]
     return [(_label(name), s.right, s.questions) for name, s in found if s.questions]
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jaxs1.config import UserError
-from jaxs1.data.records import QUESTION_COLUMNS
+from jaxs1.data.records import QUESTION_COLUMNS, question_key
 from jaxs1.data.sources import Row
 from jaxs1.tasks.benchmarks import Kind, QuestionsConfig, stream_questions
 
@@ -74,11 +73,6 @@ def read_questions(
     if not questions:
         raise UserError(f"questions={source}: holds no rows; give at least one question")
     return kind, questions
-
-
-def question_key(text: str) -> str:
-    """The first 16 hexadecimal digits of a question's SHA-256, as in s1."""
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def _file_of(source: str) -> str:

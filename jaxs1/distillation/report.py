@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxs1.distillation.account import Account
 from jaxs1.distillation.config import TracesConfig
-from jaxs1.distillation.counts import SampleCounts, Share
+from jaxs1.distillation.counts import SampleCounts, Share, ranked
 from jaxs1.distillation.plots import draw
 from jaxs1.distillation.verify import REASONS
 from jaxs1.evaluation.metrics import wilson
@@ -64,7 +64,7 @@ def figures(config: TracesConfig, counts: SampleCounts, account: Account) -> dic
         },
         "right": _share(counts.total),
         "right_by": {
-            column: {value: _share(share) for value, share in _ranked(group)}
+            column: {value: _share(share) for value, share in ranked(group)}
             for column, group in counts.groups.items()
         },
     }
@@ -103,11 +103,11 @@ def markdown(found: dict[str, Any], counts: SampleCounts) -> str:
         lines += ["", "## Right answers", ""]
         lines += _table(_HEADER, [_row("all", counts.total)])
     for column, group in counts.groups.items():
-        ranked = _ranked(group)
+        shares = ranked(group)
         lines += ["", f"## Right answers by {_cell(column)}", ""]
-        rows = [_row(value, share) for value, share in ranked[:MOST_LINES]]
-        if len(ranked) > MOST_LINES:
-            rows.append((f"{len(ranked) - MOST_LINES:,} more", *[""] * (len(_HEADER) - 1)))
+        rows = [_row(value, share) for value, share in shares[:MOST_LINES]]
+        if len(shares) > MOST_LINES:
+            rows.append((f"{len(shares) - MOST_LINES:,} more", *[""] * (len(_HEADER) - 1)))
         lines += _table(_HEADER, rows)
     return "\n".join(lines) + "\n"
 
@@ -149,11 +149,6 @@ def _share(share: Share) -> dict[str, Any]:
     low, high = wilson(share.right, share.questions)
     right = share.right / share.questions if share.questions else None
     return {**vars(share), "right": right, "low": low, "high": high}
-
-
-def _ranked(group: dict[str, Share]) -> list[tuple[str, Share]]:
-    """The values of a column, the most frequent first."""
-    return sorted(group.items(), key=lambda item: (-item[1].questions, item[0]))
 
 
 def _quantiles(lengths: Sequence[int]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from typing import Any
 from convert.weights import open_weights
 from jaxs1.data.delimiters import CLOSE, OPEN
 from jaxs1.data.template import THINKING_FIELDS
+from jaxs1.data.text import encodable
 from jaxs1.decoding.outputs import answer_prefix_ids
 from jaxs1.decoding.params import Request
 from jaxs1.decoding.prompt import prompt_ids
@@ -41,8 +42,7 @@ class Job:
 def make_job(config: TracesConfig, question: str, key: Key) -> Job:
     """The request for one sample; its seed depends on the question's text, not on its place."""
     system = [] if config.system is None else [{"role": "system", "content": config.system}]
-    # no tokenizer accepts half of a surrogate pair
-    text = config.prompt.replace("{question}", question).encode(errors="replace").decode()
+    text = encodable(config.prompt.replace("{question}", question))
     seed = seed_from_text(f"{config.seed} {key.question} {key.sample}")
     return Job(key, [*system, {"role": "user", "content": text}], seed)
 

@@ -91,10 +91,7 @@ def draw_stages(stages: Mapping[str, Sequence[Curve]], path: Path) -> None:
         stages: name of a stage -> curves of its models, one for each seed
         path: file of the picture
     """
-    figure, axes = _start()
-    axes.set_xlabel("mean thinking [tokens]", fontsize=TEXT)
-    axes.set_ylabel("accuracy [%]", fontsize=TEXT)
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    figure, axes = _accuracy_axes("mean thinking [tokens]")
     for (name, curves), color in zip(stages.items(), STAGES, strict=False):
         for number, curve in enumerate(curves):
             tokens, accuracy, low, high = _columns(curve.budgets)
@@ -124,7 +121,7 @@ def _columns(points: Sequence[tuple[float, float, float, float]]) -> list[list[f
 
 def _thinking(both: Sequence[Results], names: Sequence[str]) -> Figure | None:
     """Accuracy against mean thinking tokens, one line per method."""
-    figure, axes = _accuracy_axes(both[0], "mean thinking [tokens]")
+    figure, axes = _accuracy_axes("mean thinking [tokens]", both[0].task)
     all_tokens: list[float] = []
     for number, (results, name) in enumerate(zip(both, names, strict=True)):
         for method in results.methods:
@@ -157,7 +154,7 @@ def _waits(both: Sequence[Results], names: Sequence[str]) -> Figure | None:
     """Accuracy against the number of Waits."""
     if not any("num_waits" in results.methods for results in both):
         return None
-    figure, axes = _accuracy_axes(both[0], "number of Waits")
+    figure, axes = _accuracy_axes("number of Waits", both[0].task)
     for number, (results, name) in enumerate(zip(both, names, strict=True)):
         points = sorted(results.of("num_waits"), key=lambda p: float(p.value or 0))
         # shifted, or intervals would hide each other
@@ -172,7 +169,7 @@ def _majority(both: Sequence[Results], names: Sequence[str]) -> Figure | None:
     """Accuracy of the majority against the number of voting samples, one line per point."""
     if all(results.samples_per_question == 1 for results in both):
         return None
-    figure, axes = _accuracy_axes(both[0], "voting samples")
+    figure, axes = _accuracy_axes("voting samples", both[0].task)
     sizes: set[int] = set()
     for number, (results, name) in enumerate(zip(both, names, strict=True)):
         if results.samples_per_question == 1:
@@ -261,10 +258,11 @@ def _start() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _accuracy_axes(results: Results, xlabel: str) -> tuple[Figure, Axes]:
+def _accuracy_axes(xlabel: str, task: str = "") -> tuple[Figure, Axes]:
     figure, axes = _start()
+    on = f" on {task}" if task else ""
     axes.set_xlabel(xlabel, fontsize=TEXT)
-    axes.set_ylabel(f"accuracy on {results.task} [%]", fontsize=TEXT)
+    axes.set_ylabel(f"accuracy{on} [%]", fontsize=TEXT)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     return figure, axes
 

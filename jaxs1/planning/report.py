@@ -154,7 +154,7 @@ def print_grpo(run: PlannedGrpo, origin: str) -> None:
     """Print what is planned of a run of reinforcement learning."""
     c, target, limits = run.config, run.target, run.config.limits
     mesh = ", ".join(f"{k} {v}" for k, v in run.model.rules.mesh.shape.items())
-    print(f"model     {run.model.architecture.num_parameters:,} parameters ({origin})")
+    print(f"model     {run.model.architecture.size} ({origin})")
     print(f"target    {target.devices} x {target.accelerator.device_kind}: {mesh}")
     print(
         f"roll-out  {target.devices // c.tensor} copies of the model on {c.tensor} each; "

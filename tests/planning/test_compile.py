@@ -12,7 +12,6 @@ from tests.planning.cases import needs, plan_run, recipe, tiny_run
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["attention", "full"])
 def test_state_and_exchanges_to_the_byte(remat):
     """A layer exchanges sequence for heads of q, k, v and back of its output, and no more.
@@ -47,7 +46,6 @@ H100 = {  # arguments, row length -> peak [GB] recorded on 2026-11-22, and fits
 }  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", H100)
 def test_32b_on_16_h100(name):
     needs("gpu")
@@ -64,7 +62,6 @@ def test_32b_on_16_h100(name):
         )
 
 
-@pytest.mark.slow
 def test_recommended_recipe_of_the_32b():
     """<= 64 GB on each device and <= 16 minutes; weights are gathered twice, gradients once."""
     needs("gpu")
@@ -81,7 +78,6 @@ def test_recommended_recipe_of_the_32b():
     assert received["all-reduce"] < 0.1
 
 
-@pytest.mark.slow
 def test_30b_a3b_on_8_h100():
     """Gradients of experts are not kept again in another layout: 14 GB, which do not fit."""
     needs("gpu")
